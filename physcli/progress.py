@@ -16,6 +16,9 @@ class Bar:
     def advance(self, amount: int = 1) -> None:
         """Count `amount` more items as done."""
 
+    def show(self, status: str) -> None:
+        """Say how it stands, beside the count: a loss, a rate."""
+
 
 class Reporter:
     """Receives what a task has to say while it runs. The base class says nothing."""

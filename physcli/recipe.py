@@ -1,4 +1,7 @@
-"""Recipe files: where they are, and YAML read without its surprises.
+"""Recipe files: where they are, what they may say, and YAML read without its surprises.
+
+A recipe is a YAML mapping. `trains` says what is trained and so which fields there are; every field has a type, an
+unknown one is an error, and `key=value` on the command line overrides any of them.
 
 PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is False, `16:9` is 969, a date is an object and the last of
 two equal keys wins silently. Here scalars follow YAML 1.2: only `true`/`false` are booleans, `1e-4` is a number,
@@ -9,19 +12,251 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
-from physcli.errors import PhyscliError, unknown
+from physcli.errors import PhyscliError, UsageError, unknown
 
 _SUFFIXES = (".yaml", ".yml")
 
 
 class RecipeError(PhyscliError):
-    """A recipe file that is missing or cannot be read."""
+    """A recipe file that is missing, cannot be read, or says what no recipe may say."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(_Section):
+    """What is trained on.
+
+    `source`: simulated, simulated:N (3N training and N held-out clips) or a folder that physcli reads.
+    `purpose`: which of the simulator's streams of scenes; no two share a scene.
+    `limit`: train on this many clips only, evenly spread over the set.
+    `memory_gb`: decoded clips are kept in memory up to this size; the rest is decoded again each time.
+    `max_bad`: share of the clips that may turn out unreadable before training stops.
+    """
+
+    source: str = "simulated"
+    purpose: Literal["pretrain", "finetune"] = "finetune"
+    limit: PositiveInt | None = None
+    memory_gb: NonNegativeFloat = 6.0
+    max_bad: Share = 0.05
+
+
+class Optimizer(_Section):
+    """AdamW; `adamw-8bit` keeps its moments in 8 bits (bitsandbytes, CUDA)."""
+
+    name: Literal["adamw", "adamw-8bit"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 1e-4
+
+
+class Schedule(_Section):
+    """The learning rate: a linear warmup, then constant or a cosine or line down to `final` of it."""
+
+    name: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    final: Share = 0.0
+
+
+class Train(_Section):
+    """How it is trained. Steps are optimizer steps; `batch_size` is clips per process and forward pass."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    clip_norm: NonNegativeFloat = 1.0  # 0: not clipped
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: none
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    validate_every: NonNegativeInt = 500  # 0: at the end only
+    trackers: tuple[Literal["tensorboard", "wandb", "comet_ml", "mlflow", "swanlab"], ...] = ()
+
+
+class _Recipe(_Section):
+    """`model` is a built-in name, hub id or folder; `init: random` builds a built-in's architecture with fresh weights.
+
+    `architecture`: configs of the model's parts; only the recipes of the built-in models have it.
+    """
+
+    description: str = ""
+    model: str
+    init: Literal["random", "pretrained"] = "pretrained"
+    architecture: dict[str, Any] = {}
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # on disk
+    data: Data = Data()
+    train: Train
+
+
+class Reconstruction(_Section):
+    """See `physcli.methods.reconstruction`. Crops are of `crop_frames` frames and `crop` pixels a side; the last
+    `whole_share` of the steps sees whole windows of `frames` frames. `strides`: frames between two that are shown."""
+
+    kl_weight: NonNegativeFloat = 1e-4
+    edge_weight: NonNegativeFloat = 0.0
+    crop_frames: PositiveInt = 9
+    crop: PositiveInt = 32
+    frames: PositiveInt = 17
+    strides: tuple[PositiveInt, ...] = (1, 3)
+    whole_share: Share = 0.0
+
+
+class VaeRecipe(_Recipe):
+    """Trains the VAE of a generator."""
+
+    trains: Literal["vae"]
+    objective: Reconstruction = Reconstruction()
+
+
+class FuturePrediction(_Section):
+    """See `physcli.methods.future_prediction`. `contexts`: frames shown, one drawn a step; `horizons`: frames after
+    the last one shown that are predicted; `cells`: colours a place is divided into, a side."""
+
+    contexts: tuple[PositiveInt, ...] = (8, 12, 16)
+    horizons: tuple[PositiveInt, ...] = (2, 4, 8, 12, 16, 20, 24, 28, 32)
+    cells: PositiveInt = 2
+    scale: PositiveFloat = 5.0
+    threshold: NonNegativeFloat = 0.03
+    moving_weight: PositiveFloat = 20.0
+
+
+class EncoderRecipe(_Recipe):
+    """Trains a VideoMAE encoder to predict what comes next."""
+
+    trains: Literal["encoder"]
+    objective: FuturePrediction = FuturePrediction()
+
+
+class Denoising(_Section):
+    """The generator's own objective. `frames` are shown `strides` apart, the rate being said in the prompt;
+    `windows` of them are encoded of every clip; `text_encoder`: trained too."""
+
+    frames: PositiveInt = 17
+    strides: tuple[PositiveInt, ...] = (1, 3)
+    windows: PositiveInt = 2
+    caption_dropout: Share = 0.1
+    text_encoder: bool = False
+
+
+class GeneratorRecipe(_Recipe):
+    """Trains a text-to-video diffusion model. `vae`: another VAE than the model's own: that of a built-in
+    model, of a run, or a folder."""
+
+    trains: Literal["generator"]
+    vae: str | None = None
+    objective: Denoising = Denoising()
+
+
+Recipe = Annotated[VaeRecipe | EncoderRecipe | GeneratorRecipe, Field(discriminator="trains")]
+_ADAPTER: TypeAdapter[VaeRecipe | EncoderRecipe | GeneratorRecipe] = TypeAdapter(Recipe)
+
+
+def read_recipe(
+    name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()
+) -> VaeRecipe | EncoderRecipe | GeneratorRecipe:
+    """A recipe, checked, with `key=value` overrides (`train.steps=10`, `objective.horizons=[4, 8]`).
+
+    Raises:
+        RecipeError: unreadable, or a field that is missing, unknown or of the wrong type.
+        UsageError: an override that is no `key=value`, or of a field there is not.
+    """
+    path = find_recipe(name_or_path)
+    content = load_yaml(path)
+    given = list(overrides)
+    for override in given:
+        _override(content, override)
+    try:
+        return _ADAPTER.validate_python(content)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        message = f"{path}: " + "; ".join(problems[:3]) + (f" (and {len(problems) - 3} more)" if problems[3:] else "")
+        kind = UsageError if given and _is_valid(load_yaml(path)) else RecipeError
+        raise kind(message, expected=_fields(content), fix="correct the recipe or the key=value") from None
+
+
+def dump_recipe(recipe: BaseModel) -> str:
+    """All fields as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise UsageError(f"{override!r}.", expected="key=value, such as train.steps=100")
+    try:
+        value = yaml.load(text, _StrictLoader)
+    except yaml.YAMLError:
+        raise UsageError(f"{override!r}: {text!r} is not YAML.", expected="a number, a word or [a, list]") from None
+    place: Any = content
+    *parents, last = key.split(".")
+    for name in parents:
+        if not isinstance(place.setdefault(name, {}), dict):
+            raise UsageError(f"{override!r}: {name} is not a section.", expected=_fields(content))
+        place = place[name]
+    place[last] = value
+
+
+def _is_valid(content: Mapping[str, Any]) -> bool:
+    try:
+        _ADAPTER.validate_python(content)
+    except ValidationError:
+        return False
+    return True
+
+
+def _explain(problem: Any) -> str:
+    """One of pydantic's complaints, in words: where, what, what was received."""
+    place = [str(part) for part in problem["loc"] if part not in ("vae", "encoder", "generator")]
+    key = ".".join(place) or "the recipe"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {key}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"].startswith("union_tag"):
+        return f"trains is {problem['input'].get('trains')!r}" if isinstance(problem["input"], dict) else "no trains"
+    return f"{key} is {problem['input']!r} ({problem['msg'][0].lower()}{problem['msg'][1:]})"
+
+
+def _fields(content: Mapping[str, Any]) -> str:
+    """The fields a recipe of this kind may have."""
+    kinds = {"vae": VaeRecipe, "encoder": EncoderRecipe, "generator": GeneratorRecipe}
+    kind = kinds.get(str(content.get("trains")))
+    if kind is None:
+        return f"trains: one of {', '.join(kinds)}"
+    names = []
+    for name, field in kind.model_fields.items():  # type: ignore[attr-defined]
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, _Section):
+            names.append(f"{name}: {{{', '.join(inner.model_fields)}}}")
+        else:
+            names.append(name)
+    return f"the fields {', '.join(names)}"
 
 
 def recipe_folders() -> list[Path]:

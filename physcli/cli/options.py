@@ -65,12 +65,18 @@ class Run(Output):
 
 
 @dataclass(frozen=True)
-class ModelRun(Run):
-    """A run that loads models."""
+class TrainRun(Run):
+    """A run that trains; the recipe decides the precision."""
 
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=GENERAL)] = (
         "auto"
     )
+
+
+@dataclass(frozen=True)
+class ModelRun(TrainRun):
+    """A run that loads models."""
+
     dtype: Annotated[
         str,
         typer.Option("--dtype", help="auto, float32, bfloat16, float16.", rich_help_panel=GENERAL),

@@ -47,6 +47,9 @@ class _RichBar(Bar):
     def advance(self, amount: int = 1) -> None:
         self._progress.advance(self._task, amount)
 
+    def show(self, status: str) -> None:
+        self._progress.update(self._task, status=status)
+
 
 class RichReporter(Reporter):
     """Draws progress on stderr; where stderr is not a terminal, a line when a piece of work is done."""
@@ -67,12 +70,13 @@ class RichReporter(Reporter):
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}", style="dim"),
             console=_stderr,
             transient=True,
             disable=not _stderr.is_terminal,
         )
         with progress:
-            task = progress.add_task(escape(description), total=total, unit=unit)
+            task = progress.add_task(escape(description), total=total, unit=unit, status="")
             yield _RichBar(progress, task)
         done = progress.tasks[0]
         if done.elapsed is not None and done.elapsed > 2:

@@ -201,6 +201,31 @@ class CogVideoX:
                 fix="name the model it was trained on with --model",
             ) from error
 
+    def use_vae(self, path: str | os.PathLike[str]) -> None:
+        """Replace the VAE by the one in a folder (diffusers layout).
+
+        Raises:
+            ModelError: it cannot be read, or has other latents.
+        """
+        folder = Path(path)
+        with explain_hub_errors(str(folder)):
+            vae = _load_strictly(AutoencoderKLCogVideoX, folder, self.vae.dtype)
+        for key in ("latent_channels", "temporal_compression_ratio"):
+            if vae.config[key] != self.vae.config[key]:
+                raise ModelError(
+                    f"The VAE in {folder} has {key} {vae.config[key]}.", expected=f"{self.vae.config[key]}"
+                )
+        self.pipeline.register_modules(vae=vae)
+        self.vae = vae
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline as a diffusers folder that plain diffusers loads."""
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
+        # transformers 5 writes a class name that transformers 4 does not have; both know this one.
+        for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
+            text = file.read_text(encoding="utf-8")
+            file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
+
     def place(
         self,
         device: torch.device | str,
@@ -299,19 +324,33 @@ class CogVideoX:
             ValueError: not a float [B, T, 3, H, W] in [0, 1].
             UsageError: a length or size that the model cannot take.
         """
-        if frames.ndim != 5 or frames.shape[2] != 3 or not frames.is_floating_point():
-            raise ValueError(f"frames must be float [B, T, 3, H, W], got {frames.dtype} {list(frames.shape)}")
-        if not (frames.min() >= -1e-3 and frames.max() <= 1 + 1e-3):
-            raise ValueError(f"frames must lie in [0, 1], got [{frames.min():.3g}, {frames.max():.3g}]")
-        self.latent_grid(frames.shape[1], *frames.shape[3:])
-        pixels = frames.to(self.device, torch.float32).mul(2).sub(1).to(self.vae.dtype)
-        posterior = self.vae.encode(pixels.transpose(1, 2)).latent_dist  # the VAE takes [B, C, T, H, W]
+        posterior = self._posterior(frames)
         sample = posterior.mode() if generator is None else posterior.sample(generator=generator)
         # `invert_scale_latents` of the 1.5 VAE concerns image conditions; video latents are multiplied as always.
         latents = sample.float().transpose(1, 2) * self.vae.config.scaling_factor
         self.latent_stats.update(frames, latents)
         padding = -latents.shape[1] % self.patch_size_t
         return torch.cat([latents[:, :1]] * padding + [latents], dim=1)
+
+    @torch.no_grad()
+    def encode_posterior(self, frames: Tensor) -> Tensor:
+        """The VAE's posterior, scaled as latents are: frames as for `encode_video` → float32 [B, 2, F, C, h, w], the
+        mean and the standard deviation. mean + deviation·ε is a latent, so what is stored can be drawn from again."""
+        posterior = self._posterior(frames)
+        both = torch.stack([posterior.mean, posterior.std], dim=1).float().transpose(2, 3)
+        both = both * self.vae.config.scaling_factor
+        self.latent_stats.update(frames, both[:, 0])
+        padding = -both.shape[2] % self.patch_size_t
+        return torch.cat([both[:, :, :1]] * padding + [both], dim=2)
+
+    def _posterior(self, frames: Tensor) -> Any:
+        if frames.ndim != 5 or frames.shape[2] != 3 or not frames.is_floating_point():
+            raise ValueError(f"frames must be float [B, T, 3, H, W], got {frames.dtype} {list(frames.shape)}")
+        if not (frames.min() >= -1e-3 and frames.max() <= 1 + 1e-3):
+            raise ValueError(f"frames must lie in [0, 1], got [{frames.min():.3g}, {frames.max():.3g}]")
+        self.latent_grid(frames.shape[1], *frames.shape[3:])
+        pixels = frames.to(self.device, torch.float32).mul(2).sub(1).to(self.vae.dtype)
+        return self.vae.encode(pixels.transpose(1, 2)).latent_dist  # the VAE takes [B, C, T, H, W]
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor, *, num_frames: int | None = None) -> Tensor:

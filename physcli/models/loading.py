@@ -1,6 +1,7 @@
 """From a name to a model: the one place that decides source, device, dtype, revision, adapter and memory options.
 
-A name is tried as: a built-in; an existing path (diffusers or transformers folder, encoder checkpoint, physcli run
+A name is tried as: a built-in (`NAME:random` for the same architecture with seeded random weights, the control of every
+claim about training); an existing path (diffusers or transformers folder, encoder checkpoint, physcli run
 directory); a hub id. Built-ins win over a folder of the same name; write `./name` for the folder.
 """
 
@@ -76,7 +77,7 @@ class Resolved:
     @property
     def label(self) -> str:
         """The name as tables show it: random weights are never mistaken for trained ones."""
-        return f"{self.name} (random init)" if self.random_init else self.name
+        return f"{self.name.removesuffix(':random')} (random init)" if self.random_init else self.name
 
 
 def resolve(
@@ -113,17 +114,18 @@ def resolve(
 
 
 def _resolve_base(name: str, revision: str | None, local_files_only: bool) -> Resolved:
-    if name in BUILT_IN:
+    built_in, colon, variant = name.partition(":")
+    if built_in in BUILT_IN and variant == ("random" if colon else ""):
         from physcli.models.tiny import asset_folder
 
-        known = BUILT_IN[name]
-        folder = asset_folder(name)
+        known = BUILT_IN[built_in]
+        folder = None if colon else asset_folder(built_in)
         return Resolved(
             name,
             known.kind,
             known.family,
             "built-in",
-            base=name,
+            base=built_in,
             path=folder,
             random_init=folder is None,
             description=known.description,
@@ -318,7 +320,7 @@ def load(
         )
     resolved = fetch(resolved, local_files_only=local_files_only)
     weight_dtype = pick_dtype(dtype, place, _weight_bytes(resolved.path))
-    with _quiet_libraries():
+    with quiet_libraries():
         return _load(resolved, place, weight_dtype, cpu_offload, vae_tiling, vae_slicing)
 
 
@@ -359,7 +361,7 @@ def _load(
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars, load reports and deprecation notices of diffusers and transformers: what matters is checked
     here and raised."""
     from diffusers.utils import logging as diffusers_logging

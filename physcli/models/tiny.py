@@ -34,8 +34,8 @@ def asset_folder(name: str) -> Path | None:
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """The `model:` section of the recipe that trains a built-in: one mapping of config values a component."""
-    return load_yaml(find_recipe(f"pretrain/{name}"))["model"]
+    """The `architecture:` section of the recipe that trains a built-in: one mapping of config values a component."""
+    return load_yaml(find_recipe(f"pretrain/{name}"))["architecture"]
 
 
 def random_fingerprint(name: str, part: str | None = None) -> str:

@@ -164,3 +164,28 @@ def contact_sheet(path: Path, *, rows: Sequence[tuple[str, np.ndarray]], columns
             0, -0.05, caption, transform=axes[line, side * (num_frames + 1)].transAxes, fontsize=7.5, va="bottom"
         ).set_position((0, 1.03))
     _save(figure, path)
+
+
+def loss_curve(path: Path, steps: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Loss and gradient norm by step: every step faint, their running median dark.
+
+    Args:
+        path: The PNG.
+        steps: Rows of steps.jsonl: `step`, `loss`, `grad_norm`, `lr`.
+        title: Above the axes.
+    """
+    figure, axes = plt.subplots(2, 1, figsize=(7.0, 4.6), sharex=True, gridspec_kw={"height_ratios": [2, 1]})
+    at = np.array([row["step"] for row in steps])
+    width = max(1, len(at) // 60)
+    for axis, name, color in zip(axes, ("loss", "grad_norm"), COLORS, strict=False):
+        values = np.array([row[name] if row[name] is not None else np.nan for row in steps], dtype=float)
+        smooth = [np.nanmedian(values[max(0, i - width) : i + width + 1]) for i in range(len(values))]
+        axis.plot(at, values, color=color, alpha=0.25, linewidth=0.7)
+        axis.plot(at, smooth, color=color, linewidth=1.6)
+        if np.nanmin(values, initial=1) > 0:
+            axis.set_yscale("log")
+        axis.set_ylabel(name.replace("_", " "))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_xlabel("optimizer step")
+    axes[0].set_title(title, loc="left", fontsize=11)
+    _save(figure, path)

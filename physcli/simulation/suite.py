@@ -29,7 +29,15 @@ from physcli.simulation.types import (
 )
 
 # Each stream has its own branch of numpy's seed tree, so no two of them ever share a scene.
-STREAMS = {"pretrain": 0, "finetune": 1, "probe-train": 2, "probe-test": 3, "laws": 4}
+STREAMS = {
+    "pretrain": 0,
+    "finetune": 1,
+    "probe-train": 2,
+    "probe-test": 3,
+    "laws": 4,
+    "pretrain-test": 5,
+    "finetune-test": 6,
+}
 
 LAST_CONTACT_FRAME = 44
 SETTLED_FRAMES = NUM_FRAMES + FRAME_RATE_HZ  # a miss must still be one a second after the clip

@@ -39,7 +39,13 @@ from physcli.simulation.types import CONTEXT_FRAMES, FRAME_RATE_HZ, NUM_FRAMES, 
 from physcli.simulation.violations import APPLIES_TO, KINDS, make_impossible
 from physcli.tasks.run_dir import RunDir, read_metrics, read_run, write_json, write_jsonl
 
-SPLIT_STREAMS = {"train": "probe-train", "test": "probe-test"}
+SPLITS = ("train", "test")
+# What a dataset is for → the streams of its two splits. No two purposes ever share a scene.
+STREAMS_FOR = {
+    "probe": ("probe-train", "probe-test"),
+    "pretrain": ("pretrain", "pretrain-test"),
+    "finetune": ("finetune", "finetune-test"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class SimulateSettings:
     distractors: bool = False
     occluders: bool = False
     impossible: tuple[str, ...] = ()
+    purpose: str = "probe"  # a key of STREAMS_FOR
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ def check_settings(settings: SimulateSettings) -> None:
     for kind in settings.impossible:
         if kind not in KINDS:
             raise unknown("impossible kind", kind, KINDS)
+    if settings.purpose not in STREAMS_FOR:
+        raise unknown("purpose", settings.purpose, STREAMS_FOR)
     if not CONTEXT_FRAMES <= settings.num_frames <= NUM_FRAMES:
         raise UsageError(
             f"--num-frames {settings.num_frames}.",
@@ -150,11 +159,25 @@ def simulate(
 
 
 def ensure_simulated(
-    num_test: int, *, cache: Path, seed: int = 0, workers: int | None = None, reporter: Reporter | None = None
+    num_test: int,
+    *,
+    cache: Path,
+    purpose: str = "probe",
+    seed: int = 0,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Path:
     """The suite `simulated:N` (N test and 3N training clips), made once in the cache; its folder.
 
     Of several processes that ask for a suite at once, one makes it and the others wait.
+
+    Args:
+        num_test: N.
+        cache: The cache's root folder.
+        purpose: A key of `STREAMS_FOR`: what is trained on and what is tested on never meet.
+        seed: The seed of the whole suite.
+        workers: Processes; None for one a core.
+        reporter: Receives progress.
 
     Raises:
         UsageError: no such suite.
@@ -166,7 +189,7 @@ def ensure_simulated(
             f"--data simulated:{num_test}.",
             expected="an even number of test clips, at least 2 (training clips are three times as many)",
         )
-    settings = SimulateSettings(num_train=3 * num_test, num_test=num_test, seed=seed)
+    settings = SimulateSettings(num_train=3 * num_test, num_test=num_test, seed=seed, purpose=purpose)
     key = settings_hash({"format": SIMULATED_VERSION, **asdict(settings)})
     folder = cache / "simulated" / f"{num_test}-{key}"
     if not _is_finished(folder):
@@ -223,7 +246,7 @@ def _make_all(
     root: Path, settings: SimulateSettings, workers: int | None, reporter: Reporter
 ) -> dict[str, list[dict[str, Any]]]:
     """Make every pair that is missing; rows by pair id. Finished pairs are noted in `pairs.jsonl.part`."""
-    for split in SPLIT_STREAMS:
+    for split in SPLITS:
         for parent in ("physion_mp4s", "arrays", *(["impossible"] if settings.impossible else [])):
             (root / parent / split).mkdir(parents=True, exist_ok=True)
     journal = root / "pairs.jsonl.part"
@@ -303,7 +326,7 @@ def make_and_write_pair(job: _Job) -> list[dict[str, Any]]:
     settings = job.settings
     pair = make_pair(
         job.scenario,
-        SPLIT_STREAMS[job.split],
+        STREAMS_FOR[settings.purpose][SPLITS.index(job.split)],
         job.index,
         seed=settings.seed,
         distractors=settings.distractors,
@@ -374,7 +397,7 @@ def _finish(
     for kind in settings.impossible:
         if not any(row["violation"]["kind"] == kind for row in twins):
             reporter.warn(f"No {kind} twin was made: it applies to {APPLIES_TO[kind]}.")
-    for split in SPLIT_STREAMS:
+    for split in SPLITS:
         labels = {
             Path(row["file_name"]).stem: {
                 "label": row["label"],

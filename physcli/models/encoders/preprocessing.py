@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,3 +78,20 @@ def _height_width(size: Any) -> tuple[int, int] | None:
     if isinstance(size, dict) and "height" in size:
         return size["height"], size["width"]
     return None
+
+
+def write_preprocessing(folder: Path, preprocessing: Preprocessing) -> None:
+    """Write the processor file that `read_preprocessing` (and transformers) reads."""
+    content = {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "size": {"height": preprocessing.height, "width": preprocessing.width},
+        "resample": next(number for number, name in _INTERPOLATIONS.items() if name == preprocessing.interpolation),
+    }
+    (folder / _PROCESSOR_FILES[-1]).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

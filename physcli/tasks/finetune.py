@@ -1,0 +1,295 @@
+"""`physcli finetune`: train what a recipe says, and leave an ordinary model folder.
+
+OUT/run.json, recipe.yaml, steps.jsonl, loss.png, metrics.json
+OUT/checkpoint-N/            all that `--resume` needs
+OUT/samples/step-N/          pictures made on the way
+OUT/model/ (or vae/)         what was trained, in diffusers or transformers layout, with a model card
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from physcli.data.clips import Clip
+from physcli.errors import ModelError, UsageError
+from physcli.hashing import settings_hash
+from physcli.models import BUILT_IN, loading
+from physcli.models.tiny import architecture, asset_folder, build_cogvideox, build_videomae
+from physcli.progress import Reporter
+from physcli.recipe import EncoderRecipe, GeneratorRecipe, VaeRecipe, dump_recipe, read_recipe
+from physcli.report.plots import loss_curve
+from physcli.tasks.processes import Processes
+from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, write_text
+from physcli.tasks.training.checkpoints import find_checkpoint, read_manifest
+from physcli.tasks.training.clips import ClipReader, read_clips
+from physcli.tasks.training.encoder import EncoderTrainee
+from physcli.tasks.training.export import cast_weights, write_card
+from physcli.tasks.training.generator import GeneratorTrainee
+from physcli.tasks.training.loop import build_accelerator, train
+from physcli.tasks.training.trainee import Trainee
+from physcli.tasks.training.vae import VaeTrainee
+
+AnyRecipe = VaeRecipe | EncoderRecipe | GeneratorRecipe
+
+# What may differ between a run and its continuation: it changes no weight.
+_FREE = ("checkpoint_every", "keep_checkpoints", "validate_every", "trackers")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a training run left."""
+
+    path: Path
+    model: Path
+    rows: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    seconds: float
+    is_main: bool = True
+
+
+def finetune(
+    recipe_name: str,
+    *,
+    overrides: tuple[str, ...] = (),
+    model: str | None = None,
+    data: str | None = None,
+    steps: int | None = None,
+    resume: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    reporter: Reporter | None = None,
+) -> FinetuneResult:
+    """Train by a recipe.
+
+    Args:
+        recipe_name: A packaged recipe or a file.
+        overrides: `key=value`, after the recipe and before the arguments below.
+        model: Start from this model's weights instead of what the recipe says.
+        data: Instead of the recipe's `data.source`.
+        steps: Instead of the recipe's `train.steps`.
+        resume: latest, a checkpoint folder or a run directory.
+        out: The run directory.
+        overwrite: Replace a run with other settings.
+        seed: Of the order of clips and all noise.
+        device: auto, cpu, cuda, ….
+        cache_dir: Simulated clips and latents.
+        reporter: Receives progress.
+
+    Raises:
+        PhyscliError: anything the user can mend.
+    """
+    changes = [*overrides]
+    changes += [f"model={json.dumps(model)}", "init=pretrained"] if model is not None else []
+    changes += [f"data.source={json.dumps(data)}"] if data is not None else []
+    changes += [f"train.steps={steps}"] if steps is not None else []
+    recipe = read_recipe(recipe_name, changes)
+    processes = Processes(device)
+    reporter = (reporter or Reporter()) if processes.is_main else Reporter()
+    if resume is not None and out is None:
+        out = _run_of(resume)
+    settings = _settings(recipe, seed)
+    run = RunDir(out, "finetune", settings, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    with run:
+        run.path = Path(processes.tell(str(run.path)))
+        if processes.tell(run.already_finished):
+            reporter.note(f"{run.path} already holds this run, finished.")
+            return _read_result(run.path, processes.is_main)
+        if processes.is_main:
+            _check_start(run.path, resume, reporter)
+            write_text(run.path / "recipe.yaml", dump_recipe(recipe))
+        processes.wait()
+        cache = cache_root(cache_dir)
+        accelerator = build_accelerator(recipe.train, device=device, folder=run.path)
+        training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
+        trainee = _build(recipe, training, held_out, seed, cache, accelerator.device, processes, reporter)
+        count = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
+        per_step = recipe.train.batch_size * recipe.train.accumulate * accelerator.num_processes
+        reporter.note(
+            f"Training {count / 1e6:.2f} M parameters on {len(training):,} clips, {per_step} a step, "
+            f"{recipe.train.steps:,} steps, on {accelerator.device}."
+        )
+        trained = train(
+            trainee,
+            recipe.train,
+            run=run,
+            accelerator=accelerator,
+            seed=seed,
+            resume=resume,
+            facts={"settings": settings, "recipe": recipe.model_dump(mode="json")},
+            reporter=reporter,
+        )
+        folder = run.path
+        if processes.is_main:
+            loss_curve(run.path / "loss.png", trained.steps, title=f"{recipe.model}: {recipe.trains}")
+            with loading.quiet_libraries():
+                folder = trainee.export(run.path)
+            cast_weights(folder, recipe.save_dtype)
+            write_card(
+                folder,
+                recipe,
+                parts=trainee.parts(),
+                num_clips=len(training),
+                seed=seed,
+                seconds=trained.seconds,
+                hardware=run.record["hardware"],
+                rows=trained.rows,
+                facts=trainee.facts(),
+            )
+            run.record["unreadable_clips"] = trained.problems
+            run.record["training"] = {"seconds": round(trained.seconds, 1), "resumed_at": trained.resumed}
+            run.write_metrics(trained.rows)
+        processes.wait()
+    return FinetuneResult(run.path, folder, trained.rows, trained.steps, trained.seconds, processes.is_main)
+
+
+def _settings(recipe: AnyRecipe, seed: int) -> dict[str, Any]:
+    content = recipe.model_dump(mode="json")
+    content["train"] = {key: value for key, value in content["train"].items() if key not in _FREE}
+    content.pop("description")
+    return {"recipe": content, "seed": seed}
+
+
+def _run_of(resume: str) -> Path:
+    """The run directory that `--resume` without `--out` means."""
+    if resume == "latest":
+        raise UsageError("--resume latest without --out.", expected="--out with the run directory that shall go on")
+    path = Path(resume).expanduser()
+    if not path.is_dir():
+        raise UsageError(
+            f"--resume {resume}: {'not a folder' if path.exists() else 'no such folder'}.",
+            expected="latest, a checkpoint-N folder or a run directory",
+            fix="leave --resume out to start a new run",
+        )
+    return path.parent if path.name.startswith("checkpoint-") else path
+
+
+def _check_start(run: Path, resume: str | None, reporter: Reporter) -> None:
+    """Neither throw away checkpoints nor resume nothing."""
+    if resume is None:
+        found = sorted(run.glob("checkpoint-*"))
+        if found:
+            raise UsageError(
+                f"--out {run} holds an unfinished run ({found[-1].name}).",
+                expected="--resume latest to go on with it",
+                fix="add --resume latest, or --overwrite to start it again",
+            )
+        return
+    checkpoint = find_checkpoint(resume, run, reporter)
+    then = read_manifest(checkpoint).get("settings", {})
+    now = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    if settings_hash(then) != settings_hash(now):
+        raise UsageError(
+            f"{checkpoint} is of a run with other settings.",
+            expected="the same recipe, overrides and seed",
+            fix=f"repeat them ({checkpoint.parent / 'recipe.yaml'} has them), or start from its weights with --model",
+        )
+
+
+def _build(
+    recipe: AnyRecipe,
+    training: list[Clip],
+    held_out: list[Clip],
+    seed: int,
+    cache: Path,
+    device: torch.device,
+    processes: Processes,
+    reporter: Reporter,
+) -> Trainee:
+    def reader(size: tuple[int, int]) -> ClipReader:
+        return ClipReader(
+            training,
+            size=size,
+            seed=seed,
+            memory_gb=recipe.data.memory_gb,
+            max_bad=recipe.data.max_bad,
+            reporter=reporter,
+        )
+
+    if isinstance(recipe, EncoderRecipe):
+        encoder = _encoder(recipe)
+        height, width = encoder.preprocessing.height, encoder.preprocessing.width
+        return EncoderTrainee(
+            encoder,
+            reader=reader((height or 224, width or 224)),
+            held_out=held_out,
+            objective=recipe.objective,
+            seed=seed,
+        )
+    generator = _generator(recipe)
+    if isinstance(recipe, VaeRecipe):
+        return VaeTrainee(
+            generator.vae,
+            reader=reader(generator.native_size),
+            held_out=held_out,
+            objective=recipe.objective,
+            steps=recipe.train.steps,
+            seed=seed,
+            subject=recipe.model,
+        )
+    generator.place(device)
+    return GeneratorTrainee(
+        generator,
+        training=training,
+        held_out=held_out,
+        objective=recipe.objective,
+        seed=seed,
+        cache=cache,
+        processes=processes,
+        reporter=reporter,
+    )
+
+
+def _encoder(recipe: EncoderRecipe) -> Any:
+    encoder: Any
+    if recipe.init == "random":
+        encoder = build_videomae(recipe.architecture or architecture(recipe.model))
+        encoder.name = recipe.model
+        return encoder
+    encoder = loading.load(recipe.model, device="cpu", dtype="float32")
+    if encoder.family != "videomae":
+        raise UsageError(f"--model {recipe.model} is not a VideoMAE encoder.", expected="videomae-tiny or a folder")
+    return encoder
+
+
+def _generator(recipe: VaeRecipe | GeneratorRecipe) -> Any:
+    """The generator on the CPU in float32, with the recipe's VAE."""
+    from physcli.models.cogvideox import CogVideoX
+
+    generator: Any
+    if recipe.init == "random":
+        pipeline = build_cogvideox(recipe.architecture or architecture(recipe.model))
+        generator = CogVideoX(pipeline, name=recipe.model, random_init=True)
+    else:
+        generator = loading.load(recipe.model, device="cpu", dtype="float32")
+        if generator.kind != "generator":
+            raise UsageError(f"--model {recipe.model} is an encoder.", expected="a generator")
+    if isinstance(recipe, GeneratorRecipe) and recipe.vae is not None:
+        generator.use_vae(_vae_folder(recipe.vae))
+    return generator
+
+
+def _vae_folder(name: str) -> Path:
+    """The VAE of a built-in model, of a run or pipeline folder, or the folder itself."""
+    if name in BUILT_IN:
+        folder = asset_folder(name)
+        if folder is None:
+            raise ModelError(f"vae: {name} has no trained weights yet.", expected="a folder", fix="train one first")
+        return folder / "vae"
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"vae: {name} is not there.", expected="a built-in name or an existing folder")
+    return folder / "vae" if (folder / "vae").is_dir() else folder
+
+
+def _read_result(path: Path, is_main: bool) -> FinetuneResult:
+    lines = (path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    model = next((path / name for name in ("model", "vae", "adapter") if (path / name).is_dir()), path)
+    return FinetuneResult(path, model, read_metrics(path), [json.loads(line) for line in lines], 0.0, is_main)

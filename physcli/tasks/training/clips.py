@@ -1,0 +1,166 @@
+"""The clips of a training run: which one a sample number means, and its decoded frames."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from physcli.data.clips import Clip, read_dataset
+from physcli.data.video import resize
+from physcli.errors import DataError, UsageError
+from physcli.hashing import seed_from
+from physcli.progress import Reporter
+from physcli.recipe import Data
+from physcli.tasks.processes import Processes
+from physcli.tasks.simulate import ensure_simulated
+
+DEFAULT_NUM_TEST = 280
+
+
+def read_clips(data: Data, *, cache: Path, processes: Processes, reporter: Reporter) -> tuple[list[Clip], list[Clip]]:
+    """Training and held-out clips of a recipe's `data`; a simulated suite is made if it is not there.
+
+    A folder without splits gives its last twentieth (at most 280 clips) for validation.
+
+    Raises:
+        UsageError: no such suite.
+        DataError: nothing usable in the folder.
+    """
+    name, _, count = data.source.partition(":")
+    if name == "simulated":
+        if count and not count.isdigit():
+            raise UsageError(f"--data {data.source!r}.", expected="simulated, simulated:N or a folder")
+        num_test = int(count or DEFAULT_NUM_TEST)
+        if processes.is_main:
+            ensure_simulated(num_test, cache=cache, purpose=data.purpose, reporter=reporter)
+        processes.wait()
+        folder = ensure_simulated(num_test, cache=cache, purpose=data.purpose)
+    else:
+        folder = Path(data.source).expanduser()
+    dataset = read_dataset(folder)
+    for problem in dataset.problems[:5]:
+        reporter.warn(f"Left out: {problem.path}: {problem.message}")
+    if len(dataset.problems) > 5:
+        reporter.warn(
+            f"{len(dataset.problems)} clips were left out in all; `physcli data inspect {folder}` names them."
+        )
+    training = [clip for clip in dataset.clips if clip.split == "train"]
+    held_out = [clip for clip in dataset.clips if clip.split == "test"]
+    if not training or not held_out:
+        clips = list(dataset.clips)
+        if len(clips) < 2:
+            raise DataError(f"{folder} holds {len(clips)} usable clips.", expected="at least 2")
+        count_out = min(DEFAULT_NUM_TEST, max(1, len(clips) // 20))
+        training, held_out = clips[:-count_out], clips[-count_out:]
+    if data.limit is not None and data.limit < len(training):
+        training = [training[i * len(training) // data.limit] for i in range(data.limit)]
+    return training, held_out
+
+
+class ClipReader:
+    """Decoded clips by sample number, in an order that depends on the seed alone.
+
+    Sample n is clip n mod N of the permutation of epoch n // N. A clip that cannot be read is replaced by the next of
+    the permutation; it is named once, and too many of them end the run.
+
+    Args:
+        clips: N clips.
+        size: (height, width) of what is read; other clips are resized, whole frames.
+        seed: Of the order.
+        memory_gb: Keep decoded clips up to this size.
+        max_bad: Share of the clips that may be unreadable.
+        reporter: Told of every unreadable clip.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        *,
+        size: tuple[int, int],
+        seed: int,
+        memory_gb: float = 6.0,
+        max_bad: float = 0.05,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.clips, self.size, self.seed = clips, size, seed
+        self.max_bad, self.reporter = max_bad, reporter or Reporter()
+        self.bad: dict[int, str] = {}
+        self._room = memory_gb * 1e9
+        self._kept: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def number(self, sample: int) -> int:
+        """Which clip sample n is."""
+        return sample_order(sample, len(self.clips), self.seed)
+
+    def read(self, sample: int) -> tuple[Clip, np.ndarray]:
+        """The clip of a sample and all its frames, uint8 [T, H, W, 3].
+
+        Raises:
+            DataError: more than `max_bad` of the clips cannot be read.
+        """
+        for later in range(len(self.clips)):
+            number = self.number(sample + later)
+            if number not in self.bad:
+                try:
+                    return self.clips[number], self.frames(number)
+                except DataError as error:
+                    self._note_bad(number, error)
+        raise DataError("No clip can be read.", expected="clips that decode", fix="run `physcli data inspect` on them")
+
+    def frames(self, number: int) -> np.ndarray:
+        """All frames of clip `number`."""
+        kept = self._kept.get(number)
+        if kept is not None:
+            return kept
+        frames = resize(self.clips[number].read(), *self.size)
+        with self._lock:
+            if number not in self._kept and frames.nbytes <= self._room:
+                self._kept[number] = frames
+                self._room -= frames.nbytes
+        return frames
+
+    def _note_bad(self, number: int, error: DataError) -> None:
+        with self._lock:
+            if number in self.bad:
+                return
+            self.bad[number] = f"{self.clips[number].path}: {error.received}"
+            count = len(self.bad)
+        self.reporter.warn(f"Left out, the next clip takes its place: {self.bad[number]}")
+        if count > self.max_bad * len(self.clips):
+            raise DataError(
+                f"{count} of {len(self.clips)} clips cannot be read, such as {self.clips[number].path}.",
+                expected=f"at most {self.max_bad:.0%} (data.max_bad)",
+                fix="mend or remove them (`physcli data inspect` names them), or raise data.max_bad",
+            )
+
+
+def rng_of(seed: int, *parts: object) -> np.random.Generator:
+    """Random numbers that depend on the seed and `parts` alone."""
+    return np.random.default_rng(seed_from(seed, *parts))
+
+
+def noise_of(seed: int, *parts: object, shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal float32 noise that depends on the seed and `parts` alone."""
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed_from(seed, *parts)))
+
+
+def to_tensor(frames: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 [T, H, W, 3] each → float32 [B, T, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255
+
+
+def sample_order(sample: int, count: int, seed: int) -> int:
+    """Which of `count` things sample n is: n mod count of the permutation of epoch n // count."""
+    epoch, place = divmod(sample, count)
+    return int(_permutation(count, seed, epoch)[place])
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(seed_from(seed, "order", epoch)).permutation(count)

@@ -1,0 +1,142 @@
+"""What goes out with trained weights: their dtype on disk, and a card that says how they were made and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from physcli import __version__
+from physcli.hashing import content_hash
+from physcli.recipe import dump_recipe
+from physcli.tasks.run_dir import write_text
+
+_USE = {
+    "generator": """```python
+from diffusers import CogVideoXPipeline
+
+pipe = CogVideoXPipeline.from_pretrained(FOLDER)
+video = pipe(
+    PROMPT, num_frames={frames}, height={height}, width={width}, max_sequence_length={text}
+).frames[0]
+```
+
+This model reads {text} text tokens, and plain diffusers pads to 226 unless told otherwise: give
+`max_sequence_length={text}`. physcli reads it from the config.""",
+    "encoder": """```python
+from transformers import VideoMAEModel
+
+model = VideoMAEModel.from_pretrained(FOLDER)
+```
+
+Its tokens are those after the last block; there is no final norm.""",
+    "vae": """```python
+from diffusers import AutoencoderKLCogVideoX
+
+vae = AutoencoderKLCogVideoX.from_pretrained(FOLDER)
+```""",
+}
+_OBJECTIVES = {
+    "generator": "v-prediction: mean squared error of v at uniformly drawn timesteps, captions dropped for "
+    "classifier-free guidance.",
+    "encoder": "Future prediction, without labels: the encoder sees the first frames of a window; from the tokens of "
+    "its last time step one linear layer predicts how the colours of each token's place will have changed at later "
+    "frames, places that move counting most.",
+    "vae": "Squared error of the reconstruction, error of neighbouring pixels' differences, and a small KL term.",
+}
+
+
+def cast_weights(folder: Path, dtype: str) -> None:
+    """Rewrite the float32 weights below `folder` in another dtype; configs stay, so loading gives float32 again."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = {
+            name: value.to(getattr(torch, dtype)) if value.dtype == torch.float32 else value
+            for name, value in load_file(path).items()
+        }
+        temporary = path.with_name(f".{path.name}.part")
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(path)
+
+
+def write_card(
+    folder: Path,
+    recipe: BaseModel,
+    *,
+    parts: dict[str, int],
+    num_clips: int,
+    seed: int,
+    seconds: float,
+    hardware: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    facts: dict[str, Any],
+) -> None:
+    """Write `README.md`.
+
+    Args:
+        folder: Of the trained model.
+        recipe: As it was run.
+        parts: Parameters by part.
+        num_clips: Trained on.
+        seed: Of the run.
+        seconds: It took.
+        hardware: Of the run record.
+        rows: Metric rows of the last validation.
+        facts: Fill the placeholders of the usage example.
+    """
+    content = recipe.model_dump()
+    kind = content["trains"]
+    hashes = {path.relative_to(folder).as_posix(): content_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
+    where = ", ".join(hardware["accelerators"]) or f"{hardware['threads']} CPU threads"
+    start = "random weights" if content["init"] == "random" else f"the weights of {content['model']}"
+    lines = [
+        f"# {content['model']}" + (": the VAE" if kind == "vae" else ""),
+        "",
+        content["description"].strip() or "Trained with physcli.",
+        "",
+        "| part | parameters |",
+        "|---|---|",
+        *(f"| {name} | {count:,} |" for name, count in parts.items()),
+        "",
+        "## Objective",
+        "",
+        _OBJECTIVES[kind],
+        "",
+        "## Data and training",
+        "",
+        f"{num_clips:,} clips of `{content['data']['source']}`, scenes of the stream `{content['data']['purpose']}`, "
+        f"which no probe and no other training shares. Started from {start}; seed {seed}; "
+        f"{content['train']['steps']:,} steps in {seconds / 60:.0f} minutes on {where}; physcli {__version__}.",
+        "",
+        "## Measured on held-out scenes",
+        "",
+        "| metric | value | standard error | n |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['metric']} | {row['value']:.4g} | {'' if row['stderr'] is None else format(row['stderr'], '.2g')} "
+            f"| {row['n']} |"
+            for row in rows
+        ),
+        "",
+        "## Use",
+        "",
+        _USE[kind].format(**facts),
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        dump_recipe(recipe).strip(),
+        "```",
+        "",
+        "## Hashes (SHA-256)",
+        "",
+        *(f"- `{name}` `{value}`" for name, value in hashes.items()),
+        "",
+    ]
+    write_text(folder / "README.md", "\n".join(lines))

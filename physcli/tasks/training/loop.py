@@ -1,0 +1,382 @@
+"""The training loop, for whatever is trained, under accelerate.
+
+One optimizer step draws `batch_size` samples in each process, `accumulate` times. Sample numbers run over processes
+and steps, and everything random about a sample depends on its number alone, so two processes train as one does at
+twice the batch, and a run that resumes at step N does what an unbroken run does from step N on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from physcli.errors import MissingExtra, PhyscliError, UsageError
+from physcli.hashing import seed_from
+from physcli.progress import Reporter
+from physcli.recipe import Train
+from physcli.tasks.run_dir import RunDir, to_json, write_text
+from physcli.tasks.training.checkpoints import find_checkpoint, prune, read_manifest, write_checkpoint
+from physcli.tasks.training.optimization import Ema, build_optimizer, learning_rate
+from physcli.tasks.training.trainee import Trainee
+
+_BATCHES_AHEAD = 2
+_TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
+
+
+class TrainingError(PhyscliError):
+    """Training cannot go on: the loss or a gradient is NaN or infinite."""
+
+
+@dataclass
+class Trained:
+    """What came of it. `steps`: the rows of steps.jsonl; `rows`: the last validation; `resumed`: from which step."""
+
+    steps: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    resumed: int | None = None
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def build_accelerator(settings: Train, *, device: str, folder: Path) -> Accelerator:
+    """The accelerator for these settings; its own config file or launcher may ask for DDP, FSDP or DeepSpeed.
+
+    Raises:
+        MissingExtra: a tracker that is not installed.
+        UsageError: fp16 without a GPU.
+    """
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it names every tied weight at every checkpoint
+    use_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if settings.mixed_precision == "fp16" and use_cpu:
+        raise UsageError(
+            "train.mixed_precision=fp16 on the CPU.", expected="bf16 or no", fix="use train.mixed_precision=bf16"
+        )
+    try:
+        return Accelerator(
+            cpu=use_cpu,
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_steps=settings.accumulate,
+            log_with=list(settings.trackers) or None,
+            project_dir=str(folder),
+            step_scheduler_with_optimizer=False,
+        )
+    except (ValueError, ImportError) as error:
+        if settings.trackers:
+            name = settings.trackers[0]
+            raise MissingExtra(
+                f"The tracker {name}", package=_TRACKER_PACKAGES.get(name, name), extra="trackers"
+            ) from error
+        raise
+
+
+def train(
+    trainee: Trainee,
+    settings: Train,
+    *,
+    run: RunDir,
+    accelerator: Accelerator,
+    seed: int,
+    resume: str | None = None,
+    facts: dict[str, Any] | None = None,
+    reporter: Reporter | None = None,
+) -> Trained:
+    """Train, validate, write checkpoints, and leave the trainee with its final (averaged) weights.
+
+    Args:
+        trainee: What is trained; moved to the accelerator's device.
+        settings: The recipe's `train`.
+        run: Gets steps.jsonl, checkpoints, samples.
+        accelerator: Of `build_accelerator`.
+        seed: Of the order of clips and all noise.
+        resume: As `find_checkpoint` takes it, or None to start anew.
+        facts: Kept in every checkpoint.
+        reporter: Receives progress.
+
+    Raises:
+        TrainingError: NaN or infinite loss or gradient. The weights before it are in a checkpoint.
+        DataError: the disk is full, or too many clips are broken.
+    """
+    reporter = reporter or Reporter()
+    loop = _Loop(trainee, settings, run, accelerator, seed, facts or {}, reporter)
+    loop.begin(resume)
+    return loop.run_to_end()
+
+
+class _Loop:
+    def __init__(
+        self,
+        trainee: Trainee,
+        settings: Train,
+        run: RunDir,
+        accelerator: Accelerator,
+        seed: int,
+        facts: dict[str, Any],
+        reporter: Reporter,
+    ) -> None:
+        self.trainee, self.settings, self.run, self.accelerator = trainee, settings, run, accelerator
+        self.seed, self.facts, self.reporter = seed, facts, reporter
+        self.step = 0
+        self.samples = 0  # drawn by all processes together
+        self.resumed: int | None = None
+        self.history: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self._saved: int | None = None
+        if settings.gradient_checkpointing:
+            trainee.checkpoint_gradients()
+        trainee.to(accelerator.device).train()
+        self.ema = Ema(trainee, settings.ema) if settings.ema else None
+        if settings.compile:
+            trainee.compile()
+        optimizer = build_optimizer(trainee.parameters(), settings.optimizer, accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(self.ema)
+        if settings.trackers:
+            accelerator.init_trackers("physcli", config={"recipe": to_json(facts.get("recipe", {}), indent=None)})
+
+    @property
+    def _log(self) -> Path:
+        return self.run.path / "steps.jsonl"
+
+    def begin(self, resume: str | None) -> None:
+        """Load the checkpoint, if one is asked for, and cut the log back to its step."""
+        if resume is None:
+            return
+        found = find_checkpoint(resume, self.run.path, self.reporter) if self.accelerator.is_main_process else None
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            found = broadcast_object_list([found])[0]
+        assert found is not None
+        manifest = read_manifest(found)
+        self.accelerator.load_state(str(found))
+        self.step = self.resumed = self._saved = int(manifest["step"])
+        self.samples = int(manifest["samples"])
+        log = found.parent / "steps.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        self.history = [row for row in map(json.loads, _whole(lines)) if row["step"] <= self.step]
+        if self.accelerator.is_main_process:
+            write_text(self._log, "".join(to_json(row, indent=None) + "\n" for row in self.history))
+        self.reporter.note(f"Resumed at step {self.step} from {found}.")
+
+    def run_to_end(self) -> Trained:
+        """All remaining steps."""
+        settings, start = self.settings, time.monotonic()
+        self._earlier = self.history[-1]["seconds"] if self.history else 0.0
+        self._begun_at, self._first_step, self._first_sample = start, self.step, self.samples
+        with (
+            self.reporter.bar("Training", settings.steps, "step") as bar,
+            _stop_requests(self.accelerator.num_processes == 1) as stop,
+            self._log.open("a", encoding="utf-8")
+            if self.accelerator.is_main_process
+            else contextlib.nullcontext() as log,
+            contextlib.closing(_ahead(self._prepare, self.step * settings.accumulate)) as batches,
+        ):
+            bar.advance(self.step)
+            while self.step < settings.steps:
+                row = self._one_step(batches)
+                self.history.append(row)
+                if log is not None:
+                    log.write(to_json(row, indent=None) + "\n")
+                    log.flush()
+                if settings.trackers:
+                    self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
+                bar.advance(1)
+                bar.show(self._status(row))
+                last = self.step == settings.steps
+                if last or self.step % settings.checkpoint_every == 0:
+                    self._checkpoint()
+                if last or (settings.validate_every and self.step % settings.validate_every == 0):
+                    self._validate()
+                if stop() and not last:
+                    self._checkpoint()
+                    raise KeyboardInterrupt
+        self.accelerator.wait_for_everyone()
+        if settings.trackers:
+            self.accelerator.end_training()
+        if self.ema is not None:  # for good
+            self.ema._copy(self.ema.average)
+        self.trainee.eval()
+        return Trained(
+            self.history, self.rows, self.resumed, self._earlier + time.monotonic() - start, self.trainee.problems()
+        )
+
+    def _prepare(self, number: int) -> dict[str, Any]:
+        """The batch of this process for micro-step `number`."""
+        settings, accelerator = self.settings, self.accelerator
+        done = number - self._first_step * settings.accumulate
+        first = (
+            self._first_sample + (done * accelerator.num_processes + accelerator.process_index) * settings.batch_size
+        )
+        return self.trainee.batch(range(first, first + settings.batch_size), number // settings.accumulate)
+
+    def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        settings, accelerator = self.settings, self.accelerator
+        rate = learning_rate(settings.schedule, settings.optimizer.lr, self.step, settings.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(seed_from(self.seed, "step", self.step, accelerator.process_index))  # for dropout
+        total: dict[str, Tensor] = {}
+        norm: Tensor | None = None
+        for _ in range(settings.accumulate):
+            batch = _to_device(next(batches), accelerator.device)
+            with accelerator.accumulate(self.model):
+                losses, logs = self.model(batch)
+                loss = losses.float().mean()
+                for name, values in {"loss": losses, **logs}.items():
+                    total[name] = total.get(name, 0) + values.detach().float().mean() / settings.accumulate
+                if not self._all_finite(loss.detach()):
+                    self._give_up("loss", float(loss))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf)
+                    if accelerator.scaler is None and not self._all_finite(norm):
+                        self._give_up("gradient norm", float(norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
+        names = list(total)
+        means = accelerator.reduce(torch.stack([total[name] for name in names]), reduction="mean").tolist()
+        self.step += 1
+        self.samples += settings.batch_size * settings.accumulate * accelerator.num_processes
+        row = {"step": self.step, "samples": self.samples, **dict(zip(names, means, strict=True))}
+        row |= {"grad_norm": float(norm) if norm is not None else math.nan, "lr": rate}
+        row["seconds"] = round(self._earlier + time.monotonic() - self._begun_at, 3)
+        return row
+
+    def _all_finite(self, value: Tensor) -> bool:
+        """On every process: all must stop together."""
+        bad = (~torch.isfinite(value)).float().reshape(1)
+        return float(self.accelerator.reduce(bad, reduction="sum")) == 0
+
+    def _give_up(self, what: str, value: float) -> None:
+        """Keep the state before this step and explain."""
+        intact = all(bool(torch.isfinite(p).all()) for p in self.trainee.parameters())
+        self.optimizer.zero_grad()
+        if intact:
+            self._checkpoint()
+        kept = (
+            f"checkpoint-{self._saved} holds the weights before it" if self._saved is not None else "nothing was saved"
+        )
+        raise TrainingError(
+            f"The {what} became {value} at step {self.step + 1}.",
+            expected="a finite number",
+            fix=f"{kept}; start again with a lower train.optimizer.lr, a smaller train.clip_norm, "
+            "train.mixed_precision=no or a longer train.schedule.warmup_steps, in another --out",
+        )
+
+    def _checkpoint(self) -> None:
+        if self._saved == self.step:
+            return
+        # A copy of the plain dicts is all there is beside accelerate's own state.
+        facts = {**self.facts, "samples": self.samples}
+        write_checkpoint(
+            self.run.path,
+            self.step,
+            lambda folder: self.accelerator.save_state(str(folder), safe_serialization=True),
+            facts,
+            is_main=self.accelerator.is_main_process,
+            wait=self.accelerator.wait_for_everyone,
+        )
+        self._saved = self.step
+        if self.accelerator.is_main_process:
+            prune(self.run.path, self.settings.keep_checkpoints)
+
+    def _validate(self) -> None:
+        """The main process measures; the others wait."""
+        if self.accelerator.is_main_process:
+            folder = self.run.path / "samples" / f"step-{self.step:06d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self.trainee.eval()
+            with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), torch.no_grad():
+                self.rows = self.trainee.validate(folder)
+            self.trainee.train()
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            values = {row["metric"]: row["value"] for row in self.rows if row["group"] == "all"}
+            self.history[-1]["validation"] = values
+            write_text(self._log.with_name("validation.json"), to_json({"step": self.step, "rows": self.rows}) + "\n")
+            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.reporter.note(f"Step {self.step}: {said}")
+            if self.settings.trackers:
+                self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _status(self, row: dict[str, Any]) -> str:
+        if self.accelerator.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated() / 1e9
+        else:
+            memory = (
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+            )
+        return f"loss {row['loss']:.4g} · grad {row['grad_norm']:.3g} · lr {row['lr']:.2g} · {memory:.1f} GB"
+
+
+def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    """Lines up to the first that a killed run left half-written."""
+    for line in lines:
+        try:
+            json.loads(line)
+        except ValueError:
+            return
+        yield line
+
+
+def _ahead(prepare: Callable[[int], dict[str, Any]], first: int) -> Generator[dict[str, Any]]:
+    """Batches `first`, `first`+1, …, prepared by threads before they are asked for."""
+    pool = ThreadPoolExecutor(_BATCHES_AHEAD)
+    waiting: list[Future[dict[str, Any]]] = []
+    number = first
+    try:
+        while True:
+            while len(waiting) < _BATCHES_AHEAD:
+                waiting.append(pool.submit(prepare, number))
+                number += 1
+            yield waiting.pop(0).result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _stop_requests(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that it can be kept; a second one does not wait.
+
+    Of several processes none can stop alone at a step's end: there the signal acts at once.
+    """
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""Optimizer, learning rate and averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from physcli.errors import MissingExtra, UsageError
+from physcli.recipe import Optimizer, Schedule
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimizer, device: torch.device) -> Any:
+    """AdamW over the parameters; those with fewer than two axes (biases, norms) are not decayed.
+
+    Raises:
+        MissingExtra: 8-bit moments without bitsandbytes.
+        UsageError: 8-bit moments on a device that is not CUDA.
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "adamw-8bit":
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise MissingExtra("The optimizer adamw-8bit", package="bitsandbytes", extra="eight-bit") from None
+        if device.type != "cuda":
+            raise UsageError(
+                f"The optimizer adamw-8bit on {device.type}.",
+                expected="a CUDA device",
+                fix="use train.optimizer.name=adamw",
+            )
+        return bitsandbytes.optim.AdamW8bit(groups, **common)
+    return torch.optim.AdamW(groups, **common)
+
+
+def learning_rate(settings: Schedule, lr: float, step: int, steps: int) -> float:
+    """The rate of optimizer step `step` (from 0) of `steps`: a function of the step alone, so nothing to resume."""
+    if step < settings.warmup_steps:
+        return lr * (step + 1) / settings.warmup_steps
+    if settings.name == "constant":
+        return lr
+    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    left = 1 - done if settings.name == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return lr * (settings.final + (1 - settings.final) * left)
+
+
+class Ema:
+    """Exponential moving average of the trainable parameters, in float32 on their device.
+
+    Early in training the decay is (1 + n) / (10 + n), as in diffusers and others, so that the start is forgotten.
+
+    Args:
+        module: Whose parameters are averaged.
+        decay: d in average ← d·average + (1−d)·parameter.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.count = decay, 0
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters after an optimizer step."""
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        averages = list(self.average.values())
+        torch._foreach_lerp_(averages, [p.detach().float() for p in self._parameters.values()], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module has the averaged weights inside the block, and its own again after it."""
+        kept = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._copy(self.average)
+        try:
+            yield
+        finally:
+            self._copy(kept)
+
+    @torch.no_grad()
+    def _copy(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = int(state["count"])
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)

@@ -1,0 +1,62 @@
+"""What the training loop asks of a thing that is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Trainee(nn.Module, ABC):
+    """A model, its data and its objective, joined. Its trainable parameters are what is trained.
+
+    `forward` takes a batch and gives the loss of each sample, so that wrappers (DDP, FSDP, compile) see one module.
+    """
+
+    @abstractmethod
+    def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
+        """The samples with these numbers, on the CPU. Depends on its arguments and the seed alone; called by threads.
+
+        Args:
+            samples: Numbers counted over the whole run.
+            step: The optimizer step, from 0, for what the samples of a step share.
+        """
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each sample [B] and what else is worth logging, each [B]."""
+
+    @abstractmethod
+    def validate(self, folder: Path) -> list[dict[str, Any]]:
+        """Measure on held-out clips; write pictures into `folder`; metric rows."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> Path:
+        """Write what was trained below `folder` as an ordinary model folder; its path."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, int]:
+        """Parameters by part of what is exported."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the model card's usage example needs."""
+        return {}
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        for module in self.modules():
+            for switch in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers, transformers
+                if callable(turn_on := getattr(module, switch, None)):
+                    turn_on()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def problems(self) -> list[str]:
+        """Clips that could not be read so far, in words."""
+        return []

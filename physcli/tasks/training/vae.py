@@ -1,0 +1,203 @@
+"""Training the VAE of a generator: crops first, which are cheap, then whole windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from physcli.data.clips import Clip
+from physcli.errors import UsageError
+from physcli.methods.reconstruction import reconstruction_loss
+from physcli.recipe import Reconstruction
+from physcli.report.plots import contact_sheet
+from physcli.stats import stderr_of_mean
+from physcli.tasks.training.clips import ClipReader, noise_of, rng_of, to_tensor
+from physcli.tasks.training.trainee import Trainee
+
+_VALIDATION_CLIPS = 64
+_SCALE_CLIPS = 256  # latents of so many clips set the scaling factor
+_SHOWN = 8
+
+
+class VaeTrainee(Trainee):
+    """A diffusers video autoencoder, in pixels.
+
+    Args:
+        vae: [B, 3, T, H, W] in [-1, 1] ↔ latents.
+        reader: Training clips.
+        held_out: For validation.
+        objective: The recipe's.
+        steps: Of the whole run.
+        seed: Of windows, crops and noise.
+        subject: Name in metric rows.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        *,
+        reader: ClipReader,
+        held_out: Sequence[Clip],
+        objective: Reconstruction,
+        steps: int,
+        seed: int,
+        subject: str,
+    ) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(True)
+        self.reader, self.held_out, self.objective, self.seed, self.subject = reader, held_out, objective, seed, subject
+        self._whole_from = round(steps * (1 - objective.whole_share))
+        self._space = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._time = int(vae.config.temporal_compression_ratio)
+        for name, frames in (("crop_frames", objective.crop_frames), ("frames", objective.frames)):
+            if (frames - 1) % (2 * self._time):
+                raise UsageError(
+                    f"objective.{name} is {frames}.", expected=f"{2 * self._time}k+1 frames, such as 9 or 17"
+                )
+        if objective.crop % self._space or objective.crop > min(reader.size):
+            raise UsageError(
+                f"objective.crop is {objective.crop}.",
+                expected=f"a multiple of {self._space}, at most {min(reader.size)} pixels",
+            )
+
+    def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
+        objective = self.objective
+        whole = step >= self._whole_from
+        num_frames = objective.frames if whole else objective.crop_frames
+        height, width = self.reader.size if whole else (objective.crop, objective.crop)
+        windows, noise = [], []
+        for sample in samples:
+            clip, frames = self.reader.read(sample)
+            rng = rng_of(self.seed, "window", sample)
+            chosen = window(rng, len(frames), num_frames, objective.strides, clip)
+            top = int(rng.integers(frames.shape[1] - height + 1))
+            left = int(rng.integers(frames.shape[2] - width + 1))
+            windows.append(frames[chosen, top : top + height, left : left + width])
+            noise.append(noise_of(self.seed, "noise", sample, shape=self._latent_shape(num_frames, height, width)))
+        return {"frames": to_tensor(windows), "noise": torch.stack(noise)}
+
+    def _latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        channels = self.vae.config.latent_channels
+        return channels, (num_frames - 1) // self._time + 1, height // self._space, width // self._space
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return reconstruction_loss(
+            self.vae,
+            batch["frames"],
+            batch["noise"],
+            kl_weight=self.objective.kl_weight,
+            edge_weight=self.objective.edge_weight,
+        )
+
+    def validate(self, folder: Path) -> list[dict[str, Any]]:
+        """PSNR of reconstructions from the posterior mean, and the error of objects' mean colours, on whole windows."""
+        psnr: list[float] = []
+        color: list[float] = []
+        shown: list[tuple[str, np.ndarray]] = []
+        chosen = np.linspace(0, len(self.held_out) - 1, min(_VALIDATION_CLIPS, len(self.held_out))).round().astype(int)
+        for number, clip in enumerate(self.held_out[i] for i in chosen):
+            stride = self.objective.strides[number % len(self.objective.strides)]
+            indices = [i * stride for i in range(self.objective.frames)]
+            frames = to_tensor([clip.read(indices)]).to(self.device)
+            decoded = self._decode(self._encode(frames)).clamp(0, 1)
+            psnr.append(float(-10 * torch.log10((decoded - frames).square().mean())))
+            if clip.arrays is not None:
+                segmentation = np.load(clip.arrays)["segmentation"][indices]
+                color += color_errors(frames[0].cpu().numpy(), decoded[0].cpu().numpy(), segmentation)
+            if len(shown) < 2 * _SHOWN:
+                for name, pixels in (("original", frames), ("decoded", decoded)):
+                    images = pixels[0, :: self.objective.frames // 4].mul(255).round().byte().permute(0, 2, 3, 1)
+                    shown.append((f"{name}: {clip.scenario or clip.name}", images.cpu().numpy()))
+        columns = [str(i) for i in range(0, self.objective.frames, self.objective.frames // 4)]
+        contact_sheet(folder / "reconstructions.png", rows=shown, columns=columns)
+        rows = [self._row("psnr_db", psnr, True)]
+        return [*rows, self._row("object_color_error", color, False)] if color else rows
+
+    def _row(self, metric: str, values: list[float], higher_is_better: bool) -> dict[str, Any]:
+        return {
+            "benchmark": "pretrain",
+            "task": "vae",
+            "subject": self.subject,
+            "split": "held-out",
+            "group": "all",
+            "metric": metric,
+            "value": float(np.mean(values)),
+            "stderr": stderr_of_mean(np.array(values)),
+            "n": len(values),
+            "higher_is_better": higher_is_better,
+        }
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        """Posterior means [B, C, F, h, w], not scaled."""
+        return self.vae.encode(frames.transpose(1, 2).mul(2).sub(1)).latent_dist.mode()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents).sample.float().transpose(1, 2).add(1).div(2)
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> Path:
+        """Write `vae/`, with the scaling factor that gives latents of training clips unit variance."""
+        count, total, squares = 0, 0.0, 0.0
+        for number in range(min(_SCALE_CLIPS, len(self.reader.clips))):
+            if number in self.reader.bad:
+                continue
+            stride = self.objective.strides[number % len(self.objective.strides)]
+            frames = self.reader.frames(number)[: (self.objective.frames - 1) * stride + 1 : stride]
+            latents = self._encode(to_tensor([frames]).to(self.device)).double()
+            count += latents.numel()
+            total += float(latents.sum())
+            squares += float(latents.square().sum())
+        std = (squares / count - (total / count) ** 2) ** 0.5
+        self.vae.register_to_config(scaling_factor=round(1 / std, 5))
+        self.vae.save_pretrained(folder / "vae", safe_serialization=True)
+        return folder / "vae"
+
+    def parts(self) -> dict[str, int]:
+        return {"vae": sum(p.numel() for p in self.vae.parameters())}
+
+    def problems(self) -> list[str]:
+        return list(self.reader.bad.values())
+
+
+def window(rng: np.random.Generator, length: int, count: int, strides: Sequence[int], clip: Clip) -> list[int]:
+    """`count` frame numbers, evenly `stride` apart, somewhere in a clip of `length` frames.
+
+    Raises:
+        UsageError: the clip is too short for any of the strides.
+    """
+    possible = [stride for stride in strides if (count - 1) * stride < length]
+    if not possible:
+        raise UsageError(
+            f"{clip.path} has {length} frames.",
+            expected=f"at least {(count - 1) * min(strides) + 1}",
+            fix="use longer clips, or fewer frames in the recipe's objective",
+        )
+    stride = possible[int(rng.integers(len(possible)))]
+    start = int(rng.integers(length - (count - 1) * stride))
+    return [start + i * stride for i in range(count)]
+
+
+def color_errors(original: np.ndarray, decoded: np.ndarray, segmentation: np.ndarray) -> list[float]:
+    """How far each object's mean colour is off, as a fraction of the full range; mean over channels and frames.
+
+    Args:
+        original: [T, 3, H, W] in [0, 1].
+        decoded: The same shape.
+        segmentation: uint8 [T, H, W], 0 for the background.
+
+    Returns:
+        One number an object that is ever seen on at least 4 pixels.
+    """
+    errors = []
+    for thing in np.unique(segmentation[segmentation > 0]):
+        masks = segmentation == thing
+        seen = [t for t in range(len(masks)) if masks[t].sum() >= 4]
+        if seen:
+            off = [np.abs((original[t] - decoded[t])[:, masks[t]].mean(axis=1)).mean() for t in seen]
+            errors.append(float(np.mean(off)))
+    return errors

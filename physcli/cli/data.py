@@ -42,7 +42,7 @@ def simulate(
     scenario: Annotated[
         list[str] | None,
         typer.Option(
-            help="collide, contain, dominoes, drop, link, roll or support; may be repeated.  [default: all]",
+            help="collide, contain, dominoes, drop, link, roll or support; may be repeated.  \\[default: all]",
             show_default=False,
         ),
     ] = None,
@@ -57,7 +57,7 @@ def simulate(
     distractors: Annotated[bool, typer.Option("--distractors", help="Add things that take no part.")] = False,
     occluders: Annotated[bool, typer.Option("--occluders", help="Add things that hide others.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.  [default: one a core]", show_default=False)
+        int | None, typer.Option(min=1, help="Processes.  \\[default: one a core]", show_default=False)
     ] = None,
 ) -> None:
     """Simulate clips with exact labels, poses, segmentation and flow, as a Physion v1.5 folder."""
@@ -158,7 +158,7 @@ def cache_ls(common: Output) -> None:
 def cache_clear(
     common: Output,
     kind: Annotated[
-        str | None, typer.Argument(help="simulated, latents or features.  [default: all]", show_default=False)
+        str | None, typer.Argument(help="simulated, latents or features.  \\[default: all]", show_default=False)
     ] = None,
 ) -> None:
     """Remove cached things; they are made again when needed."""

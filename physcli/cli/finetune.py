@@ -16,7 +16,7 @@ def finetune(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="Fields of the recipe, such as train.batch_size=4 train.optimizer.lr=1e-4.",
             show_default=False,
         ),
@@ -28,20 +28,20 @@ def finetune(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Start from these weights: built-in name, hub id, folder or run directory.  [default: the recipe's]",
+            help="Start from these weights: built-in name, hub id, folder or run directory.  \\[default: the recipe's]",
             show_default=False,
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="simulated, simulated:N (3N training and N held-out clips) or a folder.  [default: the recipe's]",
+            help="simulated, simulated:N (3N training and N held-out clips) or a folder.  \\[default: the recipe's]",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Optimizer steps.  [default: the recipe's]", show_default=False),
+        typer.Option(min=1, help="Optimizer steps.  \\[default: the recipe's]", show_default=False),
     ] = None,
     resume: Annotated[
         str | None,

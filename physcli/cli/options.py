@@ -37,7 +37,7 @@ class Output:
         typer.Option(
             "--cache-dir",
             envvar="PHYSCLI_CACHE",
-            help="Simulated clips, latents and features are kept here.  [default: ~/.cache/physcli]",
+            help="Simulated clips, latents and features are kept here.  \\[default: ~/.cache/physcli]",
             show_default=False,
             rich_help_panel=GENERAL,
         ),
@@ -52,7 +52,7 @@ class Run(Output):
         Path | None,
         typer.Option(
             "--out",
-            help="The run directory.  [default: runs/<command>-<time>]",
+            help="The run directory.  \\[default: runs/<command>-<time>]",
             show_default=False,
             rich_help_panel=GENERAL,
         ),

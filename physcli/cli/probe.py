@@ -42,7 +42,7 @@ def physion(
         list[str] | None,
         typer.Option(
             help="Built-in name, hub id, folder or run directory; generator or encoder; may be repeated.  "
-            "[default: videomae-tiny and cogvideox-tiny]",
+            "\\[default: videomae-tiny and cogvideox-tiny]",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def physion(
         str | None,
         typer.Option(
             help="Blocks, counted from 0: one, several (17,20) or all; several are chosen between on training folds.  "
-            "[default: round(0.6·n)−1 of a generator (17 of 30, the papers' 18th), the last of an encoder]",
+            "\\[default: round(0.6·n)−1 of a generator (17 of 30, the papers' 18th), the last of an encoder]",
             show_default=False,
         ),
     ] = None,

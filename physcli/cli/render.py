@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -40,6 +40,14 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.3g} {unit}/s", style="progress.data.speed")
 
 
+class _Progress(Progress):
+    """With a line of its own for what the task says of itself: beside the bar, 80 columns are too few."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(f"  {task.fields['status']}", style="dim") for task in self.tasks if task.fields["status"])
+
+
 class _RichBar(Bar):
     def __init__(self, progress: Progress, task: Any) -> None:
         self._progress, self._task = progress, task
@@ -62,7 +70,7 @@ class RichReporter(Reporter):
         if self._quiet or total == 0:
             yield Bar()
             return
-        progress = Progress(
+        progress = _Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -70,7 +78,6 @@ class RichReporter(Reporter):
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}", style="dim"),
             console=_stderr,
             transient=True,
             disable=not _stderr.is_terminal,

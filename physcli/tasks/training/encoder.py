@@ -107,12 +107,11 @@ class EncoderTrainee(Trainee):
         tokens = self.encoder.model(pixels, bool_masked_pos=hidden).last_hidden_state
         return self.head(tokens[:, -rows * columns :])
 
-    def validate(self, folder: Path) -> list[dict[str, Any]]:
+    def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
         """Share of the change of moving places that is foreseen, whole windows; predicted and true last horizons."""
         numbers = np.linspace(0, len(self.held_out) - 1, min(_VALIDATION_CLIPS, len(self.held_out))).round().astype(int)
         clips = [self.held_out[i] for i in numbers]
         explained: list[float] = []
-        shown: list[tuple[str, np.ndarray]] = []
         for first in range(0, len(clips), 32):
             some = clips[first : first + 32]
             cut = [self._cut(clip.read(), 1, self._length) for clip in some]
@@ -120,8 +119,7 @@ class EncoderTrainee(Trainee):
             future = to_tensor([later for _, later in cut]).to(self.device)
             batch = {"frames": frames, "future": future, "context": self._length}
             explained += self(batch)[1]["explained"].tolist()
-            if first == 0:
-                shown = self._pictures(some, frames, future)
+        shown = self._pictures([clips[i] for i in np.linspace(0, len(clips) - 1, _SHOWN).round().astype(int)])
         columns = ["last seen", *(f"+{h}" for h in self.objective.horizons[1::2])]
         contact_sheet(folder / "predictions.png", rows=shown, columns=columns)
         return [
@@ -139,16 +137,19 @@ class EncoderTrainee(Trainee):
             }
         ]
 
-    def _pictures(self, clips: Sequence[Clip], frames: Tensor, future: Tensor) -> list[tuple[str, np.ndarray]]:
+    def _pictures(self, clips: Sequence[Clip]) -> list[tuple[str, np.ndarray]]:
         """What came and what was foreseen, in coarse cells."""
+        cut = [self._cut(clip.read(), 1, self._length) for clip in clips]
+        frames = to_tensor([window for window, _ in cut]).to(self.device)
+        future = to_tensor([later for _, later in cut]).to(self.device)
         _, rows, columns = self._grid
         cells = self.objective.cells
-        changes, _ = self._predict(frames[:_SHOWN], self._length)
-        now = color_cells(frames[:_SHOWN, -1:], (rows, columns), cells)  # [B, 1, N, cells·cells·3]
+        changes, _ = self._predict(frames, self._length)
+        now = color_cells(frames[:, -1:], (rows, columns), cells)  # [B, 1, N, cells·cells·3]
         foreseen = now + changes.float().transpose(1, 2) / self.objective.scale
-        came = color_cells(future[:_SHOWN], (rows, columns), cells)
+        came = color_cells(future, (rows, columns), cells)
         shown = []
-        for i in range(min(_SHOWN, len(frames))):
+        for i in range(len(clips)):
             for name, values in (("came", came[i]), ("foreseen", foreseen[i])):
                 picked = torch.cat([now[i], values[1::2]])
                 images = picked.unflatten(1, (rows, columns)).unflatten(3, (cells, cells, 3))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from physcli.benchmarks.objects import shows
 from physcli.data.cache import TensorCache
 from physcli.data.clips import Clip
 from physcli.data.video import resize
@@ -32,8 +33,9 @@ _VERSION = 1
 _ENCODED_AT_ONCE = 16
 _BATCHES_A_SHARD = 16
 _VALIDATION_CLIPS = 64
-_SHOWN = 8
-_SAMPLING_STEPS = 25
+_SHOWN = 16  # samples in the picture
+_SAMPLED = 64  # at the end
+_SAMPLING_STEPS = 50
 
 
 class GeneratorTrainee(Trainee):
@@ -153,8 +155,8 @@ class GeneratorTrainee(Trainee):
         loss, _ = denoising_loss(self.generator, batch["latents"], batch["noise"], batch["timesteps"], embeds)
         return loss, {}
 
-    def validate(self, folder: Path) -> list[dict[str, Any]]:
-        """The loss on held-out windows, and samples for held-out prompts."""
+    def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
+        """The loss on held-out windows, and samples for held-out prompts: do they show what the prompt names?"""
         views = [view for strides in self._held_windows for windows in strides for view in windows[:1]]
         losses: list[float] = []
         for first in range(0, len(views), 16):
@@ -168,51 +170,57 @@ class GeneratorTrainee(Trainee):
                 [noise_of(self.seed, "held-out noise", v.key, shape=batch["latents"].shape[1:]) for v in some]
             )
             losses += self({key: value.to(self.device) for key, value in batch.items()})[0].tolist()
-        self._sample(folder)
-        return [
-            {
-                "benchmark": "pretrain",
-                "task": "denoising",
-                "subject": self.generator.name,
-                "split": "held-out",
-                "group": "all",
-                "metric": "v_mse",
-                "value": float(np.mean(losses)),
-                "stderr": stderr_of_mean(np.array(losses)),
-                "n": len(losses),
-                "higher_is_better": False,
-            }
-        ]
+        right = self._sample(folder, _SAMPLED if final else _SHOWN)
+        rows = [self._row("v_mse", losses, higher_is_better=False)]
+        return rows + ([self._row("objects_right", right, higher_is_better=True)] if right else [])
 
-    def _sample(self, folder: Path) -> None:
-        """Clips for a few held-out prompts, through the stock pipeline."""
-        clips = [self._held_out[i] for i in np.linspace(0, len(self._held_out) - 1, _SHOWN).round().astype(int)]
-        stride = max(self.objective.strides)
-        prompts = [with_rate(c.prompt, stride) if c.kind == "simulated" else c.prompt for c in clips]
+    def _row(self, metric: str, values: list[float], *, higher_is_better: bool) -> dict[str, Any]:
+        return {
+            "benchmark": "pretrain",
+            "task": "denoising",
+            "subject": self.generator.name,
+            "split": "held-out",
+            "group": "all",
+            "metric": metric,
+            "value": float(np.mean(values)),
+            "stderr": stderr_of_mean(np.array(values)),
+            "n": len(values),
+            "higher_is_better": higher_is_better,
+        }
+
+    def _sample(self, folder: Path, count: int) -> list[float]:
+        """Clips for held-out prompts by the stock pipeline; of simulated prompts, whether each shows its objects."""
+        numbers = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out))).round().astype(int)
+        clips = [self._held_out[i] for i in numbers]
         pipeline = self.generator.pipeline
         pipeline.set_progress_bar_config(disable=True)
         height, width = self.generator.native_size
-        videos = pipeline(
-            prompts,
-            num_frames=self.objective.frames,
-            height=height,
-            width=width,
-            num_inference_steps=_SAMPLING_STEPS,
-            max_sequence_length=self.generator.max_text_seq_length,
-            generator=[torch.Generator().manual_seed(seed_from(self.seed, "sample", p)) for p in prompts],
-            output_type="np",
-        ).frames
-        images = (np.asarray(videos) * 255).round().clip(0, 255).astype(np.uint8)
+        prompts, videos = [], []
+        for first in range(0, len(clips), 8):
+            some = [
+                with_rate(clip.prompt, self.objective.strides[-1]) if clip.kind == "simulated" else clip.prompt
+                for clip in clips[first : first + 8]
+            ]
+            made = pipeline(
+                some,
+                num_frames=self.objective.frames,
+                height=height,
+                width=width,
+                num_inference_steps=_SAMPLING_STEPS,
+                max_sequence_length=self.generator.max_text_seq_length,
+                generator=[torch.Generator().manual_seed(seed_from(self.seed, "sample", p)) for p in some],
+                output_type="np",
+            ).frames
+            prompts += some
+            videos += list((np.asarray(made) * 255).round().clip(0, 255).astype(np.uint8))
         every = self.objective.frames // 4
         columns = [str(i) for i in range(0, self.objective.frames, every)]
-        rows = [(prompt[:90], clip[::every]) for prompt, clip in zip(prompts, images, strict=True)]
-        contact_sheet(folder / "samples.png", rows=rows, columns=columns)
-
-    def export(self, folder: Path) -> Path:
-        """Write `model/`, a whole pipeline folder."""
-        target = folder / "model"
-        self.generator.save(target)
-        return target
+        picked = np.linspace(0, len(videos) - 1, min(_SHOWN, len(videos))).round().astype(int)
+        contact_sheet(
+            folder / "samples.png", rows=[(prompts[i][:90], videos[i][::every]) for i in picked], columns=columns
+        )
+        simulated = [i for i, clip in enumerate(clips) if clip.kind == "simulated"]
+        return [float(shows(videos[i], prompts[i]).right) for i in simulated]
 
     def parts(self) -> dict[str, int]:
         parts = {"transformer": self.transformer, "vae": self.generator.vae, "text_encoder": self.text_encoder}

@@ -306,7 +306,7 @@ class _Loop:
             folder.mkdir(parents=True, exist_ok=True)
             self.trainee.eval()
             with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), torch.no_grad():
-                self.rows = self.trainee.validate(folder)
+                self.rows = self.trainee.validate(folder, final=self.step == self.settings.steps)
             self.trainee.train()
             if not any(folder.iterdir()):
                 folder.rmdir()

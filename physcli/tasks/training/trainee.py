@@ -31,8 +31,8 @@ class Trainee(nn.Module, ABC):
         """The loss of each sample [B] and what else is worth logging, each [B]."""
 
     @abstractmethod
-    def validate(self, folder: Path) -> list[dict[str, Any]]:
-        """Measure on held-out clips; write pictures into `folder`; metric rows."""
+    def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
+        """Measure on held-out clips, at the end perhaps more; write pictures into `folder`; metric rows."""
 
     @abstractmethod
     def export(self, folder: Path) -> Path:

@@ -94,7 +94,7 @@ class VaeTrainee(Trainee):
             edge_weight=self.objective.edge_weight,
         )
 
-    def validate(self, folder: Path) -> list[dict[str, Any]]:
+    def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
         """PSNR of reconstructions from the posterior mean, and the error of objects' mean colours, on whole windows."""
         psnr: list[float] = []
         color: list[float] = []

@@ -24,6 +24,8 @@ from physcli.errors import PhyscliError, UsageError
 COMMANDS = {
     "quickstart": "Simulate clips, probe two small models, draw the result: no GPU, no network, minutes on two cores.",
     "probe": "How much physics does a model understand?",
+    "finetune": "Train a model by a recipe; resumable, on one or many devices.",
+    "sample": "Make videos for prompts.",
     "data": "Make, inspect and tidy clips.",
     "models": "Which models there are, and what one is.",
     "bench": "How fast the parts are here, as times and as ratios measured in one run.",

@@ -26,6 +26,7 @@ from physcli.simulation.prompts import with_rate
 from physcli.stats import stderr_of_mean
 from physcli.tasks.features import View, views_of
 from physcli.tasks.processes import Processes
+from physcli.tasks.sample import generate, shorten
 from physcli.tasks.training.clips import noise_of, rng_of, sample_order, to_tensor
 from physcli.tasks.training.trainee import Trainee
 
@@ -35,7 +36,6 @@ _BATCHES_A_SHARD = 16
 _VALIDATION_CLIPS = 64
 _SHOWN = 16  # samples in the picture
 _SAMPLED = 64  # at the end
-_SAMPLING_STEPS = 50
 
 
 class GeneratorTrainee(Trainee):
@@ -192,32 +192,25 @@ class GeneratorTrainee(Trainee):
         """Clips for held-out prompts by the stock pipeline; of simulated prompts, whether each shows its objects."""
         numbers = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out))).round().astype(int)
         clips = [self._held_out[i] for i in numbers]
-        pipeline = self.generator.pipeline
-        pipeline.set_progress_bar_config(disable=True)
+        prompts = [
+            with_rate(clip.prompt, self.objective.strides[-1]) if clip.kind == "simulated" else clip.prompt
+            for clip in clips
+        ]
         height, width = self.generator.native_size
-        prompts, videos = [], []
-        for first in range(0, len(clips), 8):
-            some = [
-                with_rate(clip.prompt, self.objective.strides[-1]) if clip.kind == "simulated" else clip.prompt
-                for clip in clips[first : first + 8]
-            ]
-            made = pipeline(
-                some,
-                num_frames=self.objective.frames,
-                height=height,
-                width=width,
-                num_inference_steps=_SAMPLING_STEPS,
-                max_sequence_length=self.generator.max_text_seq_length,
-                generator=[torch.Generator().manual_seed(seed_from(self.seed, "sample", p)) for p in some],
-                output_type="np",
-            ).frames
-            prompts += some
-            videos += list((np.asarray(made) * 255).round().clip(0, 255).astype(np.uint8))
+        videos: list[np.ndarray] = []
+        for first in range(0, len(prompts), 8):
+            some = prompts[first : first + 8]
+            seeds = [seed_from(self.seed, prompt, 0) for prompt in some]
+            videos += list(
+                generate(self.generator, some, seeds, num_frames=self.objective.frames, height=height, width=width)
+            )
         every = self.objective.frames // 4
         columns = [str(i) for i in range(0, self.objective.frames, every)]
         picked = np.linspace(0, len(videos) - 1, min(_SHOWN, len(videos))).round().astype(int)
         contact_sheet(
-            folder / "samples.png", rows=[(prompts[i][:90], videos[i][::every]) for i in picked], columns=columns
+            folder / "samples.png",
+            rows=[(shorten(prompts[i], 72), videos[i][::every]) for i in picked],
+            columns=columns,
         )
         simulated = [i for i, clip in enumerate(clips) if clip.kind == "simulated"]
         return [float(shows(videos[i], prompts[i]).right) for i in simulated]

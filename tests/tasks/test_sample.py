@@ -1,0 +1,302 @@
+"""`sample` end to end on the tiny models: files and rows, seeds, names, warnings, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CogVideoXPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+
+from physcli.data.video import read_video, video_info
+from physcli.errors import ModelError, UsageError
+from physcli.hashing import seed_from
+from physcli.models.cogvideox import CogVideoX
+from physcli.models.loading import load
+from physcli.models.tiny import architecture, build_cogvideox
+from physcli.progress import Reporter
+from physcli.tasks import sample as task
+from physcli.tasks.sample import SampleSettings, frame_rate_of, generate, sample, shorten, slug
+
+SIMULATED = "a red ball rolls towards a yellow box and hits it, filmed at 7 frames per second"
+STRANGE = 'A "zebra" costs $5/$6 — 猫 😀\n' + "ball " * 60
+MODEL = "cogvideox-tiny:random"
+SETTINGS = SampleSettings(prompts=(SIMULATED, STRANGE), model=MODEL, num_samples=2, steps=2, seed=5)
+ROW_KEYS = {"benchmark", "task", "subject", "split", "group", "metric", "value", "stderr", "n", "higher_is_better"}
+VIDEO_KEYS = {
+    *("video", "caption", "prompt", "seed", "index", "model", "random_init", "adapter"),
+    *("guidance_scale", "steps", "num_frames", "height", "width", "fps"),
+}
+
+
+class Heard(Reporter):
+    def __init__(self):
+        self.notes, self.warnings = [], []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two videos of each of two prompts, three a batch, and what was said."""
+    heard = Heard()
+    return sample(SETTINGS, out=tmp_path_factory.mktemp("runs") / "sample", batch_size=3, reporter=heard), heard
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load(MODEL, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory):
+    """A pipeline folder, as a checkpoint that is no built-in."""
+    model = architecture("cogvideox-tiny")
+    model["transformer"] |= {"num_layers": 1, "num_attention_heads": 2}
+    folder = tmp_path_factory.mktemp("models") / "pipeline"
+    build_cogvideox(model).save_pretrained(folder)
+    return folder
+
+
+def test_files_and_rows(made):
+    result, _ = made
+    listed = [json.loads(line) for line in (result.path / "videos.jsonl").read_text().splitlines()]
+    assert listed == result.videos
+    assert [(row["prompt"], row["index"]) for row in listed] == [(p, i) for p in SETTINGS.prompts for i in (0, 1)]
+    assert all(row.keys() == VIDEO_KEYS for row in listed)
+    assert [row["fps"] for row in listed] == pytest.approx([20 / 3, 20 / 3, 20, 20])
+    assert {row["video"] for row in listed} == {f"videos/{f.name}" for f in (result.path / "videos").iterdir()}
+    for row in listed:
+        info = video_info(result.path / row["video"])
+        assert (info.num_frames, info.height, info.width) == (17, 64, 64)
+        assert info.frame_rate_hz == pytest.approx(row["fps"])
+        assert (row["seed"], row["caption"]) == (seed_from(5, row["prompt"], row["index"]), row["prompt"])
+    assert (result.path / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+    [cost] = json.loads((result.path / "metrics.json").read_text())
+    assert cost.keys() >= ROW_KEYS
+    assert (cost["metric"], cost["n"], cost["random_init"]) == ("seconds_per_video", 4, True)
+    assert json.loads((result.path / "run.json").read_text())["status"] == "finished"
+
+
+def test_random_weights_are_named(made, tmp_path, monkeypatch):
+    result, heard = made
+    assert result.label == "cogvideox-tiny (random init)"
+    assert all(row["random_init"] for row in [*result.videos, *result.rows])
+    assert any("random weights" in message for message in heard.warnings)
+    drawn = []
+    monkeypatch.setattr(task, "contact_sheet", lambda path, rows, columns: drawn.extend([columns, *rows]))
+    sample(dataclasses.replace(SETTINGS, steps=1), out=tmp_path / "run", batch_size=4)
+    columns, *rows = drawn
+    assert columns == [f"frame {n}" for n in (0, 4, 8, 12, 16)]
+    assert all(caption.startswith("random init: ") and frames.shape == (5, 64, 64, 3) for caption, frames in rows)
+    # Between bare dollars matplotlib would set mathematics.
+    assert r"\$5/\$6" in rows[2][0]
+    assert rows[3][0].endswith("… (1)")
+
+
+def test_the_row_is_enough_for_plain_diffusers(made, tiny):
+    result, _ = made
+    row = result.videos[1]
+    [expected] = tiny.pipeline(
+        row["prompt"],
+        num_frames=row["num_frames"],
+        height=row["height"],
+        width=row["width"],
+        num_inference_steps=row["steps"],
+        guidance_scale=row["guidance_scale"],
+        max_sequence_length=32,
+        generator=torch.Generator().manual_seed(row["seed"]),
+        output_type="np",
+    ).frames
+    [frames] = generate(tiny, [row["prompt"]], [row["seed"]], num_frames=17, height=64, width=64, steps=2)
+    assert np.abs(frames / 255 - expected).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(read_video(result.path / row["video"]).astype(float) - 255 * expected).mean() < 2  # H.264's part
+
+
+def test_batch_size_and_company_change_nothing(made, tiny, tmp_path):
+    """Before encoding: at most one level of 255 apart, in at most one value of a thousand (sums in another order)."""
+    prompts, seeds = [SIMULATED, "a", ""], [1, 2, 3]
+    size = {"num_frames": 9, "height": 64, "width": 64, "steps": 6}
+    together = generate(tiny, prompts, seeds, **size).astype(int)
+    alone = np.concatenate([generate(tiny, [p], [s], **size) for p, s in zip(prompts, seeds, strict=True)])
+    assert together.shape == (3, 9, 64, 64, 3)
+    assert np.abs(together - alone).max() <= 1
+    assert (together != alone).mean() < 1e-3
+    result, _ = made
+    again = sample(dataclasses.replace(SETTINGS, prompts=(STRANGE,)), out=tmp_path / "run", batch_size=1)
+    assert again.videos == result.videos[2:]
+    for row in again.videos:
+        one, other = (read_video(path / row["video"]).astype(int) for path in (again.path, result.path))
+        assert np.abs(one - other).mean() < 0.1
+
+
+def test_every_video_is_another(made):
+    result, _ = made
+    frames = [read_video(result.path / row["video"]).astype(int) for row in result.videos]
+    assert len({row["seed"] for row in result.videos}) == 4
+    for i in range(4):
+        assert all(np.abs(frames[i] - frames[j]).mean() > 1 for j in range(i))
+
+
+def test_a_finished_run_is_read_another_refused(made, monkeypatch):
+    result, _ = made
+    monkeypatch.setattr(task, "load", lambda *_, **__: pytest.fail("a model is loaded"))
+    heard = Heard()
+    again = sample(SETTINGS, out=result.path, batch_size=1, reporter=heard)
+    assert (again.videos, again.rows) == (result.videos, json.loads((result.path / "metrics.json").read_text()))
+    assert "nothing is made again" in heard.notes[0]
+    with pytest.raises(UsageError, match="steps was 2, now 3"):
+        sample(dataclasses.replace(SETTINGS, steps=3), out=result.path)
+
+
+def test_a_finished_run_that_lost_a_video_is_made_again(tmp_path):
+    settings = SampleSettings(prompts=("a ball",), model=MODEL, steps=1, num_frames=1)
+    result = sample(settings, out=tmp_path / "run")
+    video = result.path / result.videos[0]["video"]
+    before = video.read_bytes()
+    video.unlink()
+    heard = Heard()
+    sample(settings, out=tmp_path / "run", reporter=heard)
+    assert f"lacks 1 files, such as videos/{video.name}" in heard.warnings[0]
+    assert video.read_bytes() == before
+
+
+def test_what_the_text_encoder_does_not_see_is_said(made):
+    _, heard = made
+    assert not any(SIMULATED[:40] in message for message in heard.warnings)
+    [cut] = [message for message in heard.warnings if "tokens" in message]
+    # 12 words and marks before the balls, 60 balls, the end token.
+    assert 'reads 32 tokens of a prompt and cuts the last 41 of: A "zebra" costs' in cut
+    [unknown] = [message for message in heard.warnings if "does not know" in message]
+    assert ': " zebra costs $ 5 /$ 6 — 猫 😀 (in: A "zebra"' in unknown
+    assert all("\n" not in message for message in heard.warnings)
+
+
+def test_a_prompt_given_twice_is_sampled_once(tmp_path):
+    heard = Heard()
+    settings = SampleSettings(prompts=("a ball", "a ball"), model=MODEL, steps=1, num_frames=1)
+    assert len(sample(settings, out=tmp_path / "run", reporter=heard).videos) == 1
+    assert any("more than once" in message for message in heard.warnings)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "beginning"),
+    [
+        (SIMULATED, "a-red-ball-rolls-towards-a-yello"),
+        ("../../etc/passwd \"x\" 'y' `z`", "etc-passwd-x-y-z"),
+        ("Größe: ÉCLAIR 7½", "groe-eclair-712"),
+        ("猫が転がる 😀", "prompt"),
+        ("", "prompt"),
+        (" \n\t\0", "prompt"),
+        ("x" * 300, "x" * 32),
+    ],
+)
+def test_names_are_safe(prompt, beginning):
+    assert re.fullmatch(rf"{beginning}-[0-9a-f]{{8}}", slug(prompt))
+    assert slug(prompt) != slug(prompt + "!")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rate"),
+    [
+        ("a red ball, filmed at 20 frames per second", 20),
+        ("A RED BALL, FILMED AT 7 FRAMES PER SECOND", 20 / 3),
+        ("a red ball, filmed at 24 frames per second", 8),
+        ("", 8),
+    ],
+)
+def test_frame_rate(prompt, rate):
+    assert frame_rate_of(prompt, 8) == pytest.approx(rate)
+
+
+def test_native_frame_rates(tiny):
+    assert task._native_frame_rate(tiny, built_in=True) == 20
+    assert task._native_frame_rate(tiny, built_in=False) == 8
+    model = architecture("cogvideox-tiny")
+    model["transformer"] |= {"patch_size_t": 2, "num_layers": 1}
+    assert task._native_frame_rate(CogVideoX(build_cogvideox(model), name="1.5"), built_in=False) == 16
+
+
+def test_shorten():
+    assert shorten(" a\n b ") == "a b"
+    assert shorten("") == "(empty prompt)"
+    assert shorten("x" * 99, 10) == "x" * 9 + "…"
+
+
+def test_size_frames_and_a_folder_with_an_adapter(pipeline_folder, tmp_path):
+    transformer = CogVideoXPipeline.from_pretrained(pipeline_folder).transformer
+    transformer.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    CogVideoXPipeline.save_lora_weights(tmp_path / "lora", get_peft_model_state_dict(transformer))
+    plain = SampleSettings(
+        prompts=("a ball",), model=str(pipeline_folder), steps=2, size=(32, 48), num_frames=9, guidance_scale=1
+    )
+    adapted = dataclasses.replace(plain, adapter=str(tmp_path / "lora"))
+    rows, frames = [], []
+    for settings in (plain, adapted):
+        result = sample(settings, out=tmp_path / f"run{len(rows)}")
+        rows += result.videos
+        frames.append(read_video(result.path / result.videos[0]["video"]).astype(int))
+    assert frames[0].shape == (9, 32, 48, 3)
+    assert np.abs(frames[0] - frames[1]).mean() > 0.1
+    assert [row["adapter"] for row in rows] == [None, str(tmp_path / "lora")]
+    assert [(row["fps"], row["random_init"], row["seed"]) for row in rows] == [(8, False, rows[0]["seed"])] * 2
+    with pytest.raises(UsageError, match="adapter was null"):
+        sample(adapted, out=tmp_path / "run0")
+
+
+def test_a_large_video_keeps_the_sheet_small(tiny):
+    frames = np.zeros((5, 480, 720, 3), np.uint8)
+    assert task._thumbnails(frames).shape == (5, 160, 240, 3)
+
+
+def test_the_sheet_shows_every_prompt_before_a_second_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "_SHEET_VIDEOS", 2)
+    drawn = []
+    monkeypatch.setattr(task, "contact_sheet", lambda path, rows, columns: drawn.append(rows))
+    settings = SampleSettings(prompts=("a ball", "a box"), model=MODEL, num_samples=2, steps=1, num_frames=1)
+    sample(settings, out=tmp_path / "run", batch_size=4)
+    assert [caption for caption, _ in drawn[0]] == ["random init: a ball (0)", "random init: a box (0)"]
+
+
+def test_nan_is_an_error(tmp_path, monkeypatch):
+    broken = load(MODEL, device="cpu")
+    broken.transformer.proj_out.bias.fill_(float("nan"))
+    monkeypatch.setattr(task, "load", lambda *_, **__: broken)
+    with pytest.raises(ModelError, match="not numbers") as caught:
+        sample(SampleSettings(prompts=("a ball",), model=MODEL, steps=1), out=tmp_path / "run")
+    assert "--dtype float32" in caught.value.fix
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompts": ()}, "No --prompt"),
+        ({"prompts": ("caf\udce9",)}, "not valid text"),
+        ({"model": "videomae-tiny"}, "--model videomae-tiny is an encoder"),
+        ({"model": "cogvideox-tyni"}, "Did you mean 'cogvideox-tiny'"),
+        ({"size": (60, 64)}, "60x64.*\n.*multiples of 8"),
+        ({"size": (0, 0)}, "0x0"),
+        ({"num_frames": 13}, "13 frames.*\n.*for instance 9 or 17"),
+        ({"num_frames": 0}, "0 frames"),
+        ({"steps": 0}, "--steps 0"),
+        ({"steps": 1001}, "(?s)--steps 1001.*1 to 1000"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale nan"),
+        ({"guidance_scale": -1.0}, "--guidance-scale -1"),
+        ({"num_samples": 0}, "--num-samples 0"),
+        ({"dtype": "float23"}, "Did you mean 'float32'"),
+    ],
+)
+def test_bad_settings(tmp_path, change, said):
+    settings = SampleSettings(**({"prompts": ("a ball",), "model": MODEL} | change))
+    with pytest.raises(UsageError, match=said):
+        sample(settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -10,9 +10,11 @@ two equal keys wins silently. Here scalars follow YAML 1.2: only `true`/`false` 
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +41,8 @@ class RecipeError(PhyscliError):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Numbers = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -67,7 +71,7 @@ class Optimizer(_Section):
 
     name: Literal["adamw", "adamw-8bit"] = "adamw"
     lr: PositiveFloat = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 1e-4
 
@@ -89,7 +93,7 @@ class Train(_Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     clip_norm: NonNegativeFloat = 1.0  # 0: not clipped
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: none
+    ema: Decay = 0.0  # 0: none
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -123,7 +127,7 @@ class Reconstruction(_Section):
     crop_frames: PositiveInt = 9
     crop: PositiveInt = 32
     frames: PositiveInt = 17
-    strides: tuple[PositiveInt, ...] = (1, 3)
+    strides: Numbers = (1, 3)
     whole_share: Share = 0.0
 
 
@@ -138,8 +142,8 @@ class FuturePrediction(_Section):
     """See `physcli.methods.future_prediction`. `contexts`: frames shown, one drawn a step; `horizons`: frames after
     the last one shown that are predicted; `cells`: colours a place is divided into, a side."""
 
-    contexts: tuple[PositiveInt, ...] = (8, 12, 16)
-    horizons: tuple[PositiveInt, ...] = (2, 4, 8, 12, 16, 20, 24, 28, 32)
+    contexts: Numbers = (8, 12, 16)
+    horizons: Numbers = (2, 4, 8, 12, 16, 20, 24, 28, 32)
     cells: PositiveInt = 2
     scale: PositiveFloat = 5.0
     threshold: NonNegativeFloat = 0.03
@@ -158,7 +162,7 @@ class Denoising(_Section):
     `windows` of them are encoded of every clip; `text_encoder`: trained too."""
 
     frames: PositiveInt = 17
-    strides: tuple[PositiveInt, ...] = (1, 3)
+    strides: Numbers = (1, 3)
     windows: PositiveInt = 2
     caption_dropout: Share = 0.1
     text_encoder: bool = False
@@ -174,6 +178,7 @@ class GeneratorRecipe(_Recipe):
 
 
 Recipe = Annotated[VaeRecipe | EncoderRecipe | GeneratorRecipe, Field(discriminator="trains")]
+_KINDS: dict[Any, type[_Recipe]] = {"vae": VaeRecipe, "encoder": EncoderRecipe, "generator": GeneratorRecipe}
 _ADAPTER: TypeAdapter[VaeRecipe | EncoderRecipe | GeneratorRecipe] = TypeAdapter(Recipe)
 
 
@@ -192,17 +197,19 @@ def read_recipe(
     for override in given:
         _override(content, override)
     try:
-        return _ADAPTER.validate_python(content)
+        return _validate(content)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [_explain(problem, content) for problem in error.errors()]
         message = f"{path}: " + "; ".join(problems[:3]) + (f" (and {len(problems) - 3} more)" if problems[3:] else "")
         kind = UsageError if given and _is_valid(load_yaml(path)) else RecipeError
-        raise kind(message, expected=_fields(content), fix="correct the recipe or the key=value") from None
+        expected = _fields(content, _place(error.errors()[0]))
+        raise kind(message, expected=expected, fix="correct the recipe or the key=value") from None
 
 
 def dump_recipe(recipe: BaseModel) -> str:
     """All fields as YAML, defaults included."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    content = recipe.model_dump(mode="json")
+    return yaml.dump(content, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -216,47 +223,65 @@ def _override(content: dict[str, Any], override: str) -> None:
     place: Any = content
     *parents, last = key.split(".")
     for name in parents:
-        if not isinstance(place.setdefault(name, {}), dict):
+        if place.get(name) is None:  # not in the file, or a heading with nothing below it
+            place[name] = {}
+        if not isinstance(place[name], dict):
             raise UsageError(f"{override!r}: {name} is not a section.", expected=_fields(content))
         place = place[name]
     place[last] = value
 
 
+def _validate(content: Mapping[str, Any]) -> VaeRecipe | EncoderRecipe | GeneratorRecipe:
+    # Strictly, or `true` would be 1 and `"10"` 10; as JSON, which alone lets a list be a tuple then.
+    return _ADAPTER.validate_json(json.dumps(content), strict=True)
+
+
 def _is_valid(content: Mapping[str, Any]) -> bool:
     try:
-        _ADAPTER.validate_python(content)
+        _validate(content)
     except ValidationError:
         return False
     return True
 
 
-def _explain(problem: Any) -> str:
+def _place(problem: Any) -> list[str]:
+    """Where one of pydantic's complaints is; it puts the kind of recipe before the fields."""
+    place = [str(part) for part in problem["loc"]]
+    return place[1:] if place and place[0] in _KINDS else place
+
+
+def _explain(problem: Any, content: Mapping[str, Any]) -> str:
     """One of pydantic's complaints, in words: where, what, what was received."""
-    place = [str(part) for part in problem["loc"] if part not in ("vae", "encoder", "generator")]
+    place = _place(problem)
     key = ".".join(place) or "the recipe"
     if problem["type"] == "extra_forbidden":
-        return f"unknown field {key}"
+        close = difflib.get_close_matches(place[-1], _section(content, place)[1].model_fields, n=1, cutoff=0.5)
+        return f"unknown field {key}" + (f", did you mean {close[0]}?" if close else "")
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"].startswith("union_tag"):
-        return f"trains is {problem['input'].get('trains')!r}" if isinstance(problem["input"], dict) else "no trains"
+        return f"trains is {content['trains']!r}" if "trains" in content else "trains is missing"
     return f"{key} is {problem['input']!r} ({problem['msg'][0].lower()}{problem['msg'][1:]})"
 
 
-def _fields(content: Mapping[str, Any]) -> str:
-    """The fields a recipe of this kind may have."""
-    kinds = {"vae": VaeRecipe, "encoder": EncoderRecipe, "generator": GeneratorRecipe}
-    kind = kinds.get(str(content.get("trains")))
-    if kind is None:
-        return f"trains: one of {', '.join(kinds)}"
-    names = []
-    for name, field in kind.model_fields.items():  # type: ignore[attr-defined]
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, _Section):
-            names.append(f"{name}: {{{', '.join(inner.model_fields)}}}")
-        else:
-            names.append(name)
-    return f"the fields {', '.join(names)}"
+def _section(content: Mapping[str, Any], place: Sequence[str]) -> tuple[list[str], type[_Section]]:
+    """The innermost section that a place in a recipe of this kind lies in, and its own place."""
+    section: type[_Section] = _KINDS[content["trains"]]
+    path: list[str] = []
+    for name in place:
+        inner = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, _Section)):
+            break
+        section, path = inner, [*path, name]
+    return path, section
+
+
+def _fields(content: Mapping[str, Any], place: Sequence[str] = ()) -> str:
+    """The fields there are in the section of a recipe that `place` lies in."""
+    if str(content.get("trains")) not in _KINDS:
+        return f"trains: one of {', '.join(_KINDS)}"
+    path, section = _section(content, place)
+    return f"the fields {', '.join('.'.join([*path, name]) for name in section.model_fields)}"
 
 
 def recipe_folders() -> list[Path]:
@@ -368,6 +393,10 @@ class _StrictLoader(yaml.SafeLoader):
         return float(re.sub(r"\.(inf|nan)$", r"\1", self.construct_scalar(node), flags=re.IGNORECASE))
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Puts text in quotes that either version of YAML would take for something else."""
+
+
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -378,7 +407,8 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+    for _class in (_StrictLoader, _StrictDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader._construct_map)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader._construct_int)
 _StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader._construct_float)

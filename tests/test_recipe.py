@@ -5,7 +5,17 @@ import math
 import pytest
 
 from physcli.errors import UsageError
-from physcli.recipe import RecipeError, find_recipe, list_recipes, load_yaml
+from physcli.recipe import (
+    EncoderRecipe,
+    GeneratorRecipe,
+    RecipeError,
+    VaeRecipe,
+    dump_recipe,
+    find_recipe,
+    list_recipes,
+    load_yaml,
+    read_recipe,
+)
 
 
 @pytest.fixture
@@ -107,3 +117,169 @@ def test_finding(tmp_path):
 @pytest.mark.parametrize("name", sorted(list_recipes()))
 def test_every_recipe_is_strict_yaml(name):
     assert load_yaml(find_recipe(name))
+
+
+@pytest.mark.parametrize("name", sorted(list_recipes()))
+def test_every_recipe_is_valid_and_goes_round(name, tmp_path):
+    recipe = read_recipe(name)
+    assert recipe.trains in ("vae", "encoder", "generator")
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert read_recipe(tmp_path / "again.yaml") == recipe
+
+
+VAE = """
+trains: vae
+model: cogvideox-tiny
+train: {steps: 10, optimizer: {lr: 1e-4}}
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.yaml").write_text(VAE)
+    return tmp_path / "own.yaml"
+
+
+def test_defaults_are_filled_in(own):
+    recipe = read_recipe(own)
+    assert isinstance(recipe, VaeRecipe)
+    assert recipe.train.optimizer.lr == 1e-4
+    assert recipe.train.optimizer.betas == (0.9, 0.999)
+    assert (recipe.data.source, recipe.init, recipe.train.mixed_precision) == ("simulated", "pretrained", "no")
+    assert load_yaml(own) == {"trains": "vae", "model": "cogvideox-tiny", "train": load_yaml(own)["train"]}  # unchanged
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("train.steps=3", "train.steps", 3),
+        ("train.optimizer.lr=1e-4", "train.optimizer.lr", 1e-4),
+        ("train.optimizer.lr=2", "train.optimizer.lr", 2.0),
+        ("train.schedule.warmup_steps=7", "train.schedule.warmup_steps", 7),  # a section the file does not have
+        ("train.compile=true", "train.compile", True),
+        ("train.mixed_precision=no", "train.mixed_precision", "no"),
+        ("train.optimizer.betas=[0.8, 0.9]", "train.optimizer.betas", (0.8, 0.9)),
+        ("train.trackers=[wandb, tensorboard]", "train.trackers", ("wandb", "tensorboard")),
+        ("train.trackers=[]", "train.trackers", ()),
+        ("objective.strides=[2]", "objective.strides", (2,)),
+        ("data.limit=5", "data.limit", 5),
+        ("data.limit=null", "data.limit", None),
+        ("data.limit=", "data.limit", None),
+        ("data.source=simulated:16", "data.source", "simulated:16"),
+        ("data.source=/a/b=c=d", "data.source", "/a/b=c=d"),
+        ("model='007'", "model", "007"),
+        ("model=my model", "model", "my model"),
+        ("architecture={seed: 1, vae: {x: 1e-3}}", "architecture", {"seed": 1, "vae": {"x": 1e-3}}),
+        ("architecture.vae.x=[1, two]", "architecture", {"vae": {"x": [1, "two"]}}),
+    ],
+)
+def test_overrides(own, tmp_path, override, place, value):
+    recipe = read_recipe(own, [override])
+    found = recipe
+    for name in place.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert read_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_the_last_override_counts(own):
+    assert read_recipe(own, ["train.steps=3", "train.batch_size=1", "train.steps=4"]).train.steps == 4
+
+
+def test_an_override_may_change_what_is_trained(own):
+    assert isinstance(read_recipe(own, ["trains=encoder"]), EncoderRecipe)
+    assert isinstance(read_recipe(own, ["trains=generator", "vae=a/folder"]), GeneratorRecipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "said", "expected"),
+    [
+        ("train.steps", "'train.steps'", "key=value"),
+        ("=3", "'=3'", "key=value"),
+        ("train..steps=3", "'train..steps=3'", "key=value"),
+        ("train.steps=[1", "'[1' is not YAML", "a number, a word or [a, list]"),
+        ("model.name=x", "model is not a section", "the fields description, model"),
+        ("train.steps.x=1", "steps is not a section", "train"),
+        ("train.stepz=3", "unknown field train.stepz, did you mean steps?", "train.batch_size"),
+        ("train.optimizer.learning_rate=1", "unknown field train.optimizer.learning_rate", "train.optimizer.lr,"),
+        ("trian.steps=3", "unknown field trian, did you mean train?", "objective"),
+        ("objective.windows=2", "unknown field objective.windows", "objective.strides"),
+        ("vae=x", "unknown field vae", "the fields"),
+        ("train=null", "train is None", "train.steps"),
+        ("train.steps=0", "train.steps is 0 (input should be greater than 0)", "train.steps"),
+        ("train.steps=2.5", "train.steps is 2.5", "train.steps"),
+        ("train.steps=true", "train.steps is True", "train.steps"),
+        ("train.steps='10'", "train.steps is '10'", "train.steps"),
+        ("train.steps=ten", "train.steps is 'ten'", "train.steps"),
+        ("train.steps=", "train.steps is None", "train.steps"),
+        ("train.compile=yes", "train.compile is 'yes'", "train.compile"),
+        ("train.compile=1", "train.compile is 1", "train.compile"),
+        ("train.ema=1", "train.ema is 1", "train.ema"),
+        ("train.optimizer.lr=.nan", "train.optimizer.lr is nan", "lr"),
+        ("train.optimizer.lr=.inf", "train.optimizer.lr is inf", "lr"),
+        ("train.optimizer.betas=[0.9]", "train.optimizer.betas.1 is missing", "betas"),
+        ("train.optimizer.betas=[0.9, 1]", "train.optimizer.betas.1 is 1", "betas"),
+        ("train.optimizer.name=sgd", "train.optimizer.name is 'sgd'", "name"),
+        ("train.schedule.name=cosin", "train.schedule.name is 'cosin'", "name"),
+        ("train.trackers=wandb", "train.trackers is 'wandb'", "trackers"),
+        ("objective.strides=[]", "objective.strides is []", "strides"),
+        ("objective.strides=[1, 0]", "objective.strides.1 is 0", "strides"),
+        ("data.source=3", "data.source is 3", "data.source"),
+        ("data.max_bad=1.1", "data.max_bad is 1.1", "data.max_bad"),
+        ("trains=vea", "trains is 'vea'", "one of vae, encoder, generator"),
+        ("trains=[vae]", "trains is ['vae']", "one of vae, encoder, generator"),
+    ],
+)
+def test_wrong_overrides_are_explained(own, override, said, expected):
+    with pytest.raises(UsageError) as error:
+        read_recipe(own, [override])
+    assert said in error.value.received
+    assert expected in error.value.expected
+
+
+def test_several_problems_at_once(own):
+    wrong = ["train.steps=x", "train.batch_size=0", "a=1", "b=2", "c=3"]
+    with pytest.raises(UsageError, match=r"train\.steps is 'x'.*; train\.batch_size is 0.*; .* \(and 2 more\)"):
+        read_recipe(own, wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: m\ntrain: {steps: 1}\n", "trains is missing"),
+        ("trains: vae\ntrain: {steps: 1}\n", "model is missing"),
+        ("trains: vae\nmodel: m\ntrain: {}\n", "train.steps is missing"),
+        ("trains: vae\nmodel: m\ntrain:\n", "train is None"),
+        ("trains: generator\nmodel: m\nvae: 3\ntrain: {steps: 1}\n", "vae is 3"),
+    ],
+)
+def test_wrong_files_are_explained(tmp_path, text, said):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        read_recipe(tmp_path / "r.yaml")
+    assert f"r.yaml: {said}" in error.value.received
+    with pytest.raises(RecipeError):  # the file's fault, whatever is on the command line
+        read_recipe(tmp_path / "r.yaml", ["data.limit=3"])
+
+
+def test_an_override_may_give_what_the_file_lacks(tmp_path):
+    for text in ("trains: vae\nmodel: m\n", "trains: vae\nmodel: m\ntrain:\n"):
+        (tmp_path / "r.yaml").write_text(text)
+        assert read_recipe(tmp_path / "r.yaml", ["train.steps=3"]).train.steps == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1e-4", "no", "yes", "16:9", "0o17", "0x1F", "2024-01-01", "true", "null", "~", "", ".5", "1_000", "+1"),
+        *("007", "é😀", "a: b", "# x", "'q'", "-", "=", "<<", ".inf", "two\nlines", "x" * 300, " padded "),
+    ],
+)
+def test_text_goes_round_as_text(own, tmp_path, text):
+    recipe = read_recipe(own).model_copy(
+        update={"description": text, "architecture": {"word": text, "list": [text, 1]}}
+    )
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert read_recipe(tmp_path / "again.yaml") == recipe

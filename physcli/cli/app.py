@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from physcli import __version__
 from physcli.errors import PhyscliError, UsageError
+from physcli.tasks.processes import start_all_processes
 
 # Command or group → its line in `physcli --help`. Each is `physcli.cli.<name>`, imported when it is called: help that
 # imports everything would be slow help.
@@ -90,6 +91,7 @@ def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Run the command line; never returns normally."""
+    start_all_processes()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()

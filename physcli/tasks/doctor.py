@@ -17,7 +17,11 @@ from physcli.data.cache import cache_sizes
 from physcli.tasks.run_dir import cache_root
 
 # extra → (package as imported, what it is for)
-EXTRAS = {"hdf5": ("h5py", "reading Physion v1 HDF5 files")}
+EXTRAS = {
+    "hdf5": ("h5py", "reading Physion v1 HDF5 files"),
+    "eight-bit": ("bitsandbytes", "train.optimizer.name=adamw-8bit on CUDA"),
+    "trackers": ("tensorboard", "train.trackers=[tensorboard]"),
+}
 REQUIRED = (
     "typer",
     "rich",
@@ -29,6 +33,7 @@ REQUIRED = (
     "av",
     "pyyaml",
     "pydantic",
+    "psutil",
     "numpy",
     "scipy",
     "scikit-learn",

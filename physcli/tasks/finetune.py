@@ -9,28 +9,33 @@ OUT/model/ (or vae/)         what was trained, in diffusers or transformers layo
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from physcli.data.clips import Clip
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import settings_hash
 from physcli.models import BUILT_IN, loading
+from physcli.models.encoders.videomae import VideoMAE
 from physcli.models.tiny import architecture, asset_folder, build_cogvideox, build_videomae
 from physcli.progress import Reporter
 from physcli.recipe import EncoderRecipe, GeneratorRecipe, VaeRecipe, dump_recipe, read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, write_text
-from physcli.tasks.training.checkpoints import find_checkpoint, read_manifest
+from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, read_run, write_text
+from physcli.tasks.training.checkpoints import cannot_write, checkpoint_folders, find_checkpoint, read_manifest
 from physcli.tasks.training.clips import ClipReader, read_clips
 from physcli.tasks.training.encoder import EncoderTrainee
 from physcli.tasks.training.export import cast_weights, write_card
 from physcli.tasks.training.generator import GeneratorTrainee
-from physcli.tasks.training.loop import build_accelerator, train
+from physcli.tasks.training.loop import Trained, build_accelerator, train
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
 
@@ -87,28 +92,30 @@ def finetune(
         PhyscliError: anything the user can mend.
     """
     changes = [*overrides]
-    changes += [f"model={json.dumps(model)}", "init=pretrained"] if model is not None else []
-    changes += [f"data.source={json.dumps(data)}"] if data is not None else []
+    changes += [f"model={_quoted(model)}", "init=pretrained"] if model is not None else []
+    changes += [f"data.source={_quoted(data)}"] if data is not None else []
     changes += [f"train.steps={steps}"] if steps is not None else []
     recipe = read_recipe(recipe_name, changes)
     processes = Processes(device)
     reporter = (reporter or Reporter()) if processes.is_main else Reporter()
+    if processes.warning:
+        reporter.warn(processes.warning)
     if resume is not None and out is None:
         out = _run_of(resume)
     settings = _settings(recipe, seed)
+    start = _starting_point(resume, out, settings, overwrite, reporter) if processes.is_main else None
+    start = processes.tell(start)
     run = RunDir(out, "finetune", settings, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
     with run:
         run.path = Path(processes.tell(str(run.path)))
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds this run, finished.")
+            processes.finish()
             return _read_result(run.path, processes.is_main)
-        if processes.is_main:
-            _check_start(run.path, resume, reporter)
-            write_text(run.path / "recipe.yaml", dump_recipe(recipe))
-        processes.wait()
         cache = cache_root(cache_dir)
         accelerator = build_accelerator(recipe.train, device=device, folder=run.path)
         training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
+        run.check_inputs({"clips": _clips_in_words(training, held_out)})  # the order of samples hangs on them
         trainee = _build(recipe, training, held_out, seed, cache, accelerator.device, processes, reporter)
         count = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
         per_step = recipe.train.batch_size * recipe.train.accumulate * accelerator.num_processes
@@ -116,38 +123,36 @@ def finetune(
             f"Training {count / 1e6:.2f} M parameters on {len(training):,} clips, {per_step} a step, "
             f"{recipe.train.steps:,} steps, on {accelerator.device}."
         )
+        if processes.is_main:  # not before: a run that cannot begin leaves no folder behind
+            write_text(run.path / "recipe.yaml", dump_recipe(recipe))
         trained = train(
             trainee,
             recipe.train,
             run=run,
             accelerator=accelerator,
             seed=seed,
-            resume=resume,
+            resume=start,
             facts={"settings": settings, "recipe": recipe.model_dump(mode="json")},
             reporter=reporter,
         )
         folder = run.path
+        problems = list(dict.fromkeys(processes.collect(trained.problems)))
         if processes.is_main:
+            for problem in problems:
+                if problem not in trained.problems:
+                    reporter.warn(f"Left out by another process: {problem}")
             loss_curve(run.path / "loss.png", trained.steps, title=f"{recipe.model}: {recipe.trains}")
-            with loading.quiet_libraries():
-                folder = trainee.export(run.path)
-            cast_weights(folder, recipe.save_dtype)
-            write_card(
-                folder,
-                recipe,
-                parts=trainee.parts(),
-                num_clips=len(training),
-                seed=seed,
-                seconds=trained.seconds,
-                hardware=run.record["hardware"],
-                rows=trained.rows,
-                facts=trainee.facts(),
-            )
-            run.record["unreadable_clips"] = trained.problems
+            folder = _export(trainee, recipe, run, trained, num_clips=len(training), seed=seed)
+            run.record["unreadable_clips"] = problems
             run.record["training"] = {"seconds": round(trained.seconds, 1), "resumed_at": trained.resumed}
             run.write_metrics(trained.rows)
-        processes.wait()
+    processes.finish()
     return FinetuneResult(run.path, folder, trained.rows, trained.steps, trained.seconds, processes.is_main)
+
+
+def _quoted(text: str) -> str:
+    """As a YAML value."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _settings(recipe: AnyRecipe, seed: int) -> dict[str, Any]:
@@ -171,26 +176,53 @@ def _run_of(resume: str) -> Path:
     return path.parent if path.name.startswith("checkpoint-") else path
 
 
-def _check_start(run: Path, resume: str | None, reporter: Reporter) -> None:
-    """Neither throw away checkpoints nor resume nothing."""
-    if resume is None:
-        found = sorted(run.glob("checkpoint-*"))
-        if found:
+def _starting_point(
+    resume: str | None, out: Path | None, settings: dict[str, Any], overwrite: bool, reporter: Reporter
+) -> Path | None:
+    """The checkpoint to go on from, or None to start anew; found before anything is written.
+
+    Raises:
+        UsageError: nothing to resume, a checkpoint of other settings, or one that would be lost.
+        DataError: there are checkpoints, but none is whole.
+    """
+    if out is None:
+        return None
+    previous = None if overwrite else read_run(out)
+    if previous is not None:
+        if settings_hash(previous.get("settings", {})) != settings_hash(settings):
+            return None  # RunDir says what differs
+        if resume in (None, "latest") and _is_finished(out, previous):
+            return None
+        if resume is None and (found := checkpoint_folders(out)):
             raise UsageError(
-                f"--out {run} holds an unfinished run ({found[-1].name}).",
+                f"--out {out} holds an unfinished run ({found[0].name}).",
                 expected="--resume latest to go on with it",
                 fix="add --resume latest, or --overwrite to start it again",
             )
-        return
-    checkpoint = find_checkpoint(resume, run, reporter)
-    then = read_manifest(checkpoint).get("settings", {})
-    now = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
-    if settings_hash(then) != settings_hash(now):
+    if resume is None:
+        return None
+    checkpoint = find_checkpoint(resume, out, reporter)
+    if overwrite and checkpoint.resolve().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"--resume {resume} with --overwrite, which removes it.",
+            expected="one of them",
+            fix="leave one of them out",
+        )
+    if settings_hash(read_manifest(checkpoint).get("settings", {})) != settings_hash(settings):
         raise UsageError(
             f"{checkpoint} is of a run with other settings.",
             expected="the same recipe, overrides and seed",
             fix=f"repeat them ({checkpoint.parent / 'recipe.yaml'} has them), or start from its weights with --model",
         )
+    return checkpoint
+
+
+def _is_finished(run: Path, record: dict[str, Any]) -> bool:
+    try:
+        read_metrics(run)
+    except (OSError, ValueError):
+        return False
+    return record.get("status") == "finished"
 
 
 def _build(
@@ -247,14 +279,34 @@ def _build(
     )
 
 
+def _clips_in_words(training: list[Clip], held_out: list[Clip]) -> str:
+    """How many clips, and a hash of which in what order."""
+    names = {"training": [clip.name for clip in training], "held out": [clip.name for clip in held_out]}
+    return f"{len(training)} for training, {len(held_out)} held out: {settings_hash(names)}"
+
+
+@contextmanager
+def _explain_architecture() -> Iterator[None]:
+    """Whatever diffusers and transformers say of a wrong architecture is the recipe's fault."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise UsageError(
+            f"The recipe's architecture cannot be built: {reason}.",
+            expected="every part's config, as in pretrain/cogvideox-tiny or pretrain/videomae-tiny",
+        ) from error
+
+
 def _encoder(recipe: EncoderRecipe) -> Any:
     encoder: Any
     if recipe.init == "random":
-        encoder = build_videomae(recipe.architecture or architecture(recipe.model))
+        with _explain_architecture():
+            encoder = build_videomae(recipe.architecture or architecture(recipe.model))
         encoder.name = recipe.model
         return encoder
     encoder = loading.load(recipe.model, device="cpu", dtype="float32")
-    if encoder.family != "videomae":
+    if not isinstance(encoder, VideoMAE):
         raise UsageError(f"--model {recipe.model} is not a VideoMAE encoder.", expected="videomae-tiny or a folder")
     return encoder
 
@@ -265,7 +317,8 @@ def _generator(recipe: VaeRecipe | GeneratorRecipe) -> Any:
 
     generator: Any
     if recipe.init == "random":
-        pipeline = build_cogvideox(recipe.architecture or architecture(recipe.model))
+        with _explain_architecture():
+            pipeline = build_cogvideox(recipe.architecture or architecture(recipe.model))
         generator = CogVideoX(pipeline, name=recipe.model, random_init=True)
     else:
         generator = loading.load(recipe.model, device="cpu", dtype="float32")
@@ -287,6 +340,41 @@ def _vae_folder(name: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"vae: {name} is not there.", expected="a built-in name or an existing folder")
     return folder / "vae" if (folder / "vae").is_dir() else folder
+
+
+def _export(trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: Trained, *, num_clips: int, seed: int) -> Path:
+    """Write the model folder with its card, whole or not at all.
+
+    Raises:
+        DataError: the disk is full or not writable.
+    """
+    part = run.path / ".export.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        with loading.quiet_libraries():
+            folder = trainee.export(part)
+        cast_weights(folder, recipe.save_dtype)
+        write_card(
+            folder,
+            recipe,
+            parts=trainee.parts(),
+            num_clips=num_clips,
+            seed=seed,
+            seconds=trained.seconds,
+            hardware=run.record["hardware"],
+            rows=trained.rows,
+            facts=trainee.facts(),
+        )
+        final = run.path / folder.name
+        if final.exists():
+            shutil.rmtree(final)
+        folder.rename(final)
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error
+        raise cannot_write("The trained model", run.path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return final
 
 
 def _read_result(path: Path, is_main: bool) -> FinetuneResult:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
+import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -14,12 +16,82 @@ T = TypeVar("T")
 # Others wait while the main process simulates or fits readouts; the default limit of minutes would end the run.
 _PATIENCE = datetime.timedelta(hours=6)
 
+# Where launchers (torchrun, and MPI in its three dialects) say how many processes there are.
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_RELAUNCHED = "PHYSCLI_RELAUNCHED"
+_CUT_SHORT = (
+    "One process runs: `accelerate launch` started no more. "
+    "`torchrun --nproc_per_node N -m physcli …` starts N; on GPUs, so does `accelerate launch --multi_gpu`."
+)
+
+
+def start_all_processes() -> None:
+    """Make `accelerate launch --cpu --num_processes N -m physcli …` start N processes.
+
+    On CPUs accelerate (1.8 to 1.15) starts one process whatever N is. That one is replaced here by torchrun, which
+    starts N with the same arguments. To be called before any work is done; under any other launcher it does nothing.
+    """
+    count = _asked_for() if _is_cut_short() and on_cpu("auto") else 0
+    # torchrun's children have a WORLD_SIZE and never come here; the mark is for a torchrun that would not set it.
+    if count < 2 or _RELAUNCHED in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), "-m", "physcli", *sys.argv[1:]]
+    os.environ[_RELAUNCHED] = "1"
+    os.execv(command[0], command)
+
+
+def on_cpu(device: str) -> bool:
+    """Whether the CPU was asked for, by --device or by `accelerate launch --cpu`."""
+    return device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+
+
+def _is_cut_short() -> bool:
+    """Whether `accelerate launch` was asked for several processes and started this one alone.
+
+    It sets MASTER_ADDR for several; a launcher that did start them sets one of `_COUNTS` as well.
+    """
+    here = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
+    return here and not any(name in os.environ for name in _COUNTS) and _asked_for() != 1
+
+
+def _asked_for() -> int:
+    """N of the `accelerate launch --num_processes N` on one machine that is our parent; 0 if that cannot be learnt.
+
+    It stands nowhere but in the parent's command line, which ends in our own arguments.
+    """
+    import psutil  # accelerate needs it, so it is there
+
+    try:
+        parent = psutil.Process().parent()
+        command = parent.cmdline() if parent is not None else []
+    except psutil.Error:
+        return 0
+    own = sys.argv[1:]
+    launcher = command[: len(command) - len(own)]
+    if not any("accelerate" in word for word in launcher) or command[len(launcher) :] != own:
+        return 0
+    found = {"--num-processes": "0", "--num-machines": "1"}
+    for word, following in zip(launcher, [*launcher[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in found:
+            found[name] = value if equals else following
+    count, machines = found.values()
+    return int(count) if count.isdigit() and machines == "1" else 0
+
 
 class Processes:
     """Which of the launched processes this is. Alone when not launched by accelerate or torchrun.
 
     Args:
         device: What the user asked for: "cpu", or anything torch finds.
+
+    Attributes:
+        warning: What the user should know of the launch, or "".
 
     Raises:
         UsageError: the launcher started several processes that cannot talk to each other.
@@ -29,11 +101,12 @@ class Processes:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = 0
         self._state = None
+        self.warning = _CUT_SHORT if _is_cut_short() else ""
         if self.count > 1:
             import torch
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
+            self._state = PartialState(cpu=on_cpu(device) or not torch.cuda.is_available(), timeout=_PATIENCE)
             if self._state.num_processes != self.count:
                 raise UsageError(
                     f"{self.count} processes were launched, but accelerate sees {self._state.num_processes}.",

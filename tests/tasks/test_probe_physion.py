@@ -40,14 +40,14 @@ class Heard(Reporter):
 @pytest.fixture(scope="module")
 def probed(simulated, session_cache, tmp_path_factory):
     """Both tiny models on the small dataset."""
-    settings = ProbeSettings(models=("videomae-tiny", "cogvideox-tiny"), data=str(simulated))
+    settings = ProbeSettings(models=("videomae-tiny:random", "cogvideox-tiny"), data=str(simulated))
     out = tmp_path_factory.mktemp("runs") / "probe"
     return settings, probe_physion(settings, out=out, cache_dir=session_cache)
 
 
 def test_rows(probed):
     _, result = probed
-    assert result.subjects == ["videomae-tiny", "cogvideox-tiny", "state", "pixels"]
+    assert result.subjects == ["videomae-tiny:random", "cogvideox-tiny", "state", "pixels"]
     assert all(row.keys() >= ROW_KEYS for row in result.rows)
     assert json.loads((result.path / "metrics.json").read_text()) == json.loads(json.dumps(result.rows))
     for subject in result.subjects:
@@ -56,11 +56,11 @@ def test_rows(probed):
         assert mean["value"] == pytest.approx(np.mean([row["value"] for row in per_scenario]))
         assert sum(row["n"] for row in per_scenario) == mean["n"] == 12
         assert 0 <= mean["stderr"] < 0.3
-        assert mean["random_init"] == (subject in ("videomae-tiny", "cogvideox-tiny"))
+        assert mean["random_init"] == (subject == "videomae-tiny:random")
     tap = result.accuracy("cogvideox-tiny")
     assert (tap["block"], tap["chosen"]) == (3, True)
     assert tap["sigma"] == pytest.approx(0.3, abs=0.01)
-    assert result.accuracy("videomae-tiny")["block"] == 5
+    assert result.accuracy("videomae-tiny:random")["block"] == 5
 
 
 def test_state_knows_what_pixels_do_not(probed):
@@ -86,7 +86,7 @@ def test_items_and_pictures(probed):
 
 def test_random_weights_are_named_in_the_table(probed):
     _, result = probed
-    assert result.table().columns[1:3] == ["videomae-tiny\n(random init)", "cogvideox-tiny\n(random init)"]
+    assert result.table().columns[1:3] == ["videomae-tiny:random\n(random init)", "cogvideox-tiny"]
 
 
 def test_the_same_run_again_is_read_and_another_refused(probed, session_cache):

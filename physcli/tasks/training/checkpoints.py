@@ -48,7 +48,8 @@ def write_checkpoint(
     part = run / f".checkpoint-{step}.part"
     try:
         if is_main:
-            shutil.rmtree(part, ignore_errors=True)
+            for left in run.glob(".checkpoint-*.part"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
             part.mkdir()
         wait()
         save(part)
@@ -61,20 +62,42 @@ def write_checkpoint(
             part.rename(final)
         wait()
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
+        failure = cannot_write(f"checkpoint-{step}", run, error)
         shutil.rmtree(part, ignore_errors=True)
-        free = shutil.disk_usage(run).free
-        raise DataError(
-            f"checkpoint-{step} could not be written to {run}: {str(error).splitlines()[0]}",
-            expected=f"a writable disk with room for it ({free / 1e6:,.0f} MB are free)",
-            fix="free some space, then add --resume latest to the same command: "
-            + (f"{newest.name} is whole" if (newest := _newest(run)) else "no earlier checkpoint exists"),
-        ) from error
+        raise failure from error
     return final
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints."""
-    for folder in _folders(run)[keep:]:
+def cannot_write(what: str, run: Path, error: Exception) -> DataError:
+    """The error for something that could not be written into a run directory, and how to go on.
+
+    To be made before the half-written is removed: what is free then says whether the disk was full. torch does not
+    (it says "unexpected pos 64 vs 0"), and neither does safetensors reliably.
+    """
+    free = shutil.disk_usage(run).free
+    reason = "the disk is full" if free < 2**20 else (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f"{what} could not be written to {run}: {reason}.",
+        expected=f"a writable disk with room for it ({free / 1e6:,.0f} MB are free)",
+        fix=f"free some space, then {how_to_go_on(run)}",
+    )
+
+
+def how_to_go_on(run: Path) -> str:
+    """What to do once the reason why a run ended is mended."""
+    newest = next((folder for folder in checkpoint_folders(run) if _damage(folder) is None), None)
+    if newest is None:
+        return "give the same command again: there is no checkpoint yet"
+    return f"add --resume latest to the same command: {newest.name} is whole"
+
+
+def prune(run: Path, keep: int, step: int) -> None:
+    """Remove all but the `keep` newest checkpoints of steps up to `step`.
+
+    Later ones are of a run that went on from an earlier step, a damaged one perhaps: they must not push out this run's.
+    """
+    reached = [folder for folder in checkpoint_folders(run) if (_step_of(folder) or 0) <= step]
+    for folder in reached[keep:]:
         shutil.rmtree(folder)
 
 
@@ -88,7 +111,7 @@ def find_checkpoint(resume: str, run: Path, reporter: Reporter) -> Path:
         DataError: there are checkpoints, but none is whole.
     """
     if resume == "latest":
-        candidates = _folders(run)
+        candidates = checkpoint_folders(run)
         where = f"{run} (the run directory; --out names it)"
     else:
         path = Path(resume).expanduser()
@@ -99,8 +122,8 @@ def find_checkpoint(resume: str, run: Path, reporter: Reporter) -> Path:
                 fix="leave --resume out to start a new run",
             )
         named = _step_of(path)
-        older = [f for f in _folders(path.parent) if (_step_of(f) or 0) < named] if named is not None else []
-        candidates = [path, *older] if named is not None else _folders(path)
+        older = [f for f in checkpoint_folders(path.parent) if (_step_of(f) or 0) < named] if named is not None else []
+        candidates = [path, *older] if named is not None else checkpoint_folders(path)
         where = str(path)
     if not candidates:
         raise UsageError(
@@ -116,7 +139,7 @@ def find_checkpoint(resume: str, run: Path, reporter: Reporter) -> Path:
     raise DataError(
         f"None of the {len(candidates)} checkpoints in {where} is whole.",
         expected="a checkpoint-N folder as physcli wrote it",
-        fix="start again without --resume, in another --out",
+        fix="start again without --resume, with --overwrite or in another --out",
     )
 
 
@@ -128,9 +151,13 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = read_manifest(folder)["files"]
+        manifest = read_manifest(folder)
+        files = dict(manifest["files"])
+        int(manifest["step"]), int(manifest["samples"])
     except (OSError, ValueError, KeyError, TypeError):
         return "no readable manifest"
+    if not files:
+        return "its manifest names no file"
     for name, expected in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -139,14 +166,10 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
-def _folders(run: Path) -> list[Path]:
+def checkpoint_folders(run: Path) -> list[Path]:
     """Checkpoint folders of a run, the newest first."""
     found = [p for p in run.glob("checkpoint-*") if p.is_dir() and _step_of(p) is not None] if run.is_dir() else []
     return sorted(found, key=lambda p: _step_of(p) or 0, reverse=True)
-
-
-def _newest(run: Path) -> Path | None:
-    return next((folder for folder in _folders(run) if _damage(folder) is None), None)
 
 
 def _step_of(path: Path) -> int | None:

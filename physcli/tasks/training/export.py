@@ -62,6 +62,7 @@ def cast_weights(folder: Path, dtype: str) -> None:
         }
         temporary = path.with_name(f".{path.name}.part")
         save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(path.stat().st_mode)
         temporary.replace(path)
 
 

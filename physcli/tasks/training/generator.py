@@ -215,6 +215,12 @@ class GeneratorTrainee(Trainee):
         simulated = [i for i, clip in enumerate(clips) if clip.kind == "simulated"]
         return [float(shows(videos[i], prompts[i]).right) for i in simulated]
 
+    def export(self, folder: Path) -> Path:
+        """Write `model/`, a whole pipeline folder."""
+        target = folder / "model"
+        self.generator.save(target)
+        return target
+
     def parts(self) -> dict[str, int]:
         parts = {"transformer": self.transformer, "vae": self.generator.vae, "text_encoder": self.text_encoder}
         return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

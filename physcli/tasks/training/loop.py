@@ -24,14 +24,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
 from physcli.errors import MissingExtra, PhyscliError, UsageError
 from physcli.hashing import seed_from
+from physcli.models.loading import pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Train
+from physcli.tasks.processes import on_cpu
 from physcli.tasks.run_dir import RunDir, to_json, write_text
-from physcli.tasks.training.checkpoints import find_checkpoint, prune, read_manifest, write_checkpoint
+from physcli.tasks.training.checkpoints import cannot_write, prune, read_manifest, write_checkpoint
 from physcli.tasks.training.optimization import Ema, build_optimizer, learning_rate
 from physcli.tasks.training.trainee import Trainee
 
@@ -59,30 +63,30 @@ def build_accelerator(settings: Train, *, device: str, folder: Path) -> Accelera
 
     Raises:
         MissingExtra: a tracker that is not installed.
-        UsageError: fp16 without a GPU.
+        UsageError: no such device, or fp16 without a GPU.
     """
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it names every tied weight at every checkpoint
-    use_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if settings.mixed_precision == "fp16" and use_cpu:
+    chosen = pick_device("cpu" if on_cpu(device) else device)
+    if settings.mixed_precision == "fp16" and chosen.type == "cpu":
         raise UsageError(
             "train.mixed_precision=fp16 on the CPU.", expected="bf16 or no", fix="use train.mixed_precision=bf16"
         )
-    try:
-        return Accelerator(
-            cpu=use_cpu,
-            mixed_precision=settings.mixed_precision,
-            gradient_accumulation_steps=settings.accumulate,
-            log_with=list(settings.trackers) or None,
-            project_dir=str(folder),
-            step_scheduler_with_optimizer=False,
-        )
-    except (ValueError, ImportError) as error:
-        if settings.trackers:
-            name = settings.trackers[0]
-            raise MissingExtra(
-                f"The tracker {name}", package=_TRACKER_PACKAGES.get(name, name), extra="trackers"
-            ) from error
-        raise
+    for name in settings.trackers:  # accelerate leaves out what is not installed without a word
+        if name not in [str(tracker) for tracker in get_available_trackers()]:
+            raise MissingExtra(f"The tracker {name}", package=_TRACKER_PACKAGES.get(name, name), extra="trackers")
+    alone = not torch.distributed.is_initialized()
+    if alone and chosen.index is not None:
+        torch.cuda.set_device(chosen)
+    # accelerate keeps the first precision and device of a process for good; one process may train twice.
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(
+        cpu=chosen.type == "cpu",
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.accumulate,
+        log_with=list(settings.trackers) or None,
+        project_dir=str(folder),
+        step_scheduler_with_optimizer=False,
+    )
 
 
 def train(
@@ -92,7 +96,7 @@ def train(
     run: RunDir,
     accelerator: Accelerator,
     seed: int,
-    resume: str | None = None,
+    resume: Path | None = None,
     facts: dict[str, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> Trained:
@@ -104,7 +108,7 @@ def train(
         run: Gets steps.jsonl, checkpoints, samples.
         accelerator: Of `build_accelerator`.
         seed: Of the order of clips and all noise.
-        resume: As `find_checkpoint` takes it, or None to start anew.
+        resume: A whole checkpoint (`find_checkpoint`), or None to start anew.
         facts: Kept in every checkpoint.
         reporter: Receives progress.
 
@@ -137,6 +141,7 @@ class _Loop:
         self.history: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self._saved: int | None = None
+        self._problems: list[str] = []  # before the checkpoint
         if settings.gradient_checkpointing:
             trainee.checkpoint_gradients()
         trainee.to(accelerator.device).train()
@@ -154,26 +159,24 @@ class _Loop:
     def _log(self) -> Path:
         return self.run.path / "steps.jsonl"
 
-    def begin(self, resume: str | None) -> None:
-        """Load the checkpoint, if one is asked for, and cut the log back to its step."""
+    def begin(self, resume: Path | None) -> None:
+        """Load the checkpoint, if one is given, and cut the log back to its step."""
         if resume is None:
+            if self.accelerator.is_main_process:
+                self._log.unlink(missing_ok=True)  # of a run that came to no checkpoint
             return
-        found = find_checkpoint(resume, self.run.path, self.reporter) if self.accelerator.is_main_process else None
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            found = broadcast_object_list([found])[0]
-        assert found is not None
-        manifest = read_manifest(found)
-        self.accelerator.load_state(str(found))
+        manifest = read_manifest(resume)
+        self.accelerator.load_state(str(resume))
+        self.accelerator.step = 0  # its count of accumulated batches; a NaN's checkpoint is of the middle of a step
         self.step = self.resumed = self._saved = int(manifest["step"])
         self.samples = int(manifest["samples"])
-        log = found.parent / "steps.jsonl"
+        self._problems = list(manifest.get("problems", []))
+        log = resume.parent / "steps.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
         self.history = [row for row in map(json.loads, _whole(lines)) if row["step"] <= self.step]
         if self.accelerator.is_main_process:
             write_text(self._log, "".join(to_json(row, indent=None) + "\n" for row in self.history))
-        self.reporter.note(f"Resumed at step {self.step} from {found}.")
+        self.reporter.note(f"Resumed at step {self.step} from {resume}.")
 
     def run_to_end(self) -> Trained:
         """All remaining steps."""
@@ -183,18 +186,12 @@ class _Loop:
         with (
             self.reporter.bar("Training", settings.steps, "step") as bar,
             _stop_requests(self.accelerator.num_processes == 1) as stop,
-            self._log.open("a", encoding="utf-8")
-            if self.accelerator.is_main_process
-            else contextlib.nullcontext() as log,
             contextlib.closing(_ahead(self._prepare, self.step * settings.accumulate)) as batches,
         ):
             bar.advance(self.step)
             while self.step < settings.steps:
                 row = self._one_step(batches)
-                self.history.append(row)
-                if log is not None:
-                    log.write(to_json(row, indent=None) + "\n")
-                    log.flush()
+                self._log_row(row)
                 if settings.trackers:
                     self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
                 bar.advance(1)
@@ -202,20 +199,34 @@ class _Loop:
                 last = self.step == settings.steps
                 if last or self.step % settings.checkpoint_every == 0:
                     self._checkpoint()
-                if last or (settings.validate_every and self.step % settings.validate_every == 0):
+                if not last and settings.validate_every and self.step % settings.validate_every == 0:
                     self._validate()
                 if stop() and not last:
                     self._checkpoint()
+                    self.reporter.note(f"checkpoint-{self.step} is written; --resume latest goes on from there.")
                     raise KeyboardInterrupt
+        self._validate()
         self.accelerator.wait_for_everyone()
         if settings.trackers:
             self.accelerator.end_training()
         if self.ema is not None:  # for good
             self.ema._copy(self.ema.average)
         self.trainee.eval()
-        return Trained(
-            self.history, self.rows, self.resumed, self._earlier + time.monotonic() - start, self.trainee.problems()
-        )
+        seconds = self._earlier + time.monotonic() - start
+        return Trained(self.history, self.rows, self.resumed, seconds, self._all_problems())
+
+    def _all_problems(self) -> list[str]:
+        return list(dict.fromkeys([*self._problems, *self.trainee.problems()]))
+
+    def _log_row(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            with self._log.open("a", encoding="utf-8") as log:  # open no longer than this: closing writes, too
+                log.write(to_json(row, indent=None) + "\n")
+        except OSError as error:
+            raise cannot_write(self._log.name, self.run.path, error) from error
 
     def _prepare(self, number: int) -> dict[str, Any]:
         """The batch of this process for micro-step `number`."""
@@ -242,7 +253,7 @@ class _Loop:
                 for name, values in {"loss": losses, **logs}.items():
                     total[name] = total.get(name, 0) + values.detach().float().mean() / settings.accumulate
                 if not self._all_finite(loss.detach()):
-                    self._give_up("loss", float(loss))
+                    self._give_up("loss", float(loss.detach()))
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf)
@@ -286,7 +297,7 @@ class _Loop:
         if self._saved == self.step:
             return
         # A copy of the plain dicts is all there is beside accelerate's own state.
-        facts = {**self.facts, "samples": self.samples}
+        facts = {**self.facts, "samples": self.samples, "problems": self._all_problems()}
         write_checkpoint(
             self.run.path,
             self.step,
@@ -297,7 +308,7 @@ class _Loop:
         )
         self._saved = self.step
         if self.accelerator.is_main_process:
-            prune(self.run.path, self.settings.keep_checkpoints)
+            prune(self.run.path, self.settings.keep_checkpoints, self.step)
 
     def _validate(self) -> None:
         """The main process measures; the others wait."""
@@ -311,7 +322,6 @@ class _Loop:
             if not any(folder.iterdir()):
                 folder.rmdir()
             values = {row["metric"]: row["value"] for row in self.rows if row["group"] == "all"}
-            self.history[-1]["validation"] = values
             write_text(self._log.with_name("validation.json"), to_json({"step": self.step, "rows": self.rows}) + "\n")
             said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.reporter.note(f"Step {self.step}: {said}")
@@ -374,7 +384,8 @@ def _stop_requests(wanted: bool) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # not nohup's
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield lambda: bool(asked)
     finally:

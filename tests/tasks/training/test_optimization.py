@@ -1,0 +1,122 @@
+"""Averaged weights, learning rates and decay groups against their closed forms."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from physcli.errors import MissingExtra, UsageError
+from physcli.recipe import Optimizer, Schedule
+from physcli.tasks.training.optimization import Ema, build_optimizer, learning_rate
+
+
+def test_ema_is_its_sum():
+    module = nn.Linear(2, 1, bias=False)
+    values = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 0.5]]), torch.tensor([[-4.0, 8.0]])]
+    module.weight.data.copy_(torch.tensor([[7.0, 7.0]]))
+    ema = Ema(module, 0.25)  # below the early decays 2/11, 3/12, 4/13 but for the first
+    for value in values:
+        module.weight.data.copy_(value)
+        ema.update()
+    decays = [min(0.25, (1 + n) / (10 + n)) for n in (1, 2, 3)]
+    assert decays == [2 / 11, 0.25, 0.25]
+    expected = torch.tensor([[7.0, 7.0]])
+    for decay, value in zip(decays, values, strict=True):
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(ema.average["weight"], expected)
+
+
+def test_ema_is_lent_and_taken_back():
+    module = nn.Linear(3, 2)
+    module.bias.requires_grad_(False)
+    ema = Ema(module, 0.9)
+    assert list(ema.average) == ["weight"]
+    own = module.weight.detach().clone()
+    module.weight.data += 1
+    ema.update()
+    changed = module.weight.detach().clone()
+    with ema.applied():
+        torch.testing.assert_close(module.weight.detach(), own + (1 - 2 / 11))
+    torch.testing.assert_close(module.weight.detach(), changed, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="stop"), ema.applied():
+        raise ValueError("stop")
+    torch.testing.assert_close(module.weight.detach(), changed, rtol=0, atol=0)
+
+
+def test_ema_in_float32_of_half_precision_weights():
+    module = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    module.weight.data.fill_(1.0)
+    ema = Ema(module, 0.999)
+    ema.count = 100_000
+    module.weight.data.fill_(1.0078125)  # the next bfloat16: 1/1000 of the way there is no bfloat16
+    ema.update()
+    assert ema.average["weight"].item() == pytest.approx(1 + 0.0078125 / 1000, rel=1e-7)
+
+
+def test_ema_state_goes_round():
+    module = nn.Linear(2, 2)
+    ema = Ema(module, 0.99)
+    for _ in range(5):
+        module.weight.data += 0.1
+        ema.update()
+    other = Ema(nn.Linear(2, 2), 0.99)
+    other.load_state_dict(ema.state_dict())
+    assert other.count == 5
+    torch.testing.assert_close(other.average, ema.average)
+    assert other.average["weight"] is not ema.average["weight"]
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_learning_rates(name):
+    schedule = Schedule(name=name, warmup_steps=4, final=0.1)
+    rates = [learning_rate(schedule, 2.0, step, 14) for step in range(14)]
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    for step in range(4, 14):
+        done = (step - 4) / 10
+        left = {"constant": 1.0, "linear": 1 - done, "cosine": math.cos(math.pi * done / 2) ** 2}[name]
+        expected = 2.0 if name == "constant" else 2.0 * (0.1 + 0.9 * left)
+        assert rates[step] == pytest.approx(expected)
+    assert learning_rate(schedule, 2.0, 14, 14) == pytest.approx(2.0 if name == "constant" else 0.2)
+
+
+def test_learning_rates_at_the_edges():
+    assert learning_rate(Schedule(name="cosine"), 1.0, 0, 10) == 1.0
+    assert learning_rate(Schedule(name="linear", warmup_steps=10), 1.0, 4, 5) == 0.5  # all of it is warmup
+    assert learning_rate(Schedule(name="linear", warmup_steps=5), 1.0, 5, 5) == 1.0
+
+
+def test_only_matrices_decay():
+    module = nn.Sequential(nn.Conv1d(2, 4, 3), nn.LayerNorm(4), nn.Linear(4, 2))
+    module[2].weight.requires_grad_(False)
+    optimizer = build_optimizer(module.parameters(), Optimizer(weight_decay=0.3, lr=0.1), torch.device("cpu"))
+    groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
+    assert [id(p) for p in groups[0.3]] == [id(module[0].weight)]
+    assert [id(p) for p in groups[0.0]] == [id(p) for p in (module[0].bias, *module[1].parameters(), module[2].bias)]
+    before = [p.detach().clone() for p in module.parameters()]
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # no gradient: decay alone, by 1 − lr·decay
+    for p, old in zip(module.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), old * (1 - 0.1 * 0.3) if p is module[0].weight else old)
+
+
+def test_groups_without_parameters_are_left_out():
+    vector = nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer([vector], Optimizer(betas=(0.8, 0.9), eps=1e-6), torch.device("cpu"))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0]
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+    assert optimizer.defaults["eps"] == 1e-6
+
+
+def test_eight_bits_need_bitsandbytes_and_cuda(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtra) as error:
+        build_optimizer([nn.Parameter(torch.ones(1))], Optimizer(name="adamw-8bit"), torch.device("cpu"))
+    assert error.value.fix == "pip install 'physcli[eight-bit]'"
+    monkeypatch.setitem(sys.modules, "bitsandbytes", object())
+    with pytest.raises(UsageError, match="adamw-8bit on cpu"):
+        build_optimizer([nn.Parameter(torch.ones(1))], Optimizer(name="adamw-8bit"), torch.device("cpu"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import psutil
 import pytest
 
+import physcli
 from physcli.tasks import processes
 from physcli.tasks.processes import Processes, on_cpu, start_all_processes
 
@@ -91,6 +93,17 @@ def test_the_rest_is_started(launched, options):
 )
 def test_nothing_is_started(launched, command, environment):
     assert launched(command, **environment) is None
+
+
+def test_accelerate_itself():
+    """The real launcher; its one process becomes two, each of which says its version."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    environment = {k: v for k, v in os.environ.items() if k not in (*processes._COUNTS, processes._RELAUNCHED)}
+    done = subprocess.run(
+        [*launcher, "-m", "physcli", "--version"], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["physcli", physcli.__version__] * 2
 
 
 def test_our_own_arguments_are_not_the_launchers(launched):

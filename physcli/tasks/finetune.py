@@ -273,6 +273,7 @@ def _build(
         held_out=held_out,
         objective=recipe.objective,
         seed=seed,
+        max_bad=recipe.data.max_bad,
         cache=cache,
         processes=processes,
         reporter=reporter,

@@ -295,6 +295,8 @@ def _difference(then: Any, now: Any) -> str:
     if not isinstance(then, Mapping) or not isinstance(now, Mapping):
         return f"it is a run of `{then}`"
     changed = next(key for key in sorted({*then, *now}) if then.get(key) != now.get(key))
+    if isinstance(then.get(changed), Mapping) and isinstance(now.get(changed), Mapping):
+        return f"{changed}.{_difference(then[changed], now[changed])}"
     return f"{changed} was {_short(then.get(changed))}, now {_short(now.get(changed))}"
 
 

@@ -47,6 +47,7 @@ class GeneratorTrainee(Trainee):
         held_out: For validation.
         objective: The recipe's.
         seed: Of windows, noise, timesteps and dropped captions.
+        max_bad: Share of the clips that may be unreadable.
         cache: Latents are kept here.
         processes: Each encodes its part.
         reporter: Receives progress.
@@ -60,12 +61,13 @@ class GeneratorTrainee(Trainee):
         held_out: Sequence[Clip],
         objective: Denoising,
         seed: int,
+        max_bad: float,
         cache: Path,
         processes: Processes,
         reporter: Reporter,
     ) -> None:
         super().__init__()
-        self.generator = generator
+        self.generator, self.max_bad = generator, max_bad
         self.objective, self.seed, self.reporter = objective, seed, reporter
         self.transformer = generator.transformer.requires_grad_(True)
         self.text_encoder: nn.Module = generator.pipeline.text_encoder.requires_grad_(objective.text_encoder)
@@ -80,9 +82,14 @@ class GeneratorTrainee(Trainee):
 
     def _encode(self, clips: Sequence[Clip], store: LatentStore) -> tuple[list[list[list[View]]], dict[str, Tensor]]:
         """Windows of every usable clip by stride, and their latents by key."""
+        before = len(self._problems)
         frames: list[tuple[Clip, int, list[int]]] = []
         for number, clip in enumerate(clips):
-            length = clip.count_frames()
+            try:
+                length = clip.count_frames()
+            except DataError as error:
+                self._leave_out(f"{clip.path}: {error.received}")
+                continue
             rng = rng_of(self.seed, "starts", number)
             for stride in self.objective.strides:
                 latest = length - 1 - (self.objective.frames - 1) * stride
@@ -93,7 +100,8 @@ class GeneratorTrainee(Trainee):
                 frames += [(clip, stride, [s + i * stride for i in range(self.objective.frames)]) for s in starts]
         views = views_of([clip for clip, _, _ in frames], [chosen for _, _, chosen in frames], {})
         latents, problems = store.encode(views)
-        self._problems += problems
+        for problem in problems:
+            self._leave_out(problem)
         by_clip: dict[int, dict[int, list[View]]] = {}
         for (clip, stride, _), view in zip(frames, views, strict=True):
             if view.key in latents:
@@ -103,7 +111,19 @@ class GeneratorTrainee(Trainee):
                 f"None of the {len(clips)} clips has {self.objective.frames} frames that can be read.",
                 expected="longer clips, or fewer frames in objective.frames",
             )
+        bad = self._problems[before:]
+        if len(bad) > self.max_bad * len(clips):
+            raise DataError(
+                f"{len(bad)} of {len(clips)} clips cannot be read, such as {bad[0]}",
+                expected=f"at most {self.max_bad:.0%} (data.max_bad)",
+                fix="mend or remove them (`physcli data inspect` names them), or raise data.max_bad",
+            )
         return [list(strides.values()) for strides in by_clip.values()], latents
+
+    def _leave_out(self, problem: str) -> None:
+        if problem not in self._problems:
+            self._problems.append(problem)
+            self.reporter.warn(f"Left out: {problem}")
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
         latents, noise, timesteps, ids = [], [], [], []
@@ -273,7 +293,6 @@ class LatentStore:
                             readable.append(view)
                         except DataError as error:
                             problems.append(f"{view.clip.path}: {error.received}")
-                            self.reporter.warn(f"Left out: {problems[-1]}")
                     if readable:
                         posterior = self.generator.encode_posterior(to_tensor(frames)).half().cpu()
                         held |= {view.key: row.clone() for view, row in zip(readable, posterior, strict=True)}

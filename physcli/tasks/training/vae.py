@@ -143,10 +143,14 @@ class VaeTrainee(Trainee):
     def export(self, folder: Path) -> Path:
         """Write `vae/`, with the scaling factor that gives latents of training clips unit variance."""
         count, total, squares = 0, 0.0, 0.0
-        for number in range(min(_SCALE_CLIPS, len(self.reader.clips))):
+        # Spread over the whole set: its clips may be in order of scenario.
+        chosen = (
+            np.linspace(0, len(self.reader.clips) - 1, min(_SCALE_CLIPS, len(self.reader.clips))).round().astype(int)
+        )
+        for which, number in enumerate(chosen.tolist()):
             if number in self.reader.bad:
                 continue
-            stride = self.objective.strides[number % len(self.objective.strides)]
+            stride = self.objective.strides[which % len(self.objective.strides)]
             frames = self.reader.frames(number)[: (self.objective.frames - 1) * stride + 1 : stride]
             latents = self._encode(to_tensor([frames]).to(self.device)).double()
             count += latents.numel()

@@ -21,9 +21,7 @@ _USE = {
 from diffusers import CogVideoXPipeline
 
 pipe = CogVideoXPipeline.from_pretrained(FOLDER)
-video = pipe(
-    PROMPT, num_frames={frames}, height={height}, width={width}, max_sequence_length={text}
-).frames[0]
+video = pipe(PROMPT, num_frames={frames}, height={height}, width={width}, max_sequence_length={text}).frames[0]
 ```
 
 This model reads {text} text tokens, and plain diffusers pads to 226 unless told otherwise: give

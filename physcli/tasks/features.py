@@ -223,7 +223,7 @@ class FeatureExtractor:
     def _encoder(self, blocks: list[int]) -> _Compute:
         @torch.no_grad()
         def compute(batch: list[View], frames: list[np.ndarray]) -> dict[int, Tensor]:
-            return self.model.taps(_to_tensor(frames).to(self.model.device), blocks)
+            return self.model.taps(to_tensor(frames).to(self.model.device), blocks)
 
         return compute
 
@@ -246,7 +246,7 @@ class FeatureExtractor:
             missing = set(latents_cache.missing(view.key for view in batch))
             todo = [(view, images) for view, images in zip(batch, frames, strict=True) if view.key in missing]
             if todo:
-                pixels = _to_tensor([resize(images, *self.model.native_size) for _, images in todo])
+                pixels = to_tensor([resize(images, *self.model.native_size) for _, images in todo])
                 encoded = self.model.encode_video(pixels).cpu()
                 latents_cache.put({view.key: row for (view, _), row in zip(todo, encoded, strict=True)})
             stored = latents_cache.get(view.key for view in batch)
@@ -269,7 +269,7 @@ def _preprocessing(model: Any) -> Any:
     return asdict(model.preprocessing)
 
 
-def _to_tensor(frames: list[np.ndarray]) -> Tensor:
+def to_tensor(frames: Sequence[np.ndarray]) -> Tensor:
     """uint8 [T, H, W, 3] each → float32 [B, T, 3, H, W] in [0, 1]."""
     return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255
 

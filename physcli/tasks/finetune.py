@@ -29,8 +29,15 @@ from physcli.progress import Reporter
 from physcli.recipe import EncoderRecipe, GeneratorRecipe, VaeRecipe, dump_recipe, read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, read_run, write_text
-from physcli.tasks.training.checkpoints import cannot_write, checkpoint_folders, find_checkpoint, read_manifest
+from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_run, write_text
+from physcli.tasks.training.checkpoints import (
+    cannot_write,
+    checkpoint_folders,
+    find_checkpoint,
+    read_manifest,
+    resume_folder,
+    step_of,
+)
 from physcli.tasks.training.clips import ClipReader, read_clips
 from physcli.tasks.training.encoder import EncoderTrainee
 from physcli.tasks.training.export import cast_weights, write_card
@@ -166,14 +173,8 @@ def _run_of(resume: str) -> Path:
     """The run directory that `--resume` without `--out` means."""
     if resume == "latest":
         raise UsageError("--resume latest without --out.", expected="--out with the run directory that shall go on")
-    path = Path(resume).expanduser()
-    if not path.is_dir():
-        raise UsageError(
-            f"--resume {resume}: {'not a folder' if path.exists() else 'no such folder'}.",
-            expected="latest, a checkpoint-N folder or a run directory",
-            fix="leave --resume out to start a new run",
-        )
-    return path.parent if path.name.startswith("checkpoint-") else path
+    path = resume_folder(resume)
+    return path if step_of(path) is None else path.parent
 
 
 def _starting_point(
@@ -191,7 +192,7 @@ def _starting_point(
     if previous is not None:
         if settings_hash(previous.get("settings", {})) != settings_hash(settings):
             return None  # RunDir says what differs
-        if resume in (None, "latest") and _is_finished(out, previous):
+        if resume in (None, "latest") and is_finished(out, previous):
             return None
         if resume is None and (found := checkpoint_folders(out)):
             raise UsageError(
@@ -215,14 +216,6 @@ def _starting_point(
             fix=f"repeat them ({checkpoint.parent / 'recipe.yaml'} has them), or start from its weights with --model",
         )
     return checkpoint
-
-
-def _is_finished(run: Path, record: dict[str, Any]) -> bool:
-    try:
-        read_metrics(run)
-    except (OSError, ValueError):
-        return False
-    return record.get("status") == "finished"
 
 
 def _build(

@@ -34,10 +34,9 @@ from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_fin
 from physcli.tasks.probe_result import CONTROLS, ProbeResult, draw, read_result
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, write_jsonl
-from physcli.tasks.simulate import ensure_simulated
+from physcli.tasks.simulate import suite_folder, suite_size
 
 _PIXELS = {"model": "pixels", "frames": controls.NUM_PIXEL_FRAMES, "grid": controls.PIXEL_GRID}
-DEFAULT_NUM_TEST = 280
 MAX_ITEMS_TO_CHOOSE = 1500  # taps are compared on at most so many training clips: the cost grows with their cube
 
 
@@ -219,28 +218,17 @@ def _require_pairs(train: Sequence[Clip], test: Sequence[Clip]) -> None:
         )
 
 
-def _is_built_in_data(settings: ProbeSettings) -> bool:
-    """`simulated` and `simulated:N` are names; a folder called so is `./simulated`."""
-    return settings.data == "simulated" or settings.data.startswith("simulated:")
-
-
 def _data_folder(settings: ProbeSettings, cache: Path, processes: Processes, reporter: Reporter) -> Path:
-    """The dataset's folder; a simulated suite is made by the main process if it is not there."""
-    if not _is_built_in_data(settings):
+    """The dataset's folder; a simulated suite is made if it is not there."""
+    num_test = suite_size(settings.data)
+    if num_test is None:
         return Path(settings.data)
-    count = _data_name(settings).partition(":")[2]
-    if not count.isdigit():
-        raise UsageError(f"--data {settings.data!r}.", expected="simulated, simulated:N or a folder")
-    if processes.is_main:
-        ensure_simulated(int(count), cache=cache, reporter=reporter)
-    processes.wait()
-    return ensure_simulated(int(count), cache=cache)
+    return suite_folder(num_test, cache=cache, processes=processes, reporter=reporter)
 
 
 def _data_name(settings: ProbeSettings) -> str:
-    if not _is_built_in_data(settings):
-        return str(Path(settings.data).resolve())
-    return settings.data if ":" in settings.data else f"simulated:{DEFAULT_NUM_TEST}"
+    num_test = suite_size(settings.data)
+    return str(Path(settings.data).resolve()) if num_test is None else f"simulated:{num_test}"
 
 
 def _data_hash(items: Sequence[Clip], hashes: dict[Path, str]) -> str:

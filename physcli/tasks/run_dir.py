@@ -206,13 +206,7 @@ class RunDir:
             self._begin()
 
     def _is_finished(self) -> bool:
-        if self._previous is None or self._previous.get("status") != "finished":
-            return False
-        try:
-            read_metrics(self.path)
-        except (OSError, ValueError):
-            return False
-        return True
+        return self._previous is not None and is_finished(self.path, self._previous)
 
     def redo(self) -> None:
         """Take a finished run for unfinished: something of it is missing."""
@@ -330,3 +324,14 @@ def read_run(path: Path) -> dict[str, Any] | None:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a finished run."""
     return json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+
+
+def is_finished(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the run with this `run.json` came to its end, and its metrics are there."""
+    if record.get("status") != "finished":
+        return False
+    try:
+        read_metrics(path)
+    except (OSError, ValueError):
+        return False
+    return True

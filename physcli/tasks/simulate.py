@@ -37,8 +37,10 @@ from physcli.simulation.renderer import render
 from physcli.simulation.suite import Sample, make_pair
 from physcli.simulation.types import CONTEXT_FRAMES, FRAME_RATE_HZ, NUM_FRAMES, SCENARIOS, Footage, Motion
 from physcli.simulation.violations import APPLIES_TO, KINDS, make_impossible
+from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, read_metrics, read_run, write_json, write_jsonl
 
+DEFAULT_NUM_TEST = 280  # of `simulated` without a number
 SPLITS = ("train", "test")
 # What a dataset is for → the streams of its two splits. No two purposes ever share a scene.
 STREAMS_FOR = {
@@ -197,6 +199,30 @@ def ensure_simulated(
             if not _is_finished(folder):
                 simulate(settings, out=folder, workers=workers, reporter=reporter)
     return folder
+
+
+def suite_size(source: str) -> int | None:
+    """N of `simulated[:N]`; None for anything else, which is a folder (one called so is `./simulated`).
+
+    Raises:
+        UsageError: N is no number.
+    """
+    name, colon, count = source.partition(":")
+    if name != "simulated":
+        return None
+    if colon and not count.isdigit():
+        raise UsageError(f"--data {source!r}.", expected="simulated, simulated:N or a folder")
+    return int(count) if colon else DEFAULT_NUM_TEST
+
+
+def suite_folder(
+    num_test: int, *, cache: Path, purpose: str = "probe", processes: Processes, reporter: Reporter
+) -> Path:
+    """The suite's folder; the main process makes it if it is not there, and the others wait."""
+    if processes.is_main:
+        ensure_simulated(num_test, cache=cache, purpose=purpose, reporter=reporter)
+    processes.wait()
+    return ensure_simulated(num_test, cache=cache, purpose=purpose)
 
 
 def _is_finished(folder: Path) -> bool:

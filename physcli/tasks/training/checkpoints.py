@@ -96,9 +96,25 @@ def prune(run: Path, keep: int, step: int) -> None:
 
     Later ones are of a run that went on from an earlier step, a damaged one perhaps: they must not push out this run's.
     """
-    reached = [folder for folder in checkpoint_folders(run) if (_step_of(folder) or 0) <= step]
+    reached = [folder for folder in checkpoint_folders(run) if (step_of(folder) or 0) <= step]
     for folder in reached[keep:]:
         shutil.rmtree(folder)
+
+
+def resume_folder(resume: str) -> Path:
+    """The folder that `--resume` names: a checkpoint or a run directory.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = Path(resume).expanduser()
+    if not path.is_dir():
+        raise UsageError(
+            f"--resume {resume}: {'not a folder' if path.exists() else 'no such folder'}.",
+            expected="latest, a checkpoint-N folder or a run directory",
+            fix="leave --resume out to start a new run",
+        )
+    return path
 
 
 def find_checkpoint(resume: str, run: Path, reporter: Reporter) -> Path:
@@ -114,15 +130,9 @@ def find_checkpoint(resume: str, run: Path, reporter: Reporter) -> Path:
         candidates = checkpoint_folders(run)
         where = f"{run} (the run directory; --out names it)"
     else:
-        path = Path(resume).expanduser()
-        if not path.is_dir():
-            raise UsageError(
-                f"--resume {resume}: {'not a folder' if path.exists() else 'no such folder'}.",
-                expected="latest, a checkpoint-N folder or a run directory",
-                fix="leave --resume out to start a new run",
-            )
-        named = _step_of(path)
-        older = [f for f in checkpoint_folders(path.parent) if (_step_of(f) or 0) < named] if named is not None else []
+        path = resume_folder(resume)
+        named = step_of(path)
+        older = [f for f in checkpoint_folders(path.parent) if (step_of(f) or 0) < named] if named is not None else []
         candidates = [path, *older] if named is not None else checkpoint_folders(path)
         where = str(path)
     if not candidates:
@@ -168,10 +178,11 @@ def _damage(folder: Path) -> str | None:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Checkpoint folders of a run, the newest first."""
-    found = [p for p in run.glob("checkpoint-*") if p.is_dir() and _step_of(p) is not None] if run.is_dir() else []
-    return sorted(found, key=lambda p: _step_of(p) or 0, reverse=True)
+    found = [p for p in run.glob("checkpoint-*") if p.is_dir() and step_of(p) is not None] if run.is_dir() else []
+    return sorted(found, key=lambda p: step_of(p) or 0, reverse=True)
 
 
-def _step_of(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
+    """N of `checkpoint-N`, or None for another folder."""
     number = path.name.removeprefix("checkpoint-")
     return int(number) if path.name.startswith("checkpoint-") and number.isdigit() else None

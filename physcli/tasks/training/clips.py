@@ -6,20 +6,23 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from physcli.data.clips import Clip, read_dataset
 from physcli.data.video import resize
-from physcli.errors import DataError, UsageError
+from physcli.errors import DataError
 from physcli.hashing import seed_from
 from physcli.progress import Reporter
 from physcli.recipe import Data
 from physcli.tasks.processes import Processes
-from physcli.tasks.simulate import ensure_simulated
+from physcli.tasks.simulate import suite_folder, suite_size
 
-DEFAULT_NUM_TEST = 280
+T = TypeVar("T")
+
+_MOST_HELD_OUT = 280  # of a folder without splits
 
 
 def read_clips(data: Data, *, cache: Path, processes: Processes, reporter: Reporter) -> tuple[list[Clip], list[Clip]]:
@@ -31,17 +34,11 @@ def read_clips(data: Data, *, cache: Path, processes: Processes, reporter: Repor
         UsageError: no such suite.
         DataError: nothing usable in the folder.
     """
-    name, _, count = data.source.partition(":")
-    if name == "simulated":
-        if count and not count.isdigit():
-            raise UsageError(f"--data {data.source!r}.", expected="simulated, simulated:N or a folder")
-        num_test = int(count or DEFAULT_NUM_TEST)
-        if processes.is_main:
-            ensure_simulated(num_test, cache=cache, purpose=data.purpose, reporter=reporter)
-        processes.wait()
-        folder = ensure_simulated(num_test, cache=cache, purpose=data.purpose)
-    else:
+    num_test = suite_size(data.source)
+    if num_test is None:
         folder = Path(data.source).expanduser()
+    else:
+        folder = suite_folder(num_test, cache=cache, purpose=data.purpose, processes=processes, reporter=reporter)
     dataset = read_dataset(folder)
     for problem in dataset.problems[:5]:
         reporter.warn(f"Left out: {problem.path}: {problem.message}")
@@ -55,7 +52,7 @@ def read_clips(data: Data, *, cache: Path, processes: Processes, reporter: Repor
         clips = list(dataset.clips)
         if len(clips) < 2:
             raise DataError(f"{folder} holds {len(clips)} usable clips.", expected="at least 2")
-        count_out = min(DEFAULT_NUM_TEST, max(1, len(clips) // 20))
+        count_out = min(_MOST_HELD_OUT, max(1, len(clips) // 20))
         training, held_out = clips[:-count_out], clips[-count_out:]
     if data.limit is not None and data.limit < len(training):
         training = [training[i * len(training) // data.limit] for i in range(data.limit)]
@@ -130,14 +127,9 @@ class ClipReader:
             if number in self.bad:
                 return
             self.bad[number] = f"{self.clips[number].path}: {error.received}"
-            count = len(self.bad)
+            so_far = list(self.bad.values())
         self.reporter.warn(f"Left out, the next clip takes its place: {self.bad[number]}")
-        if count > self.max_bad * len(self.clips):
-            raise DataError(
-                f"{count} of {len(self.clips)} clips cannot be read, such as {self.clips[number].path}.",
-                expected=f"at most {self.max_bad:.0%} (data.max_bad)",
-                fix="mend or remove them (`physcli data inspect` names them), or raise data.max_bad",
-            )
+        refuse_too_many_bad(so_far, len(self.clips), self.max_bad)
 
 
 def rng_of(seed: int, *parts: object) -> np.random.Generator:
@@ -150,9 +142,20 @@ def noise_of(seed: int, *parts: object, shape: Sequence[int]) -> torch.Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed_from(seed, *parts)))
 
 
-def to_tensor(frames: Sequence[np.ndarray]) -> torch.Tensor:
-    """uint8 [T, H, W, 3] each → float32 [B, T, 3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255
+def spread(things: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, evenly spaced, the first and the last among them: sets may be in order of scenario."""
+    places = np.linspace(0, len(things) - 1, min(most, len(things))).round().astype(int)
+    return [things[place] for place in places]
+
+
+def refuse_too_many_bad(bad: Sequence[str], total: int, max_bad: float) -> None:
+    """Raises DataError where more than `max_bad` of `total` clips are unreadable; `bad` says which and why."""
+    if len(bad) > max_bad * total:
+        raise DataError(
+            f"{len(bad)} of {total} clips cannot be read, such as {bad[-1]}",
+            expected=f"at most {max_bad:.0%} (data.max_bad)",
+            fix="mend or remove them (`physcli data inspect` names them), or raise data.max_bad",
+        )
 
 
 def sample_order(sample: int, count: int, seed: int) -> int:

@@ -16,9 +16,9 @@ from physcli.methods.future_prediction import FutureHead, color_cells, future_ch
 from physcli.models.encoders.preprocessing import write_preprocessing
 from physcli.recipe import FuturePrediction
 from physcli.report.plots import contact_sheet
-from physcli.stats import stderr_of_mean
-from physcli.tasks.training.clips import ClipReader, rng_of, to_tensor
-from physcli.tasks.training.trainee import Trainee
+from physcli.tasks.features import to_tensor
+from physcli.tasks.training.clips import ClipReader, rng_of, spread
+from physcli.tasks.training.trainee import Trainee, held_out_row
 
 _VALIDATION_CLIPS = 128
 _SHOWN = 8
@@ -82,6 +82,12 @@ class EncoderTrainee(Trainee):
         future = frames[[min(start + context - 1 + h, last) for h in self.objective.horizons]]
         return window, future
 
+    def _whole(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        """Whole windows [B, T, 3, H, W], as a probe shows them, and the frames at the horizons [B, K, 3, H, W]."""
+        cut = [self._cut(clip.read(), 1, self._length) for clip in clips]
+        windows, futures = (to_tensor(part).to(self.device) for part in zip(*cut, strict=True))
+        return windows, futures
+
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         frames, context = batch["frames"], batch["context"]
         _, rows, columns = self._grid
@@ -109,39 +115,21 @@ class EncoderTrainee(Trainee):
 
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
         """Share of the change of moving places that is foreseen, whole windows; predicted and true last horizons."""
-        numbers = np.linspace(0, len(self.held_out) - 1, min(_VALIDATION_CLIPS, len(self.held_out))).round().astype(int)
-        clips = [self.held_out[i] for i in numbers]
+        clips = spread(self.held_out, _VALIDATION_CLIPS)
         explained: list[float] = []
         for first in range(0, len(clips), 32):
             some = clips[first : first + 32]
-            cut = [self._cut(clip.read(), 1, self._length) for clip in some]
-            frames = to_tensor([window for window, _ in cut]).to(self.device)
-            future = to_tensor([later for _, later in cut]).to(self.device)
+            frames, future = self._whole(some)
             batch = {"frames": frames, "future": future, "context": self._length}
             explained += self(batch)[1]["explained"].tolist()
-        shown = self._pictures([clips[i] for i in np.linspace(0, len(clips) - 1, _SHOWN).round().astype(int)])
+        shown = self._pictures(spread(clips, _SHOWN))
         columns = ["last seen", *(f"+{h}" for h in self.objective.horizons[1::2])]
         contact_sheet(folder / "predictions.png", rows=shown, columns=columns)
-        return [
-            {
-                "benchmark": "pretrain",
-                "task": "future",
-                "subject": self.encoder.name,
-                "split": "held-out",
-                "group": "all",
-                "metric": "change_explained",
-                "value": float(np.mean(explained)),
-                "stderr": stderr_of_mean(np.array(explained)),
-                "n": len(explained),
-                "higher_is_better": True,
-            }
-        ]
+        return [held_out_row("future", self.encoder.name, "change_explained", explained, higher_is_better=True)]
 
     def _pictures(self, clips: Sequence[Clip]) -> list[tuple[str, np.ndarray]]:
         """What came and what was foreseen, in coarse cells."""
-        cut = [self._cut(clip.read(), 1, self._length) for clip in clips]
-        frames = to_tensor([window for window, _ in cut]).to(self.device)
-        future = to_tensor([later for _, later in cut]).to(self.device)
+        frames, future = self._whole(clips)
         _, rows, columns = self._grid
         cells = self.objective.cells
         changes, _ = self._predict(frames, self._length)

@@ -23,12 +23,11 @@ from physcli.progress import Reporter
 from physcli.recipe import Denoising
 from physcli.report.plots import contact_sheet
 from physcli.simulation.prompts import with_rate
-from physcli.stats import stderr_of_mean
-from physcli.tasks.features import View, views_of
+from physcli.tasks.features import View, to_tensor, views_of
 from physcli.tasks.processes import Processes
 from physcli.tasks.sample import generate, shorten
-from physcli.tasks.training.clips import noise_of, rng_of, sample_order, to_tensor
-from physcli.tasks.training.trainee import Trainee
+from physcli.tasks.training.clips import noise_of, refuse_too_many_bad, rng_of, sample_order, spread
+from physcli.tasks.training.trainee import Trainee, held_out_row
 
 _VERSION = 1
 _ENCODED_AT_ONCE = 16
@@ -75,8 +74,7 @@ class GeneratorTrainee(Trainee):
         generator.check_num_frames(objective.frames, decoding=True)
         store = LatentStore(generator, cache=cache, processes=processes, reporter=reporter)
         self._windows, self._latents = self._encode(training, store)
-        numbers = np.linspace(0, len(held_out) - 1, min(_VALIDATION_CLIPS, len(held_out))).round().astype(int)
-        self._held_out = [held_out[i] for i in numbers]
+        self._held_out = spread(held_out, _VALIDATION_CLIPS)
         self._held_windows, self._held_latents = self._encode(self._held_out, store)
         self._ids: dict[str, Tensor] = {}
 
@@ -111,13 +109,7 @@ class GeneratorTrainee(Trainee):
                 f"None of the {len(clips)} clips has {self.objective.frames} frames that can be read.",
                 expected="longer clips, or fewer frames in objective.frames",
             )
-        bad = self._problems[before:]
-        if len(bad) > self.max_bad * len(clips):
-            raise DataError(
-                f"{len(bad)} of {len(clips)} clips cannot be read, such as {bad[0]}",
-                expected=f"at most {self.max_bad:.0%} (data.max_bad)",
-                fix="mend or remove them (`physcli data inspect` names them), or raise data.max_bad",
-            )
+        refuse_too_many_bad(self._problems[before:], len(clips), self.max_bad)
         return [list(strides.values()) for strides in by_clip.values()], latents
 
     def _leave_out(self, problem: str) -> None:
@@ -136,7 +128,7 @@ class GeneratorTrainee(Trainee):
             noise.append(noise_of(self.seed, "noise", sample, shape=latents[-1].shape))
             timesteps.append(int(rng.integers(len(self.generator.alphas_cumprod))))
             dropped = rng.random() < self.objective.caption_dropout
-            ids.append(self._tokens("" if dropped else self.prompt(view)))
+            ids.append(self._tokens("") if dropped else self._tokens_of(view))
         return {
             "latents": torch.stack(latents),
             "noise": torch.stack(noise),
@@ -149,12 +141,8 @@ class GeneratorTrainee(Trainee):
         mean, std = posterior.float()
         return mean + std * noise_of(self.seed, *parts, shape=mean.shape)
 
-    @staticmethod
-    def prompt(view: View) -> str:
-        """The clip's prompt; for simulated clips with the rate of these frames."""
-        if view.clip.kind != "simulated":
-            return view.clip.prompt
-        return with_rate(view.clip.prompt, view.frames[1] - view.frames[0])
+    def _tokens_of(self, view: View) -> Tensor:
+        return self._tokens(prompt_of(view.clip, view.frames[1] - view.frames[0]))
 
     def _tokens(self, prompt: str) -> Tensor:
         """Token ids [L] as the stock pipeline makes them."""
@@ -183,39 +171,25 @@ class GeneratorTrainee(Trainee):
             some = views[first : first + 16]
             batch = {
                 "latents": torch.stack([self._draw(self._held_latents[v.key], "held-out", v.key) for v in some]),
-                "timesteps": torch.tensor([seed_from(self.seed, "t", v.key) % 1000 for v in some]),
-                "ids": torch.stack([self._tokens(self.prompt(v)) for v in some]),
+                "timesteps": torch.tensor(
+                    [seed_from(self.seed, "t", v.key) % len(self.generator.alphas_cumprod) for v in some]
+                ),
+                "ids": torch.stack([self._tokens_of(v) for v in some]),
             }
             batch["noise"] = torch.stack(
                 [noise_of(self.seed, "held-out noise", v.key, shape=batch["latents"].shape[1:]) for v in some]
             )
             losses += self({key: value.to(self.device) for key, value in batch.items()})[0].tolist()
         right = self._sample(folder, _SAMPLED if final else _SHOWN)
-        rows = [self._row("v_mse", losses, higher_is_better=False)]
-        return rows + ([self._row("objects_right", right, higher_is_better=True)] if right else [])
-
-    def _row(self, metric: str, values: list[float], *, higher_is_better: bool) -> dict[str, Any]:
-        return {
-            "benchmark": "pretrain",
-            "task": "denoising",
-            "subject": self.generator.name,
-            "split": "held-out",
-            "group": "all",
-            "metric": metric,
-            "value": float(np.mean(values)),
-            "stderr": stderr_of_mean(np.array(values)),
-            "n": len(values),
-            "higher_is_better": higher_is_better,
-        }
+        rows = [held_out_row("denoising", self.generator.name, "v_mse", losses, higher_is_better=False)]
+        if right:
+            rows.append(held_out_row("denoising", self.generator.name, "objects_right", right, higher_is_better=True))
+        return rows
 
     def _sample(self, folder: Path, count: int) -> list[float]:
         """Clips for held-out prompts by the stock pipeline; of simulated prompts, whether each shows its objects."""
-        numbers = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out))).round().astype(int)
-        clips = [self._held_out[i] for i in numbers]
-        prompts = [
-            with_rate(clip.prompt, self.objective.strides[-1]) if clip.kind == "simulated" else clip.prompt
-            for clip in clips
-        ]
+        clips = spread(self._held_out, count)
+        prompts = [prompt_of(clip, self.objective.strides[-1]) for clip in clips]
         height, width = self.generator.native_size
         videos: list[np.ndarray] = []
         for first in range(0, len(prompts), 8):
@@ -226,14 +200,10 @@ class GeneratorTrainee(Trainee):
             )
         every = self.objective.frames // 4
         columns = [str(i) for i in range(0, self.objective.frames, every)]
-        picked = np.linspace(0, len(videos) - 1, min(_SHOWN, len(videos))).round().astype(int)
-        contact_sheet(
-            folder / "samples.png",
-            rows=[(shorten(prompts[i], 72), videos[i][::every]) for i in picked],
-            columns=columns,
-        )
-        simulated = [i for i, clip in enumerate(clips) if clip.kind == "simulated"]
-        return [float(shows(videos[i], prompts[i]).right) for i in simulated]
+        made = list(zip(clips, prompts, videos, strict=True))
+        shown = [(shorten(prompt, 72), video[::every]) for _, prompt, video in spread(made, _SHOWN)]
+        contact_sheet(folder / "samples.png", rows=shown, columns=columns)
+        return [float(shows(video, prompt).right) for clip, prompt, video in made if clip.kind == "simulated"]
 
     def export(self, folder: Path) -> Path:
         """Write `model/`, a whole pipeline folder."""
@@ -252,6 +222,11 @@ class GeneratorTrainee(Trainee):
 
     def problems(self) -> list[str]:
         return self._problems
+
+
+def prompt_of(clip: Clip, stride: int) -> str:
+    """The clip's prompt; a simulated clip's says the rate of frames so far apart."""
+    return with_rate(clip.prompt, stride) if clip.kind == "simulated" else clip.prompt
 
 
 class LatentStore:

@@ -210,7 +210,7 @@ class _Loop:
         if settings.trackers:
             self.accelerator.end_training()
         if self.ema is not None:  # for good
-            self.ema._copy(self.ema.average)
+            self.ema.apply()
         self.trainee.eval()
         seconds = self._earlier + time.monotonic() - start
         return Trained(self.history, self.rows, self.resumed, seconds, self._all_problems())
@@ -296,7 +296,6 @@ class _Loop:
     def _checkpoint(self) -> None:
         if self._saved == self.step:
             return
-        # A copy of the plain dicts is all there is beside accelerate's own state.
         facts = {**self.facts, "samples": self.samples, "problems": self._all_problems()}
         write_checkpoint(
             self.run.path,

@@ -81,11 +81,15 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """The module has the averaged weights inside the block, and its own again after it."""
         kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._copy(self.average)
+        self.apply()
         try:
             yield
         finally:
             self._copy(kept)
+
+    def apply(self) -> None:
+        """Give the module the averaged weights for good."""
+        self._copy(self.average)
 
     @torch.no_grad()
     def _copy(self, values: dict[str, Tensor]) -> None:

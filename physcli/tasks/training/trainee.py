@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from physcli.stats import stderr_of_mean
 
 
 class Trainee(nn.Module, ABC):
@@ -60,3 +63,21 @@ class Trainee(nn.Module, ABC):
     def problems(self) -> list[str]:
         """Clips that could not be read so far, in words."""
         return []
+
+
+def held_out_row(
+    task: str, subject: str, metric: str, values: Sequence[float], *, higher_is_better: bool
+) -> dict[str, Any]:
+    """A row of metrics.json: the mean of a metric over held-out items."""
+    return {
+        "benchmark": "pretrain",
+        "task": task,
+        "subject": subject,
+        "split": "held-out",
+        "group": "all",
+        "metric": metric,
+        "value": float(np.mean(values)),
+        "stderr": stderr_of_mean(np.array(values)),
+        "n": len(values),
+        "higher_is_better": higher_is_better,
+    }

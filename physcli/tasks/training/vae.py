@@ -15,9 +15,9 @@ from physcli.errors import UsageError
 from physcli.methods.reconstruction import reconstruction_loss
 from physcli.recipe import Reconstruction
 from physcli.report.plots import contact_sheet
-from physcli.stats import stderr_of_mean
-from physcli.tasks.training.clips import ClipReader, noise_of, rng_of, to_tensor
-from physcli.tasks.training.trainee import Trainee
+from physcli.tasks.features import to_tensor
+from physcli.tasks.training.clips import ClipReader, noise_of, rng_of, spread
+from physcli.tasks.training.trainee import Trainee, held_out_row
 
 _VALIDATION_CLIPS = 64
 _SCALE_CLIPS = 256  # latents of so many clips set the scaling factor
@@ -99,8 +99,7 @@ class VaeTrainee(Trainee):
         psnr: list[float] = []
         color: list[float] = []
         shown: list[tuple[str, np.ndarray]] = []
-        chosen = np.linspace(0, len(self.held_out) - 1, min(_VALIDATION_CLIPS, len(self.held_out))).round().astype(int)
-        for number, clip in enumerate(self.held_out[i] for i in chosen):
+        for number, clip in enumerate(spread(self.held_out, _VALIDATION_CLIPS)):
             stride = self.objective.strides[number % len(self.objective.strides)]
             indices = [i * stride for i in range(self.objective.frames)]
             frames = to_tensor([clip.read(indices)]).to(self.device)
@@ -115,22 +114,10 @@ class VaeTrainee(Trainee):
                     shown.append((f"{name}: {clip.scenario or clip.name}", images.cpu().numpy()))
         columns = [str(i) for i in range(0, self.objective.frames, self.objective.frames // 4)]
         contact_sheet(folder / "reconstructions.png", rows=shown, columns=columns)
-        rows = [self._row("psnr_db", psnr, True)]
-        return [*rows, self._row("object_color_error", color, False)] if color else rows
-
-    def _row(self, metric: str, values: list[float], higher_is_better: bool) -> dict[str, Any]:
-        return {
-            "benchmark": "pretrain",
-            "task": "vae",
-            "subject": self.subject,
-            "split": "held-out",
-            "group": "all",
-            "metric": metric,
-            "value": float(np.mean(values)),
-            "stderr": stderr_of_mean(np.array(values)),
-            "n": len(values),
-            "higher_is_better": higher_is_better,
-        }
+        rows = [held_out_row("vae", self.subject, "psnr_db", psnr, higher_is_better=True)]
+        if color:
+            rows.append(held_out_row("vae", self.subject, "object_color_error", color, higher_is_better=False))
+        return rows
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Posterior means [B, C, F, h, w], not scaled."""
@@ -143,11 +130,7 @@ class VaeTrainee(Trainee):
     def export(self, folder: Path) -> Path:
         """Write `vae/`, with the scaling factor that gives latents of training clips unit variance."""
         count, total, squares = 0, 0.0, 0.0
-        # Spread over the whole set: its clips may be in order of scenario.
-        chosen = (
-            np.linspace(0, len(self.reader.clips) - 1, min(_SCALE_CLIPS, len(self.reader.clips))).round().astype(int)
-        )
-        for which, number in enumerate(chosen.tolist()):
+        for which, number in enumerate(spread(range(len(self.reader.clips)), _SCALE_CLIPS)):
             if number in self.reader.bad:
                 continue
             stride = self.objective.strides[which % len(self.objective.strides)]

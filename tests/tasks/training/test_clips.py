@@ -14,8 +14,9 @@ import torch
 from physcli.data.clips import Clip, read_dataset
 from physcli.errors import DataError, UsageError
 from physcli.recipe import Data
+from physcli.tasks.features import to_tensor
 from physcli.tasks.processes import Processes
-from physcli.tasks.training.clips import ClipReader, noise_of, read_clips, rng_of, sample_order, to_tensor
+from physcli.tasks.training.clips import ClipReader, noise_of, read_clips, rng_of, sample_order
 
 
 @pytest.fixture(scope="module")

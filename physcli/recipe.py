@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -157,34 +157,213 @@ class EncoderRecipe(_Recipe):
     objective: FuturePrediction = FuturePrediction()
 
 
-class Denoising(_Section):
-    """The generator's own objective. `frames` are shown `strides` apart, the rate being said in the prompt;
-    `windows` of them are encoded of every clip; `text_encoder`: trained too."""
+class Sampling(_Section):
+    """Windows: `frames` of a clip, `strides` apart (one drawn each time; the rate is said in a simulated clip's
+    prompt). `windows` of them are computed of every clip and stride."""
 
     frames: PositiveInt = 17
     strides: Numbers = (1, 3)
     windows: PositiveInt = 2
+
+
+class Denoising(Sampling):
+    """The generator's own objective. `text_encoder`: trained too. `samples`: videos made for held-out prompts at the
+    end, and a quarter of them at every validation before. `guidance_scale`: they are made with, and whoever samples
+    the model later unless another is asked for; none given: as the model had it."""
+
     caption_dropout: Share = 0.1
     text_encoder: bool = False
+    samples: NonNegativeInt = 16
+    guidance_scale: NonNegativeFloat | None = None
+
+
+class TeacherView(_Section):
+    """How a teacher sees the window: `whole` frames at `size`, in one pass; in `groups` of as many frames as the
+    teacher was trained on, one after the other; or in `crops` of the teacher's own size, laid together again.
+    `size`: (height, width) the frames are resized to first; none given: the teacher's own. `drop_first`: the first
+    frame, which a causal video VAE encodes alone, is not shown."""
+
+    layout: Literal["whole", "groups", "crops"] = "whole"
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    drop_first: bool = True
+
+
+class ProjectorSettings(_Section):
+    """From the generator's features to the teacher's grid and width; see `physcli.methods.projector`.
+
+    `num_layers: 0` with `resample: interpolate`: no weights at all, the tapped features themselves are compared
+    (relations need no common width).
+    """
+
+    num_layers: NonNegativeInt = 3
+    hidden_dim: PositiveInt = 2048
+    resample: Literal["conv2d", "conv3d", "interpolate"] = "conv2d"
+
+
+class Sft(_Section):
+    """No method: the control that every comparison needs."""
+
+    name: Literal["sft"]
+
+
+class Alignment(_Section):
+    """What the methods with a teacher share.
+
+    `taps`: blocks of the generator, counted from 0 (the papers' 18th layer is 17); none given: block round(0.6·n)−1.
+    Several have a projector each, and their losses are averaged. `interpolate`: whose features are brought to the
+    other's grid. `drop_first`: the first latent frame has no partner.
+    """
+
+    weight: NonNegativeFloat = 0.5
+    taps: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    teacher: str
+    view: TeacherView = TeacherView()
+    interpolate: Literal["student", "teacher"] = "student"
+    drop_first: bool = True
+    projector: ProjectorSettings = ProjectorSettings()
+
+
+class Repa(Alignment):
+    """See `physcli.methods.repa`."""
+
+    name: Literal["repa"]
+
+
+class VideoRepa(Alignment):
+    """See `physcli.methods.videorepa`."""
+
+    name: Literal["videorepa"]
+    margin: NonNegativeFloat = 0.1
+    reading: Literal["released", "paper"] = "released"
+    below: Literal["subtract", "zero"] = "subtract"
+    part: Literal["both", "spatial", "temporal"] = "both"
+
+
+class Tsa(Alignment):
+    """See `physcli.methods.tsa`. `queries: salient` is M-TSA: only the `saliency_share` of the places of each frame
+    that change most ask."""
+
+    name: Literal["tsa"]
+    temperature: PositiveFloat = 0.1
+    own_frame: bool = True
+    queries: Literal["all", "salient"] = "all"
+    saliency_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    saliency_ties: Literal["paper", "positive"] = "paper"
+
+
+class MoAlign(Alignment):
+    """See `physcli.methods.moalign`. `motion_projector`: a built-in name, a run or a folder of stage 1; its own
+    teacher is used."""
+
+    name: Literal["moalign"]
+    motion_projector: str
+    tau: PositiveFloat = 10.0
+    reduction: Literal["mean", "sum"] = "mean"
+
+
+class LaMo(_Section):
+    """The motion drift loss of `physcli.methods.lamo`."""
+
+    name: Literal["lamo"]
+    weight: NonNegativeFloat = 0.4
+    lag: PositiveInt = 2
+    reading: Literal["clamp", "add", "ratio_of_sums"] = "clamp"
+    noise_weight: Literal["released", "abar", "none"] = "released"
+    per_sample: bool = False
+
+
+Method = Annotated[Sft | Repa | VideoRepa | Tsa | MoAlign | LaMo, Field(discriminator="name")]
+_METHODS: dict[Any, type[_Section]] = {
+    "sft": Sft,
+    "repa": Repa,
+    "videorepa": VideoRepa,
+    "tsa": Tsa,
+    "moalign": MoAlign,
+    "lamo": LaMo,
+}
+
+
+class Lora(_Section):
+    """Low-rank updates in place of full fine-tuning (PEFT). `targets`: ends of the names of the linear layers that
+    get one."""
+
+    rank: PositiveInt = 128
+    alpha: PositiveInt = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class GeneratorRecipe(_Recipe):
     """Trains a text-to-video diffusion model. `vae`: another VAE than the model's own: that of a built-in
-    model, of a run, or a folder."""
+    model, of a run, or a folder. `freeze`: the model itself is not trained, only what the method brings along: how
+    much of a method's loss its projector can explain."""
 
     trains: Literal["generator"]
     vae: str | None = None
+    freeze: bool = False
+    lora: Lora | None = None
     objective: Denoising = Denoising()
+    method: Method = Sft(name="sft")
 
 
-Recipe = Annotated[VaeRecipe | EncoderRecipe | GeneratorRecipe, Field(discriminator="trains")]
-_KINDS: dict[Any, type[_Recipe]] = {"vae": VaeRecipe, "encoder": EncoderRecipe, "generator": GeneratorRecipe}
-_ADAPTER: TypeAdapter[VaeRecipe | EncoderRecipe | GeneratorRecipe] = TypeAdapter(Recipe)
+class FieldPrediction(Sampling):
+    """See `field_loss` and `MotionField` of `physcli.methods.lamo`. `noise_share`: of the frames, shown noised."""
+
+    hidden: Annotated[int, Field(gt=0, multiple_of=8)] = 256
+    num_blocks: PositiveInt = 8
+    cond_dim: PositiveInt = 128
+    lag: PositiveInt = 1
+    cosine_weight: NonNegativeFloat = 0.3
+    noise_scale: NonNegativeFloat = 0.3
+    noise_share: Share = 0.5
+    caption_dropout: Share = 0.1
 
 
-def read_recipe(
-    name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()
-) -> VaeRecipe | EncoderRecipe | GeneratorRecipe:
+class MotionFieldRecipe(_Recipe):
+    """Trains LaMo's motion field on the latents of `model`."""
+
+    trains: Literal["motion-field"]
+    objective: FieldPrediction = FieldPrediction()
+
+
+class MotionSubspace(Sampling):
+    """See `physcli.methods.moalign`. `flow`: `exact` (simulated clips only) or `dis` (from pixels). `dim`: of the
+    subspace. `moving_weight`: how much a pixel counts that moves by a tenth of `scale_px` or more (ours; 1 is plain
+    L1, to which a small thing on a still ground is next to nothing)."""
+
+    view: TeacherView = TeacherView()
+    flow: Literal["exact", "dis"] = "dis"
+    dim: PositiveInt = 64
+    hidden_dim: PositiveInt = 256
+    num_layers: PositiveInt = 3
+    kernel: PositiveInt = 3
+    decoder_dim: PositiveInt = 64
+    decoder_layers: PositiveInt = 2
+    flows_per_token: PositiveInt = 1
+    upscale: PositiveInt = 4
+    scale_px: PositiveFloat = 1.0
+    moving_weight: PositiveFloat = 1.0
+
+
+class MotionProjectorRecipe(_Recipe):
+    """Trains MoAlign's motion projector (stage 1) on the tokens of the encoder `model`."""
+
+    trains: Literal["motion-projector"]
+    objective: MotionSubspace = MotionSubspace()
+
+
+AnyRecipe = VaeRecipe | EncoderRecipe | GeneratorRecipe | MotionFieldRecipe | MotionProjectorRecipe
+_KINDS: dict[Any, type[_Recipe]] = {
+    "vae": VaeRecipe,
+    "encoder": EncoderRecipe,
+    "generator": GeneratorRecipe,
+    "motion-field": MotionFieldRecipe,
+    "motion-projector": MotionProjectorRecipe,
+}
+_ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="trains")])
+
+
+def read_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> AnyRecipe:
     """A recipe, checked, with `key=value` overrides (`train.steps=10`, `objective.horizons=[4, 8]`).
 
     Raises:
@@ -231,7 +410,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _validate(content: Mapping[str, Any]) -> VaeRecipe | EncoderRecipe | GeneratorRecipe:
+def _validate(content: Mapping[str, Any]) -> AnyRecipe:
     # Strictly, or `true` would be 1 and `"10"` 10; as JSON, which alone lets a list be a tuple then.
     return _ADAPTER.validate_json(json.dumps(content), strict=True)
 
@@ -245,9 +424,10 @@ def _is_valid(content: Mapping[str, Any]) -> bool:
 
 
 def _place(problem: Any) -> list[str]:
-    """Where one of pydantic's complaints is; it puts the kind of recipe before the fields."""
+    """Where one of pydantic's complaints is; it names the kind of recipe and of method before their fields."""
     place = [str(part) for part in problem["loc"]]
-    return place[1:] if place and place[0] in _KINDS else place
+    place = place[1:] if place and place[0] in _KINDS else place
+    return [*place[:1], *place[2:]] if place[:1] == ["method"] and place[1:2] and place[1] in _METHODS else place
 
 
 def _explain(problem: Any, content: Mapping[str, Any]) -> str:
@@ -260,7 +440,9 @@ def _explain(problem: Any, content: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"].startswith("union_tag"):
-        return f"trains is {content['trains']!r}" if "trains" in content else "trains is missing"
+        tag, section = ("method.name", content["method"]) if place == ["method"] else ("trains", content)
+        key = tag.rpartition(".")[2]
+        return f"{tag} is {section[key]!r}" if key in section else f"{tag} is missing"
     return f"{key} is {problem['input']!r} ({problem['msg'][0].lower()}{problem['msg'][1:]})"
 
 
@@ -269,11 +451,24 @@ def _section(content: Mapping[str, Any], place: Sequence[str]) -> tuple[list[str
     section: type[_Section] = _KINDS[content["trains"]]
     path: list[str] = []
     for name in place:
-        inner = section.model_fields[name].annotation if name in section.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, _Section)):
+        kinds = _sections_of(section, name)
+        method = content.get("method")
+        chosen = str(method.get("name")) if isinstance(method, dict) else None
+        inner = kinds[0] if len(kinds) == 1 else _METHODS.get(chosen)
+        if not kinds or inner is None:
             break
         section, path = inner, [*path, name]
     return path, section
+
+
+def _sections_of(section: type[_Section], name: str) -> list[type[_Section]]:
+    """The sections that a field can be: none of a plain value, several of a method."""
+    if name not in section.model_fields:
+        return []
+    annotation = section.model_fields[name].annotation
+    return [
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, _Section)
+    ]
 
 
 def _fields(content: Mapping[str, Any], place: Sequence[str] = ()) -> str:
@@ -281,6 +476,8 @@ def _fields(content: Mapping[str, Any], place: Sequence[str] = ()) -> str:
     if str(content.get("trains")) not in _KINDS:
         return f"trains: one of {', '.join(_KINDS)}"
     path, section = _section(content, place)
+    if list(place[:1]) == ["method"] and not path:
+        return f"method.name: one of {', '.join(_METHODS)}"
     return f"the fields {', '.join('.'.join([*path, name]) for name in section.model_fields)}"
 
 

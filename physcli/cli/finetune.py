@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
@@ -51,11 +52,21 @@ def finetune(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Load everything, take two steps, say what the run would take, and leave nothing.",
+        ),
+    ] = False,
 ) -> None:
     """Train by a recipe; the result is an ordinary model folder."""
     from physcli.tasks.finetune import finetune as run_finetune
     from physcli.tasks.run_dir import to_json
 
+    if dry_run:
+        _plan(common, recipe, tuple(overrides or ()), model=model, data=data, steps=steps)
+        return
     done = run_finetune(
         recipe,
         overrides=tuple(overrides or ()),
@@ -84,3 +95,41 @@ def finetune(
     files = {"model": done.model, "loss": done.path / "loss.png", "steps": done.path / "steps.jsonl"}
     samples = sorted((done.path / "samples").glob("step-*/*.png"))
     render.files(files | ({"samples": samples[-1]} if samples else {}))
+
+
+def _plan(common: TrainRun, name: str, overrides: tuple[str, ...], **given: Any) -> None:
+    from physcli.tasks.finetune import resolve_recipe
+    from physcli.tasks.run_dir import cache_root, to_json
+    from physcli.tasks.training.plan import make_plan
+
+    recipe = resolve_recipe(name, overrides, **given)
+    reporter = render.RichReporter(quiet=common.quiet)
+    plan = make_plan(
+        recipe, seed=common.seed, device=common.device, cache=cache_root(common.cache_dir), reporter=reporter
+    )
+    if common.json:
+        render.json_text(to_json({"recipe": recipe.model_dump(mode="json"), "plan": asdict(plan)}))
+        return
+    method = getattr(recipe, "method", None)
+    whole = plan.step_seconds * recipe.train.steps
+    rows = [
+        ["trains", recipe.trains + (f", by {method.name}" if method is not None else "")],
+        ["from", recipe.model],
+        ["parameters trained", f"{plan.trained:,}"],
+        ["clips", f"{plan.num_clips:,} of {recipe.data.source}"],
+    ]
+    if plan.windows:
+        rows += [
+            [
+                "windows kept",
+                f"{plan.windows:,}, {render.size(plan.cache_bytes)} ({render.size(plan.free_bytes)} free)",
+            ],
+            ["to compute them", f"{render.duration(plan.cache_seconds)} at most, with one process"],
+        ]
+    rows += [
+        ["a step", f"{plan.step_seconds:.3g} s for {recipe.train.batch_size * recipe.train.accumulate} clips"],
+        [f"{recipe.train.steps:,} steps", f"{render.duration(whole)}, with one process, validation left out"],
+        ["memory", f"{render.size(plan.memory_bytes)} on {plan.device}"],
+        ["checkpoints", f"{recipe.train.keep_checkpoints} of {render.size(plan.checkpoint_bytes)}"],
+    ]
+    render.table("A dry run: nothing was written", ["what", "value"], rows)

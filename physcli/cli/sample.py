@@ -31,7 +31,14 @@ def sample(
     ] = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="Classifier-free guidance; 1 or less is none.")] = 6.0,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Classifier-free guidance; 1 or less is none.  \\[default: the model's own, 6 for CogVideoX]",
+            show_default=False,
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(

@@ -29,7 +29,7 @@ from physcli.hashing import content_hash, settings_hash
 
 # First-level folders of the cache root. Only these are ever counted or cleared: a user may point the cache at a
 # folder that holds other things.
-KINDS = ("simulated", "latents", "features")
+KINDS = ("simulated", "latents", "features", "text")
 
 
 class TensorCache:

@@ -6,7 +6,7 @@ Four layouts are recognised, in this order:
   in `metadata.jsonl`, videos in `physion_mp4s/{train,test}/`, arrays in `arrays/{train,test}/`;
 - *physion-v1.5*: `physion_mp4s/{train,test}/*.mp4` with an `all_video_labels.json` inside each of the two;
 - *physion-v1*: `*.hdf5` files, one a clip, at any depth;
-- *video*: anything else that holds videos, with an optional `metadata.jsonl` (`file_name`, `prompt` or `text`).
+- *video*: anything else that holds videos, captions as in `physcli.data.captions`.
 
 Listing decodes nothing, so thousands of clips take seconds; `check` decodes everything.
 """
@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from physcli.data.captions import read_captions, read_jsonl
 from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, read_video, video_info
 from physcli.errors import DataError, MissingExtra
 from physcli.progress import Reporter
@@ -242,23 +243,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) of every line that is not blank."""
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", expected="a UTF-8 text file") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: not valid JSON ({error.msg}).",
-                expected="one JSON object a line",
-                fix="mend or remove the line",
-            ) from error
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+    for number, row in read_jsonl(path):
+        if not isinstance(row.get("file_name"), str):
             raise DataError(f"{path}, line {number}: no file_name.", expected='a JSON object with a "file_name" string')
         yield number, row
 
@@ -529,19 +515,19 @@ def _read_v1(root: Path, paths: Sequence[Path]) -> Dataset:
 
 
 def _read_videos(root: Path, paths: Sequence[Path]) -> Dataset:
-    table = root / "metadata.jsonl"
-    rows = {root / row["file_name"]: row for _, row in _read_jsonl(table)} if table.is_file() else {}
+    captions = read_captions(root, paths)
     clips = tuple(
         Clip(
             name=path.stem,
-            split=str(rows.get(path, {}).get("split", "test")),
+            split=str(captions.rows.get(path, {}).get("split") or "test"),
             path=path,
             kind="video",
-            prompt=rows.get(path, {}).get("prompt", rows.get(path, {}).get("text", "")),
-            record=rows.get(path, {}),
+            prompt=captions.rows.get(path, {}).get("prompt", ""),
+            record=captions.rows.get(path, {}),
         )
         for path in paths
     )
-    absent = sorted(rows.keys() - set(paths))
-    problems = tuple(Problem(path, "in metadata.jsonl, but the video is not there") for path in absent)
+    source = captions.source.name if captions.source else ""
+    absent = sorted(captions.rows.keys() - set(paths))
+    problems = tuple(Problem(path, f"in {source}, but the video is not there") for path in absent)
     return Dataset("video", root, clips, problems)

@@ -6,13 +6,20 @@ A new backbone is one file and one line in `GENERATORS`; a new encoder one file 
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from physcli.errors import ModelError
 
 Kind = Literal["generator", "encoder"]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".torch", ".bin")  # the earlier the better
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
+OWN_FILE = "physcli.json"  # beside model_index.json: what diffusers has no place for
+GUIDANCE_SCALE = 6.0  # CogVideoX's
 
 
 @dataclass(frozen=True)
@@ -62,3 +69,21 @@ KNOWN_HUB: dict[str, KnownModel] = {
     "facebook/dinov2-large": KnownModel("encoder", "dinov2", "304 M parameters, images, frame by frame"),
     "facebook/vjepa2-vitl-fpc64-256": KnownModel("encoder", "vjepa2", "304 M parameters, 64 frames of 256×256"),
 }
+
+
+def read_guidance_scale(folder: Path | None) -> float:
+    """The guidance scale a pipeline folder names; CogVideoX's where it names none.
+
+    Raises:
+        ModelError: its physcli.json cannot be read, or names none there can be.
+    """
+    path = folder / OWN_FILE if folder is not None else None
+    if path is None or not path.is_file():
+        return GUIDANCE_SCALE
+    try:
+        scale = float(json.loads(path.read_text(encoding="utf-8"))["guidance_scale"])
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"guidance_scale is {scale}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: {error!r}.", expected='{"guidance_scale": a number of at least 0}') from error
+    return scale

@@ -7,7 +7,9 @@ in bfloat16 the 5B schedule adds no noise at all at timesteps 0 and 1.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from physcli.errors import ModelError, UsageError
-from physcli.models import LORA_FILE
+from physcli.models import GUIDANCE_SCALE, LORA_FILE, OWN_FILE, read_guidance_scale
 from physcli.models.features import tapped
 from physcli.models.hub import explain_hub_errors, first_line
 
@@ -45,10 +47,12 @@ class NoiseLevel(NamedTuple):
 @dataclass
 class DenoiseOutput:
     """`output` is the network's v [B, F, C, H, W] (None if only features were asked for); `features` holds
-    block → [B, F, H, W, D] on the token grid, in the transformer's dtype."""
+    block → [B, F, H, W, D] on the token grid, in the transformer's dtype; `tokens` the same as the blocks gave them,
+    [B, F·H·W, D], through which the rest of the network's gradients pass."""
 
     output: Tensor | None
     features: dict[int, Tensor] = field(default_factory=dict)
+    tokens: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,6 +86,13 @@ class LatentStats:
         return float(max(self.total_squares / self.count - self.mean**2, 0.0) ** 0.5)
 
 
+# Keys of config files that say where a model was loaded from.
+_OF_THIS_MACHINE = ("_name_or_path", "is_local", "local_files_only")
+
+# The attention's projections, as in the papers.
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
 class CogVideoX:
     """A `CogVideoXPipeline` with the generator interface.
 
@@ -90,6 +101,7 @@ class CogVideoX:
             objective are used.
         name: Shown in tables.
         random_init: The weights were never trained; every table that shows this model must say so.
+        guidance_scale: Of classifier-free guidance, what its videos are best at.
 
     Attributes:
         pipeline: The stock diffusers pipeline, for sampling.
@@ -113,10 +125,18 @@ class CogVideoX:
     kind = "generator"
     family = "cogvideox"
 
-    def __init__(self, pipeline: CogVideoXPipeline, *, name: str, random_init: bool = False) -> None:
+    def __init__(
+        self,
+        pipeline: CogVideoXPipeline,
+        *,
+        name: str,
+        random_init: bool = False,
+        guidance_scale: float = GUIDANCE_SCALE,
+    ) -> None:
         self.pipeline = cast(Any, pipeline)  # its attributes are set by mixins that type checkers cannot see
         self.name = name
         self.random_init = random_init
+        self.guidance_scale = guidance_scale
         self.transformer = self.pipeline.transformer
         self.vae = self.pipeline.vae
         self.latent_stats = LatentStats()
@@ -180,7 +200,12 @@ class CogVideoX:
                 part: _load_strictly(part_class, folder / part, dtype) for part, part_class in _PART_CLASSES.items()
             }
             pipeline = CogVideoXPipeline.from_pretrained(str(folder), **parts)
-        return cls(pipeline, name=name or folder.name, random_init=random_init)
+        return cls(
+            pipeline,
+            name=name or folder.name,
+            random_init=random_init,
+            guidance_scale=read_guidance_scale(folder),
+        )
 
     def load_adapter(self, path: str | os.PathLike[str]) -> None:
         """Put a LoRA (a folder or a .safetensors file, diffusers' format) on the transformer.
@@ -200,6 +225,54 @@ class CogVideoX:
                 expected="a LoRA in diffusers format, trained on the same architecture",
                 fix="name the model it was trained on with --model",
             ) from error
+
+    def add_lora(
+        self, *, rank: int, alpha: int, dropout: float = 0.0, targets: Sequence[str] = LORA_TARGETS, seed: int = 0
+    ) -> None:
+        """Give the transformer low-rank updates to train; its own weights are frozen.
+
+        Args:
+            rank: r.
+            alpha: The update is scaled by alpha / r.
+            dropout: On the input of the updates.
+            targets: Ends of the names of the linear layers that get one.
+            seed: Of their weights. An update is zero at first.
+
+        Raises:
+            UsageError: no layer is called so.
+        """
+        from peft import LoraConfig
+
+        self.transformer.requires_grad_(False)
+        modules = dict(self.transformer.named_modules())
+        matched = {name for name in modules if f".{name}".endswith(tuple(f".{end}" for end in targets))}
+        linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+        unmatched = [end for end in targets if not any(f".{name}".endswith(f".{end}") for name in linear)]
+        if unmatched:
+            ends = sorted({re.sub(r"^.*?\d+\.", "", name) for name in linear})
+            raise UsageError(
+                f"lora.targets: no linear layer of {self.name} is called {', '.join(unmatched)}.",
+                expected=f"ends of {', '.join(ends)}",
+            )
+        # By ends, unless a convolution has such a name, too: PEFT would give it one.
+        chosen = list(targets) if matched <= linear else sorted(matched & linear)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.transformer.add_adapter(config)
+        for parameter in self.transformer.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # small, and AdamW's steps vanish in bfloat16
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the updates as diffusers' LoRA file; alpha is in its metadata, without which loaders take it for r."""
+        from peft.utils import get_peft_model_state_dict
+
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=get_peft_model_state_dict(self.transformer),
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
+        )
 
     def use_vae(self, path: str | os.PathLike[str]) -> None:
         """Replace the VAE by the one in a folder (diffusers layout).
@@ -221,10 +294,16 @@ class CogVideoX:
     def save(self, folder: Path) -> None:
         """Write the pipeline as a diffusers folder that plain diffusers loads."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
-        # transformers 5 writes a class name that transformers 4 does not have; both know this one.
-        for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
+        for file in (*folder.glob("*.json"), *folder.glob("*/*config.json")):
             text = file.read_text(encoding="utf-8")
-            file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
+            # transformers 5 writes a class name that transformers 4 does not have; both know this one.
+            described = json.loads(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
+            for key in _OF_THIS_MACHINE:
+                described.pop(key, None)
+            file.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.guidance_scale != GUIDANCE_SCALE:
+            described = json.dumps({"guidance_scale": self.guidance_scale}, indent=2)
+            (folder / OWN_FILE).write_text(f"{described}\n", encoding="utf-8")
 
     def place(
         self,
@@ -544,8 +623,9 @@ class CogVideoX:
         }
         with tapped(self.transformer.transformer_blocks, taps, features_only=features_only) as hidden_states:
             output = self.transformer(**arguments)[0]
-        features = {tap: tokens.unflatten(1, grid) for tap, tokens in sorted(hidden_states.items())}
-        return DenoiseOutput(None if features_only else output, features)
+        tokens = dict(sorted(hidden_states.items()))
+        features = {tap: hidden.unflatten(1, grid) for tap, hidden in tokens.items()}
+        return DenoiseOutput(None if features_only else output, features, tokens)
 
 
 def _load_strictly(part_class: Any, folder: Path, dtype: torch.dtype) -> Any:

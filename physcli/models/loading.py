@@ -181,11 +181,12 @@ def _resolve_run(name: str, run: Path, revision: str | None, local_files_only: b
         return replace(_resolve_path(name, run / "model"), source="run")
     if (run / "adapter").is_dir():
         settings = _read_json(run / "run.json").get("settings")
+        settings = settings.get("recipe", settings) if isinstance(settings, dict) else None
         base = settings.get("model") if isinstance(settings, dict) else None
         if not isinstance(base, str):
             raise ModelError(
                 f"{run}/run.json does not say which model its adapter belongs to.",
-                expected='"settings": {"model": NAME, …}',
+                expected='"settings": {"recipe": {"model": NAME, …}}',
                 fix=f"give the base yourself: --model NAME --adapter {run}",
             )
         found = _resolve_base(base, revision, local_files_only)

@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from physcli.data.clips import Clip
-from physcli.errors import ModelError, UsageError
+from physcli.errors import UsageError
 from physcli.hashing import settings_hash
-from physcli.models import BUILT_IN, loading
-from physcli.models.encoders.videomae import VideoMAE
-from physcli.models.tiny import architecture, asset_folder, build_cogvideox, build_videomae
+from physcli.models import KNOWN_HUB, loading
 from physcli.progress import Reporter
-from physcli.recipe import EncoderRecipe, GeneratorRecipe, VaeRecipe, dump_recipe, read_recipe
+from physcli.recipe import AnyRecipe, dump_recipe, list_recipes, read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_run, write_text
+from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.checkpoints import (
     cannot_write,
     checkpoint_folders,
@@ -38,15 +34,12 @@ from physcli.tasks.training.checkpoints import (
     resume_folder,
     step_of,
 )
-from physcli.tasks.training.clips import ClipReader, read_clips
-from physcli.tasks.training.encoder import EncoderTrainee
+from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.export import cast_weights, write_card
-from physcli.tasks.training.generator import GeneratorTrainee
 from physcli.tasks.training.loop import Trained, build_accelerator, train
 from physcli.tasks.training.trainee import Trainee
-from physcli.tasks.training.vae import VaeTrainee
 
-AnyRecipe = VaeRecipe | EncoderRecipe | GeneratorRecipe
+_RESULTS = ("model", "adapter", "vae", "motion_field", "motion_projector")  # folders that a run may leave
 
 # What may differ between a run and its continuation: it changes no weight.
 _FREE = ("checkpoint_every", "keep_checkpoints", "validate_every", "trackers")
@@ -98,15 +91,13 @@ def finetune(
     Raises:
         PhyscliError: anything the user can mend.
     """
-    changes = [*overrides]
-    changes += [f"model={_quoted(model)}", "init=pretrained"] if model is not None else []
-    changes += [f"data.source={_quoted(data)}"] if data is not None else []
-    changes += [f"train.steps={steps}"] if steps is not None else []
-    recipe = read_recipe(recipe_name, changes)
+    recipe = resolve_recipe(recipe_name, overrides, model=model, data=data, steps=steps)
     processes = Processes(device)
     reporter = (reporter or Reporter()) if processes.is_main else Reporter()
     if processes.warning:
         reporter.warn(processes.warning)
+    if better := _recipe_for(recipe_name, recipe.model):
+        reporter.warn(f"{recipe_name} is for the embedded default; the papers' settings for {recipe.model}: {better}.")
     if resume is not None and out is None:
         out = _run_of(resume)
     settings = _settings(recipe, seed)
@@ -123,7 +114,7 @@ def finetune(
         accelerator = build_accelerator(recipe.train, device=device, folder=run.path)
         training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
         run.check_inputs({"clips": _clips_in_words(training, held_out)})  # the order of samples hangs on them
-        trainee = _build(recipe, training, held_out, seed, cache, accelerator.device, processes, reporter)
+        trainee = build_trainee(recipe, training, held_out, seed, cache, accelerator.device, processes, reporter)
         count = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
         per_step = recipe.train.batch_size * recipe.train.accumulate * accelerator.num_processes
         reporter.note(
@@ -155,6 +146,28 @@ def finetune(
             run.write_metrics(trained.rows)
     processes.finish()
     return FinetuneResult(run.path, folder, trained.rows, trained.steps, trained.seconds, processes.is_main)
+
+
+def resolve_recipe(
+    recipe_name: str,
+    overrides: tuple[str, ...] = (),
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    steps: int | None = None,
+) -> AnyRecipe:
+    """The recipe with all that was given beside it; arguments as for `finetune`."""
+    changes = [*overrides]
+    changes += [f"model={_quoted(model)}", "init=pretrained"] if model is not None else []
+    changes += [f"data.source={_quoted(data)}"] if data is not None else []
+    changes += [f"train.steps={steps}"] if steps is not None else []
+    return read_recipe(recipe_name, changes)
+
+
+def _recipe_for(name: str, model: str) -> str | None:
+    """The packaged recipe with a known large model's settings, where another one was named."""
+    candidate = f"{name}-{model.lower().rpartition('-')[2]}"
+    return candidate if model in KNOWN_HUB and candidate in list_recipes() else None
 
 
 def _quoted(text: str) -> str:
@@ -218,126 +231,14 @@ def _starting_point(
     return checkpoint
 
 
-def _build(
-    recipe: AnyRecipe,
-    training: list[Clip],
-    held_out: list[Clip],
-    seed: int,
-    cache: Path,
-    device: torch.device,
-    processes: Processes,
-    reporter: Reporter,
-) -> Trainee:
-    def reader(size: tuple[int, int]) -> ClipReader:
-        return ClipReader(
-            training,
-            size=size,
-            seed=seed,
-            memory_gb=recipe.data.memory_gb,
-            max_bad=recipe.data.max_bad,
-            reporter=reporter,
-        )
-
-    if isinstance(recipe, EncoderRecipe):
-        encoder = _encoder(recipe)
-        height, width = encoder.preprocessing.height, encoder.preprocessing.width
-        return EncoderTrainee(
-            encoder,
-            reader=reader((height or 224, width or 224)),
-            held_out=held_out,
-            objective=recipe.objective,
-            seed=seed,
-        )
-    generator = _generator(recipe)
-    if isinstance(recipe, VaeRecipe):
-        return VaeTrainee(
-            generator.vae,
-            reader=reader(generator.native_size),
-            held_out=held_out,
-            objective=recipe.objective,
-            steps=recipe.train.steps,
-            seed=seed,
-            subject=recipe.model,
-        )
-    generator.place(device)
-    return GeneratorTrainee(
-        generator,
-        training=training,
-        held_out=held_out,
-        objective=recipe.objective,
-        seed=seed,
-        max_bad=recipe.data.max_bad,
-        cache=cache,
-        processes=processes,
-        reporter=reporter,
-    )
-
-
 def _clips_in_words(training: list[Clip], held_out: list[Clip]) -> str:
     """How many clips, and a hash of which in what order."""
     names = {"training": [clip.name for clip in training], "held out": [clip.name for clip in held_out]}
     return f"{len(training)} for training, {len(held_out)} held out: {settings_hash(names)}"
 
 
-@contextmanager
-def _explain_architecture() -> Iterator[None]:
-    """Whatever diffusers and transformers say of a wrong architecture is the recipe's fault."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise UsageError(
-            f"The recipe's architecture cannot be built: {reason}.",
-            expected="every part's config, as in pretrain/cogvideox-tiny or pretrain/videomae-tiny",
-        ) from error
-
-
-def _encoder(recipe: EncoderRecipe) -> Any:
-    encoder: Any
-    if recipe.init == "random":
-        with _explain_architecture():
-            encoder = build_videomae(recipe.architecture or architecture(recipe.model))
-        encoder.name = recipe.model
-        return encoder
-    encoder = loading.load(recipe.model, device="cpu", dtype="float32")
-    if not isinstance(encoder, VideoMAE):
-        raise UsageError(f"--model {recipe.model} is not a VideoMAE encoder.", expected="videomae-tiny or a folder")
-    return encoder
-
-
-def _generator(recipe: VaeRecipe | GeneratorRecipe) -> Any:
-    """The generator on the CPU in float32, with the recipe's VAE."""
-    from physcli.models.cogvideox import CogVideoX
-
-    generator: Any
-    if recipe.init == "random":
-        with _explain_architecture():
-            pipeline = build_cogvideox(recipe.architecture or architecture(recipe.model))
-        generator = CogVideoX(pipeline, name=recipe.model, random_init=True)
-    else:
-        generator = loading.load(recipe.model, device="cpu", dtype="float32")
-        if generator.kind != "generator":
-            raise UsageError(f"--model {recipe.model} is an encoder.", expected="a generator")
-    if isinstance(recipe, GeneratorRecipe) and recipe.vae is not None:
-        generator.use_vae(_vae_folder(recipe.vae))
-    return generator
-
-
-def _vae_folder(name: str) -> Path:
-    """The VAE of a built-in model, of a run or pipeline folder, or the folder itself."""
-    if name in BUILT_IN:
-        folder = asset_folder(name)
-        if folder is None:
-            raise ModelError(f"vae: {name} has no trained weights yet.", expected="a folder", fix="train one first")
-        return folder / "vae"
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise ModelError(f"vae: {name} is not there.", expected="a built-in name or an existing folder")
-    return folder / "vae" if (folder / "vae").is_dir() else folder
-
-
 def _export(trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: Trained, *, num_clips: int, seed: int) -> Path:
-    """Write the model folder with its card, whole or not at all.
+    """Write the model folder with its card, and what else belongs to it, whole or not at all.
 
     Raises:
         DataError: the disk is full or not writable.
@@ -360,18 +261,19 @@ def _export(trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: Trained, 
             rows=trained.rows,
             facts=trainee.facts(),
         )
-        final = run.path / folder.name
-        if final.exists():
-            shutil.rmtree(final)
-        folder.rename(final)
+        for made in sorted(part.iterdir(), key=lambda path: path == folder):  # the model itself last
+            final = run.path / made.name
+            if final.is_dir():
+                shutil.rmtree(final)
+            made.replace(final)
     except (OSError, SafetensorError) as error:  # safetensors wraps the system's error
         raise cannot_write("The trained model", run.path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return final
+    return run.path / folder.name
 
 
 def _read_result(path: Path, is_main: bool) -> FinetuneResult:
     lines = (path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    model = next((path / name for name in ("model", "vae", "adapter") if (path / name).is_dir()), path)
+    model = next((path / name for name in _RESULTS if (path / name).is_dir()), path)
     return FinetuneResult(path, model, read_metrics(path), [json.loads(line) for line in lines], 0.0, is_main)

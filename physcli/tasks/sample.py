@@ -30,7 +30,7 @@ import torch
 from physcli.data.video import resize, write_video
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import seed_from
-from physcli.models import BUILT_IN
+from physcli.models import BUILT_IN, read_guidance_scale
 from physcli.models.loading import Resolved, fingerprint, load, pick_device, pick_dtype, quiet_libraries, resolve
 from physcli.progress import Reporter
 from physcli.report.plots import contact_sheet
@@ -55,7 +55,7 @@ class SampleSettings:
     adapter: str | None = None
     num_samples: int = 1
     steps: int = 50
-    guidance_scale: float = 6.0
+    guidance_scale: float | None = None  # the model's own
     size: tuple[int, int] | None = None
     num_frames: int | None = None
     seed: int = 0
@@ -130,6 +130,8 @@ def sample(
             f"--model {settings.model} is an encoder: it makes no videos.",
             expected="a generator, such as cogvideox-tiny; `physcli models ls` lists them",
         )
+    if settings.guidance_scale is None:
+        settings = replace(settings, guidance_scale=read_guidance_scale(resolved.path))
     with RunDir(out, "sample", asdict(settings), overwrite=overwrite, reporter=reporter) as run:
         run.check_inputs({"model": fingerprint(resolved)})
         if run.already_finished:
@@ -229,7 +231,7 @@ def generate(
     height: int,
     width: int,
     steps: int = 50,
-    guidance_scale: float = 6.0,
+    guidance_scale: float | None = None,
     each_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """One batch of videos from the stock pipeline, its scheduler as the checkpoint has it.
@@ -242,7 +244,7 @@ def generate(
         height: In pixels.
         width: In pixels.
         steps: Denoising steps.
-        guidance_scale: Classifier-free guidance against the empty prompt; none at 1 and below.
+        guidance_scale: Classifier-free guidance against the empty prompt; none at 1 and below. Default: the model's.
         each_step: Called after every denoising step.
 
     Returns:
@@ -265,7 +267,7 @@ def generate(
             height=height,
             width=width,
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=generator.guidance_scale if guidance_scale is None else guidance_scale,
             max_sequence_length=generator.max_text_seq_length,
             # On the CPU whatever the device, so that every device gets the same noise.
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -321,10 +323,9 @@ def _checked(settings: SampleSettings, device: str, batch_size: int, reporter: R
     for option, value in (("--num-samples", settings.num_samples), ("--batch-size", batch_size)):
         if value < 1:
             raise UsageError(f"{option} {value}.", expected="at least 1")
-    if not (math.isfinite(settings.guidance_scale) and settings.guidance_scale >= 0):
-        raise UsageError(
-            f"--guidance-scale {settings.guidance_scale}.", expected="a number of at least 0; 1 or less is no guidance"
-        )
+    scale = settings.guidance_scale
+    if scale is not None and not (math.isfinite(scale) and scale >= 0):
+        raise UsageError(f"--guidance-scale {scale}.", expected="a number of at least 0; 1 or less is no guidance")
     prompts = tuple(dict.fromkeys(settings.prompts))
     if len(prompts) < len(settings.prompts):
         reporter.warn("Prompts that were given more than once are sampled once; --num-samples makes several of each.")

@@ -152,7 +152,7 @@ def refuse_too_many_bad(bad: Sequence[str], total: int, max_bad: float) -> None:
     """Raises DataError where more than `max_bad` of `total` clips are unreadable; `bad` says which and why."""
     if len(bad) > max_bad * total:
         raise DataError(
-            f"{len(bad)} of {total} clips cannot be read, such as {bad[-1]}",
+            f"{len(bad)} of {total} clips cannot be used, such as {bad[-1]}",
             expected=f"at most {max_bad:.0%} (data.max_bad)",
             fix="mend or remove them (`physcli data inspect` names them), or raise data.max_bad",
         )

@@ -21,7 +21,9 @@ _USE = {
 from diffusers import CogVideoXPipeline
 
 pipe = CogVideoXPipeline.from_pretrained(FOLDER)
-video = pipe(PROMPT, num_frames={frames}, height={height}, width={width}, max_sequence_length={text}).frames[0]
+video = pipe(
+    PROMPT, num_frames={frames}, height={height}, width={width}, guidance_scale={guidance:g}, max_sequence_length={text}
+).frames[0]
 ```
 
 This model reads {text} text tokens, and plain diffusers pads to 226 unless told otherwise: give
@@ -38,6 +40,23 @@ from diffusers import AutoencoderKLCogVideoX
 
 vae = AutoencoderKLCogVideoX.from_pretrained(FOLDER)
 ```""",
+    "adapter": """```python
+pipe.load_lora_weights(FOLDER)  # alpha is in the file's metadata
+```
+
+or `physcli sample --model BASE --adapter FOLDER`.""",
+    "motion-field": """```python
+from physcli.methods.lamo import MotionField
+
+field = MotionField.load(FOLDER)
+```""",
+    "motion-projector": """`method.motion_projector=FOLDER` in a recipe of MoAlign, or
+
+```python
+from physcli.methods.moalign import MotionProjector
+
+projector = MotionProjector.load(FOLDER)
+```""",
 }
 _OBJECTIVES = {
     "generator": "v-prediction: mean squared error of v at uniformly drawn timesteps, captions dropped for "
@@ -46,6 +65,9 @@ _OBJECTIVES = {
     "its last time step one linear layer predicts how the colours of each token's place will have changed at later "
     "frames, places that move counting most.",
     "vae": "Squared error of the reconstruction, error of neighbouring pixels' differences, and a small KL term.",
+    "motion-field": "LaMo's: squared error of the predicted change from a latent frame to a later one, plus a share of "
+    "one minus its cosine; half of the frames are shown with noise.",
+    "motion-projector": "MoAlign's stage 1: L1 of the optical flow that a light decoder reads from the subspace.",
 }
 
 
@@ -105,7 +127,7 @@ def write_card(
         "",
         "## Objective",
         "",
-        _OBJECTIVES[kind],
+        _OBJECTIVES[kind] + _method_in_words(content),
         "",
         "## Data and training",
         "",
@@ -125,7 +147,7 @@ def write_card(
         "",
         "## Use",
         "",
-        _USE[kind].format(**facts),
+        _USE["adapter" if content.get("lora") else kind].format(**facts),
         "",
         "## Recipe",
         "",
@@ -139,3 +161,11 @@ def write_card(
         "",
     ]
     write_text(folder / "README.md", "\n".join(lines))
+
+
+def _method_in_words(content: dict[str, Any]) -> str:
+    method = content.get("method", {"name": "sft"})
+    if method["name"] == "sft":
+        return ""
+    teacher = f" with the teacher {method['teacher']}" if "teacher" in method else ""
+    return f" Beside it {method['weight']:g} times the loss of {method['name']}{teacher} (settings: the recipe below)."

@@ -18,7 +18,12 @@ class Trainee(nn.Module, ABC):
     """A model, its data and its objective, joined. Its trainable parameters are what is trained.
 
     `forward` takes a batch and gives the loss of each sample, so that wrappers (DDP, FSDP, compile) see one module.
+
+    Attributes:
+        num_windows: Of the training clips, those whose latents or features are kept; 0 where clips are decoded anew.
     """
+
+    num_windows = 0
 
     @abstractmethod
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:

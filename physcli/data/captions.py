@@ -1,0 +1,133 @@
+"""Captions of a plain folder of videos, in the layouts that public trainers use.
+
+The first of these that is there counts:
+
+- `metadata.jsonl` or `metadata.csv`: a row a video, with `file_name` (or `video`, `path`) relative to the folder and
+  `prompt` (or `caption`, `text`); optionally `split`;
+- any other single `*.csv` with such columns: OpenVid's (`video,caption`);
+- `prompts.txt` and `videos.txt`: line by line;
+- `x.txt` beside `x.mp4`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from physcli.errors import DataError
+
+VIDEO_COLUMNS = ("file_name", "video", "path", "video_path")
+PROMPT_COLUMNS = ("prompt", "caption", "text")
+
+
+class Captions(NamedTuple):
+    """`rows`: video → its row, the caption under "prompt". `source`: the file they are from, or None. Where there is
+    one, a video without a row has no caption there."""
+
+    rows: dict[Path, dict[str, Any]]
+    source: Path | None
+
+
+def read_captions(root: Path, videos: Sequence[Path]) -> Captions:
+    """The captions of a folder.
+
+    Args:
+        root: The folder.
+        videos: Those in it.
+
+    Raises:
+        DataError: a table without the columns that are needed, lists of different length, or a file that cannot be
+            read.
+    """
+    for name, read in (("metadata.jsonl", read_jsonl), ("metadata.csv", _read_csv)):
+        if (root / name).is_file():
+            return _from_table(root, root / name, read(root / name))
+    lists = root / "prompts.txt", root / "videos.txt"
+    if all(path.is_file() for path in lists):
+        return _from_lists(root, *lists)
+    tables = sorted(root.glob("*.csv"))
+    if len(tables) == 1:
+        with tables[0].open(encoding="utf-8", newline="") as file:
+            columns = next(csv.reader(file), [])
+        if _first(columns, VIDEO_COLUMNS) and _first(columns, PROMPT_COLUMNS):  # or it is of something else
+            return _from_table(root, tables[0], _read_csv(tables[0]))
+    beside = {path: path.with_suffix(".txt") for path in videos}
+    found = {path: {"prompt": _read_text(text).strip()} for path, text in beside.items() if text.is_file()}
+    return Captions(found, None)
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, row) of every line that is not blank.
+
+    Raises:
+        DataError: a line that is not a JSON object.
+    """
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not valid JSON ({error.msg}).",
+                expected="one JSON object a line",
+                fix="mend or remove the line",
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: not an object.", expected="one JSON object a line")
+        yield number, row
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, dict(row)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}.", expected="a CSV table with a head line") from error
+
+
+def _from_table(root: Path, path: Path, table: Iterator[tuple[int, dict[str, Any]]]) -> Captions:
+    rows: dict[Path, dict[str, Any]] = {}
+    for number, row in table:
+        video, prompt = _first(row, VIDEO_COLUMNS), _first(row, PROMPT_COLUMNS)
+        if video is None or not isinstance(row[video], str) or not row[video]:
+            raise DataError(
+                f"{path}, line {number}: no file_name; it has {', '.join(map(str, row))}.",
+                expected=f"one of {', '.join(VIDEO_COLUMNS)}, and one of {', '.join(PROMPT_COLUMNS)}",
+                fix="rename the column",
+            )
+        place = root / row[video]
+        if not place.is_file() and (root / "videos" / row[video]).is_file():
+            place = root / "videos" / row[video]
+        text = row[prompt] if prompt is not None else ""
+        if not isinstance(text, str):
+            raise DataError(f"{path}, line {number}: {prompt} is {text!r}.", expected="text")
+        rows[place] = {**row, "prompt": text}
+    return Captions(rows, path)
+
+
+def _from_lists(root: Path, prompts: Path, videos: Path) -> Captions:
+    texts, names = (_read_text(path).strip("\n").split("\n") for path in (prompts, videos))
+    if len(texts) != len(names):
+        raise DataError(
+            f"{prompts} has {len(texts)} lines and {videos.name} has {len(names)}.",
+            expected="a line each for every video",
+            fix="mend the shorter one: from the missing line on, every video would have another's caption",
+        )
+    pairs = zip(names, texts, strict=True)
+    return Captions({root / name.strip(): {"prompt": text.strip()} for name, text in pairs}, videos)
+
+
+def _first(row: Any, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", expected="a UTF-8 text file") from error

@@ -1,0 +1,67 @@
+"""`physcli recipes ls|show|copy|validate`: which recipes there are, what one says, a copy to change, a check of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from physcli.errors import UsageError
+from physcli.recipe import AnyRecipe, dump_recipe, find_recipe, list_recipes, read_recipe
+
+
+def list_rows() -> list[dict[str, Any]]:
+    """One row a packaged recipe: its name, what it trains, by which method, from which model, and its description."""
+    rows = []
+    for name, path in list_recipes().items():
+        recipe = read_recipe(path)
+        method = getattr(recipe, "method", None)
+        rows.append(
+            {
+                "name": name,
+                "trains": recipe.trains,
+                "method": method.name if method is not None else None,
+                "model": recipe.model,
+                "steps": recipe.train.steps,
+                "description": recipe.description,
+            }
+        )
+    return rows
+
+
+def read_text(name: str) -> str:
+    """A recipe's file as it is."""
+    return find_recipe(name).read_text(encoding="utf-8")
+
+
+def resolved(name: str, overrides: Iterable[str] = ()) -> tuple[AnyRecipe, str]:
+    """A recipe, checked, with overrides; and all of its fields as YAML, defaults included."""
+    recipe = read_recipe(name, overrides)
+    return recipe, dump_recipe(recipe)
+
+
+def copy_recipe(name: str, target: Path | None = None, *, overwrite: bool = False) -> Path:
+    """Copy a recipe's file, to change it.
+
+    Args:
+        name: Of a packaged recipe, or a file.
+        target: A file or a folder; the working directory if not given.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        UsageError: the file is there already.
+    """
+    source = find_recipe(name)
+    target = target or Path()
+    if target.is_dir() or target.suffix not in (".yaml", ".yml"):
+        target = target / source.name
+    if target.exists() and not overwrite:
+        raise UsageError(
+            f"{target} is there already.", expected="a new file", fix="name another one, or give --overwrite"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part.write_bytes(source.read_bytes())
+    part.replace(target)
+    return target

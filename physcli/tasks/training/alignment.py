@@ -1,0 +1,221 @@
+"""From a recipe's `method` to a loss: taps, projectors and teacher features, joined with the paper's function.
+
+Adding a method with a teacher is its file in `physcli.methods`, its section in `physcli.recipe` (whose own fields are
+the function's keyword arguments) and a line in `_LOSSES`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from physcli.errors import UsageError
+from physcli.hashing import seed_from
+from physcli.methods.grids import Grid, resample
+from physcli.methods.lamo import drift_loss, drift_weight
+from physcli.methods.moalign import soft_relational_loss
+from physcli.methods.projector import Projector
+from physcli.methods.repa import repa_loss
+from physcli.methods.tsa import tsa_loss
+from physcli.methods.videorepa import trd_loss
+from physcli.models.features import default_tap
+from physcli.recipe import Alignment, LaMo, Tsa
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "repa": repa_loss,
+    "videorepa": trd_loss,
+    "tsa": tsa_loss,
+    "moalign": soft_relational_loss,
+}
+
+
+@dataclass
+class Pass:
+    """One forward pass of the generator, for a method.
+
+    `features`: block → [B, F, H, W, D] of each tap. `signals`: what is cached of the windows, by name. `clean`,
+    `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32. `timesteps`: int64 [B].
+    """
+
+    features: dict[int, Tensor]
+    clean: Tensor
+    predicted_clean: Tensor
+    timesteps: Tensor
+    signals: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module, ABC):
+    """A loss beside the generator's own, with whatever weights it brings along.
+
+    Attributes:
+        weight: λ.
+        taps: Blocks whose features it wants.
+        needs: Cached signals it wants, by name.
+    """
+
+    weight: float
+    taps: tuple[int, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write what it brought along below the run directory."""
+
+    @abstractmethod
+    def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        """The unweighted loss of each clip [B], and what else is worth logging, each [B]."""
+
+
+class TeacherAlignment(Method):
+    """REPA, VideoREPA, TSA, M-TSA and MoAlign: the tapped features against a frozen teacher's.
+
+    Args:
+        settings: The recipe's.
+        taps: Blocks, counted from 0.
+        student_dim: D of a tap.
+        student_grid: (F, H, W) of a tap.
+        teacher_shape: (f, h, w, D) of the teacher's features.
+        seed: Of the projectors' weights.
+
+    Raises:
+        UsageError: settings that do not fit these grids and widths.
+    """
+
+    def __init__(
+        self,
+        settings: Alignment,
+        *,
+        taps: Sequence[int],
+        student_dim: int,
+        student_grid: tuple[int, int, int],
+        teacher_shape: Sequence[int],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.weight, self.taps = settings.weight, tuple(taps)
+        self.compare: Callable[..., Tensor] = _LOSSES[settings.name]  # type: ignore[attr-defined]
+        ours = {"name", "queries", "saliency_share", "saliency_ties", "motion_projector", *Alignment.model_fields}
+        self.options = {key: value for key, value in settings.model_dump().items() if key not in ours}
+        self.salient = isinstance(settings, Tsa) and settings.queries == "salient"
+        self.needs = ("teacher", "saliency") if self.salient else ("teacher",)
+        own_grid: Grid = (teacher_shape[0], teacher_shape[1], teacher_shape[2])
+        self.meets_at, self.drop_first = own_grid, settings.drop_first
+        resampled, width = settings.projector.resample, teacher_shape[3]
+        if settings.interpolate == "teacher":
+            self.meets_at = (student_grid[0] - settings.drop_first, student_grid[1], student_grid[2])
+            resampled = "interpolate"
+        if self.salient and self.meets_at != own_grid:
+            raise UsageError(
+                f"method.interpolate=teacher with method.queries=salient: tokens {self.meets_at}, masks {own_grid}.",
+                expected="grids that are the same, or method.interpolate=student",
+            )
+        if settings.projector.num_layers == 0 and resampled == "interpolate":
+            width = student_dim
+            if settings.name == "repa" and width != teacher_shape[3]:  # type: ignore[attr-defined]
+                raise UsageError(
+                    f"repa compares features of {width} and {teacher_shape[3]} dimensions without a projector.",
+                    expected="method.projector.num_layers of at least 1, or a convolution in method.projector.resample",
+                )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(seed, "projector"))
+            self.projectors = nn.ModuleDict(
+                {
+                    str(tap): Projector(
+                        in_dim=student_dim,
+                        out_dim=width,
+                        hidden_dim=settings.projector.hidden_dim,
+                        num_layers=settings.projector.num_layers,
+                        student_grid=student_grid,
+                        teacher_grid=self.meets_at,
+                        drop_first=settings.drop_first,
+                        resample=resampled,
+                    )
+                    for tap in self.taps
+                }
+            )
+
+    def save(self, folder: Path) -> None:
+        """`projector.safetensors`; of several taps, `projector-block-N/projector.safetensors` each."""
+        for tap, projector in self.projectors.items():
+            assert isinstance(projector, Projector)
+            projector.save(folder if len(self.taps) == 1 else folder / f"projector-block-{tap}")
+
+    def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        teacher = resample(seen.signals["teacher"].float(), self.meets_at)
+        options = dict(self.options)
+        if self.salient:
+            options["queries"] = seen.signals["saliency"].bool()
+        losses, cosines = [], []
+        for tap in self.taps:
+            student = self.projectors[str(tap)](seen.features[tap]).float()
+            losses.append(self.compare(student, teacher, **options))
+            if student.shape == teacher.shape:
+                cosines.append(F.cosine_similarity(student.detach(), teacher, dim=-1).mean(dim=(1, 2, 3)))
+        logs = {"cosine": torch.stack(cosines).mean(dim=0)} if cosines else {}
+        if self.salient:
+            logs["salient"] = seen.signals["saliency"].float().mean(dim=(1, 2, 3))
+        return torch.stack(losses).mean(dim=0), logs
+
+
+class MotionDrift(Method):
+    """LaMo's drift loss. It needs no tap and no teacher.
+
+    Args:
+        settings: The recipe's.
+        alphas_cumprod: ᾱ of the generator, float64 [num_train_timesteps].
+    """
+
+    def __init__(self, settings: LaMo, *, alphas_cumprod: Tensor) -> None:
+        super().__init__()
+        self.weight, self.settings = settings.weight, settings
+        self.alphas_cumprod = alphas_cumprod
+
+    def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.settings
+        loss, logs = drift_loss(seen.clean, seen.predicted_clean, lag=settings.lag, reading=settings.reading)
+        if settings.noise_weight == "none":
+            return loss, logs
+        weights = drift_weight(
+            seen.timesteps, self.alphas_cumprod, reading=settings.noise_weight, per_sample=settings.per_sample
+        )
+        return weights.to(loss) * loss, {**logs, "noise_weight": weights.to(loss)}
+
+
+def build_method(
+    settings: Any,
+    generator: Any,
+    *,
+    student_grid: tuple[int, int, int],
+    teacher_shape: Sequence[int] | None,
+    seed: int,
+) -> Method | None:
+    """The recipe's method for this generator, or None for `sft`.
+
+    Raises:
+        UsageError: settings that do not fit the generator or the clips.
+    """
+    if settings.name == "sft":
+        return None
+    if settings.name == "lamo":
+        frames = student_grid[0] * generator.patch_size_t
+        if settings.lag >= frames:
+            raise UsageError(
+                f"method.lag is {settings.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
+            )
+        return MotionDrift(settings, alphas_cumprod=generator.alphas_cumprod)
+    assert teacher_shape is not None
+    taps = settings.taps or (default_tap(generator.num_blocks),)
+    return TeacherAlignment(
+        settings,
+        taps=taps,
+        student_dim=generator.hidden_size,
+        student_grid=student_grid,
+        teacher_shape=teacher_shape,
+        seed=seed,
+    )

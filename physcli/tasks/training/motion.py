@@ -1,0 +1,271 @@
+"""Training the two small networks of motion: LaMo's motion field, and MoAlign's motion projector (its stage 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from physcli.data.clips import Clip
+from physcli.errors import UsageError
+from physcli.hashing import seed_from
+from physcli.methods.lamo import MotionField, field_loss, pool_prompt
+from physcli.methods.moalign import FlowDecoder, MotionProjector, flow_loss, token_flows
+from physcli.progress import Reporter
+from physcli.recipe import MotionFieldRecipe, MotionProjectorRecipe
+from physcli.tasks.processes import Processes
+from physcli.tasks.training.clips import noise_of, rng_of, spread
+from physcli.tasks.training.signals import Kept, Prompts, flow_of, hash_module, latents_of, teacher_of
+from physcli.tasks.training.trainee import Trainee, held_out_row
+from physcli.tasks.training.windows import Windows, prompt_of
+
+_VALIDATION_CLIPS = 256
+_AT_ONCE = 32
+
+
+class FieldTrainee(Trainee):
+    """f_φ alone, on the latents of a frozen generator's VAE.
+
+    Args:
+        generator: Whose latents and prompts.
+        recipe: Its objective has f_φ's size.
+        training: Clips to train on.
+        held_out: For validation.
+        seed: Of windows, noise, dropped prompts and weights.
+        cache: Latents and prompt embeddings are kept here.
+        processes: Each computes its part of them.
+        reporter: Receives progress.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        *,
+        recipe: MotionFieldRecipe,
+        training: Sequence[Clip],
+        held_out: Sequence[Clip],
+        seed: int,
+        cache: Path,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> None:
+        super().__init__()
+        self.objective, self.seed, self.subject = recipe.objective, seed, recipe.model
+        objective = recipe.objective
+        signal = latents_of(generator, cache=cache)
+        common: dict[str, Any] = {"sampling": objective, "signals": [signal], "seed": seed}
+        common |= {"max_bad": recipe.data.max_bad, "processes": processes, "reporter": reporter}
+        self._windows = Windows(training, **common)
+        self._held_windows = Windows(spread(held_out, _VALIDATION_CLIPS), **common)
+        self.num_windows = len(self._windows.views)
+        seen = [*self._windows.views, *self._held_windows.views]
+        self._latents = Kept(signal, [view.key for view in seen], room=recipe.data.memory_gb)
+        self._prompts = Prompts(generator, cache=cache, processes=processes, reporter=reporter)
+        self._prompts.embed(list(dict.fromkeys(prompt_of(view) for view in seen)))
+        self._sigmas = (1 - generator.alphas_cumprod).sqrt().float()
+        frames = self._latents.one().shape[1]
+        if objective.lag >= frames:
+            raise UsageError(
+                f"objective.lag is {objective.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(seed, "field"))
+            self.field = MotionField(
+                channels=generator.latent_channels,
+                hidden=objective.hidden,
+                num_blocks=objective.num_blocks,
+                text_dim=self._prompts.embedding(prompt_of(seen[0])).shape[-1],
+                cond_dim=objective.cond_dim,
+                scaling_factor=float(generator.vae.config.scaling_factor),
+                lag=objective.lag,
+            )
+        if self.field.null_prompt is not None:
+            self.field.null_prompt.requires_grad_(False)  # every window has its prompt; DDP wants no idle weights
+
+    def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
+        objective = self.objective
+        rows: list[dict[str, Tensor]] = []
+        for sample in samples:
+            rng = rng_of(self.seed, "sample", sample)
+            view = self._windows.draw(sample, rng)
+            mean, std = self._latents.get([view.key])[0].float()
+            latents = mean + std * noise_of(self.seed, "posterior", sample, shape=mean.shape)
+            pairs = len(latents) - objective.lag
+            rows.append(
+                {
+                    "latents": latents,
+                    "prompt": self._pooled(prompt_of(view)),
+                    "noise": noise_of(self.seed, "noise", sample, shape=(pairs, *latents.shape[1:])),
+                    "noise_mask": torch.from_numpy(rng.random(pairs) < objective.noise_share),
+                    "sigmas": self._sigmas[torch.from_numpy(rng.integers(len(self._sigmas), size=pairs))],
+                    "prompt_keep": torch.from_numpy(rng.random(pairs) >= objective.caption_dropout),
+                }
+            )
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _pooled(self, prompt: str) -> Tensor:
+        return pool_prompt(self._prompts.embedding(prompt)[None])[0]
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = dict(batch)
+        objective = self.objective
+        return field_loss(
+            self.field,
+            batch.pop("latents"),
+            batch.pop("prompt"),
+            lag=objective.lag,
+            cosine_weight=objective.cosine_weight,
+            noise_scale=objective.noise_scale,
+            **batch,
+        )
+
+    def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
+        """On clean held-out latents: the share of the change that is predicted (0: predicting no motion)."""
+        explained: list[float] = []
+        views = self._held_windows.first()
+        for first in range(0, len(views), _AT_ONCE):
+            some = views[first : first + _AT_ONCE]
+            latents = torch.stack(self._latents.get([view.key for view in some]))[:, 0].float().to(self.device)
+            prompts = torch.stack([self._pooled(prompt_of(view)) for view in some]).to(self.device)
+            explained += field_loss(self.field, latents, prompts, lag=self.objective.lag)[1]["explained"].tolist()
+        return [held_out_row("motion-field", self.subject, "explained", explained, higher_is_better=True)]
+
+    def export(self, folder: Path) -> Path:
+        target = folder / "motion_field"
+        self.field.save(target)
+        return target
+
+    def parts(self) -> dict[str, int]:
+        return {"motion field": sum(p.numel() for p in self.field.parameters())}
+
+    def problems(self) -> list[str]:
+        return [*self._windows.problems, *self._held_windows.problems]
+
+
+class MotionProjectorTrainee(Trainee):
+    """MoAlign's stage 1: a frozen encoder's tokens → a narrow subspace, from which a light decoder reads optical flow.
+
+    Args:
+        encoder: The frozen encoder.
+        recipe: Its objective has the networks' sizes.
+        training: Clips to train on.
+        held_out: For validation.
+        seed: Of windows and weights.
+        cache: Tokens and flow are kept here.
+        processes: Each computes its part of them.
+        reporter: Receives progress.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        recipe: MotionProjectorRecipe,
+        training: Sequence[Clip],
+        held_out: Sequence[Clip],
+        seed: int,
+        cache: Path,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> None:
+        super().__init__()
+        self.objective, self.seed, self.subject = recipe.objective, seed, recipe.model
+        objective = recipe.objective
+        signals = {
+            "tokens": teacher_of(encoder, objective.view, cache=cache),
+            "flow": flow_of(encoder, objective.view, kind=objective.flow, cache=cache),
+        }
+        common: dict[str, Any] = {"sampling": objective, "signals": list(signals.values()), "seed": seed}
+        common |= {"max_bad": recipe.data.max_bad, "processes": processes, "reporter": reporter}
+        self._windows = Windows(training, **common)
+        self._held_windows = Windows(spread(held_out, _VALIDATION_CLIPS), **common)
+        self.num_windows = len(self._windows.views)
+        keys = [view.key for view in [*self._windows.views, *self._held_windows.views]]
+        self._kept = {name: Kept(signal, keys, room=recipe.data.memory_gb / 2) for name, signal in signals.items()}
+        self._tubelet = encoder.tubelet_size
+        self._about = {
+            "encoder": recipe.model,
+            "encoder_weights": hash_module(encoder),
+            "view": objective.view.model_dump(mode="json"),
+            "flow": objective.flow,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(seed, "motion projector"))
+            try:
+                self.projector = MotionProjector(
+                    in_dim=encoder.hidden_size,
+                    dim=objective.dim,
+                    hidden_dim=objective.hidden_dim,
+                    num_layers=objective.num_layers,
+                    kernel=objective.kernel,
+                )
+                self.decoder: nn.Module = FlowDecoder(
+                    dim=objective.dim,
+                    hidden_dim=objective.decoder_dim,
+                    num_layers=objective.decoder_layers,
+                    flows_per_token=objective.flows_per_token,
+                    upscale=objective.upscale,
+                )
+                with torch.no_grad():
+                    self(self._load(keys[:1]))
+            except ValueError as error:
+                raise UsageError(f"objective: {error}.", expected="sizes that fit the encoder's tokens") from error
+
+    def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
+        views = [self._windows.draw(sample, rng_of(self.seed, "sample", sample)) for sample in samples]
+        return self._load([view.key for view in views])
+
+    def _load(self, keys: Sequence[str]) -> dict[str, Any]:
+        return {name: torch.stack(kept.get(keys)).float() for name, kept in self._kept.items()}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = batch["tokens"]
+        predicted = self.decoder(self.projector(tokens))
+        flow, valid = token_flows(
+            batch["flow"],
+            num_frames=tokens.shape[1] * self._tubelet,
+            tubelet=self._tubelet,
+            flows_per_token=self.objective.flows_per_token,
+        )
+        scale = self.objective.scale_px
+        moving = flow.norm(dim=2) >= 0.1 * scale  # [B, T, H, W]
+        weights = valid * torch.where(moving, self.objective.moving_weight, 1.0)
+        loss = flow_loss(predicted, flow, scale_px=scale, valid=weights)
+        with torch.no_grad():
+            still = flow_loss(torch.zeros_like(predicted), flow, scale_px=scale, valid=weights)
+        return loss, {"no_motion": still}
+
+    def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
+        """L1 of the flow on held-out windows, and the share by which it beats predicting no motion."""
+        losses: list[float] = []
+        still: list[float] = []
+        views = self._held_windows.first()
+        for first in range(0, len(views), _AT_ONCE):
+            batch = self._load([view.key for view in views[first : first + _AT_ONCE]])
+            loss, logs = self({name: value.to(self.device) for name, value in batch.items()})
+            losses += (loss * self.objective.scale_px).tolist()
+            still += (logs["no_motion"] * self.objective.scale_px).tolist()
+        row = held_out_row("motion-projector", self.subject, "flow_l1_px", losses, higher_is_better=False)
+        moving = np.array(still) > 0
+        gained = 1 - np.array(losses)[moving] / np.array(still)[moving]
+        return [
+            row | {"no_motion": float(np.mean(still))},
+            held_out_row("motion-projector", self.subject, "explained", gained.tolist(), higher_is_better=True),
+        ]
+
+    def export(self, folder: Path) -> Path:
+        target = folder / "motion_projector"
+        self.projector.info = self._about
+        self.projector.save(target)
+        return target
+
+    def parts(self) -> dict[str, int]:
+        parts = {"motion projector": self.projector, "flow decoder (not kept)": self.decoder}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+    def problems(self) -> list[str]:
+        return [*self._windows.problems, *self._held_windows.problems]

@@ -1,0 +1,155 @@
+"""`physcli finetune --dry-run`: what a run would train, keep and take, found by real steps that leave nothing.
+
+The models are loaded and the trainee is built as for the run itself, on two clips and in a temporary folder; so sizes
+and times are measured, not guessed, and what is wrong with a recipe shows here as it would there.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from physcli.data.clips import Clip, read_dataset
+from physcli.models.loading import pick_device
+from physcli.progress import Reporter
+from physcli.recipe import AnyRecipe
+from physcli.tasks.processes import Processes, on_cpu
+from physcli.tasks.simulate import SimulateSettings, simulate, suite_size
+from physcli.tasks.training.build import build_trainee
+from physcli.tasks.training.clips import read_clips
+from physcli.tasks.training.optimization import build_optimizer
+
+_STEPS = 2  # the second is timed; the first also allocates
+_FLOATS_IN_A_CHECKPOINT = 3  # a weight and AdamW's two moments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would be.
+
+    Attributes:
+        device: Where the step was measured.
+        trained: Parameters that are trained.
+        num_clips: To train on.
+        windows: Of them, whose latents and features are kept; 0 where none are.
+        cache_bytes: What is kept of all windows.
+        cache_seconds: To compute it, on this device with one process.
+        step_seconds: One optimizer step.
+        memory_bytes: The most that was held: on a GPU reserved there, on a CPU by the process.
+        checkpoint_bytes: One checkpoint.
+        free_bytes: On the cache's disk.
+    """
+
+    device: str
+    trained: int
+    num_clips: int
+    windows: int
+    cache_bytes: float
+    cache_seconds: float
+    step_seconds: float
+    memory_bytes: float
+    checkpoint_bytes: float
+    free_bytes: float
+
+
+def make_plan(recipe: AnyRecipe, *, seed: int, device: str, cache: Path, reporter: Reporter) -> Plan:
+    """Build what the recipe trains on two clips, take two steps, and reckon up from there.
+
+    Args:
+        recipe: The recipe.
+        seed: Of everything random.
+        device: auto, cpu, cuda, ….
+        cache: Whose disk must hold what is kept; nothing is written there.
+        reporter: Receives progress.
+
+    Raises:
+        PhyscliError: whatever would stop the run.
+    """
+    chosen = pick_device("cpu" if on_cpu(device) else device)
+    processes = Processes(device)
+    with tempfile.TemporaryDirectory(prefix="physcli-dry-run-") as name:
+        temporary = Path(name)
+        training, held_out, num_clips = _some_clips(recipe, temporary, processes, reporter)
+        start = time.perf_counter()
+        trainee = build_trainee(recipe, training, held_out, seed, temporary / "cache", chosen, processes, Reporter())
+        built = time.perf_counter() - start
+        trainee.to(chosen).train()
+        if recipe.train.gradient_checkpointing:
+            trainee.checkpoint_gradients()
+        step_seconds = _measure(trainee, recipe, chosen)
+        stored = {
+            kind: sum(path.stat().st_size for path in (temporary / "cache" / kind).rglob("*.safetensors"))
+            for kind in ("latents", "text", "features")
+        }
+    windows = trainee.num_windows * num_clips
+    # Validation keeps latents as training does (one clip here), but no features.
+    share = windows / (2 * trainee.num_windows) if windows else 0
+    cache_bytes = share * (stored["latents"] + stored["text"] + 2 * stored["features"])
+    trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in trainee.parameters())
+    return Plan(
+        device=str(chosen),
+        trained=trained,
+        num_clips=num_clips,
+        windows=windows,
+        cache_bytes=cache_bytes,
+        cache_seconds=built * share,
+        step_seconds=step_seconds,
+        memory_bytes=_peak(chosen),
+        checkpoint_bytes=4 * (whole + (_FLOATS_IN_A_CHECKPOINT - 1 + bool(recipe.train.ema)) * trained),
+        free_bytes=shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free,
+    )
+
+
+def _some_clips(
+    recipe: AnyRecipe, temporary: Path, processes: Processes, reporter: Reporter
+) -> tuple[list[Clip], list[Clip], int]:
+    """One clip to train on and one held out, and how many there would be."""
+    data = recipe.data
+    num_test = suite_size(data.source)
+    if num_test is not None:
+        settings = SimulateSettings(num_train=2, num_test=2, scenarios=("roll",), purpose=data.purpose)
+        simulate(settings, out=temporary / "clips", workers=1)
+        clips = read_dataset(temporary / "clips").clips
+        by_split = [[clip for clip in clips if clip.split == split] for split in ("train", "test")]
+        count = 3 * num_test if data.limit is None else min(data.limit, 3 * num_test)
+        return by_split[0][:1], by_split[1][:1], count
+    training, held_out = read_clips(data, cache=temporary, processes=processes, reporter=reporter)
+    return training[:1], held_out[:1], len(training)
+
+
+def _measure(trainee: Any, recipe: AnyRecipe, device: torch.device) -> float:
+    """Seconds of one optimizer step."""
+    train = recipe.train
+    optimizer = build_optimizer(trainee.parameters(), train.optimizer, device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.mixed_precision)
+    seconds = 0.0
+    for step in range(_STEPS):
+        start = time.perf_counter()
+        for part in range(train.accumulate):
+            first = (step * train.accumulate + part) * train.batch_size
+            batch = trainee.batch(range(first, first + train.batch_size), step + 1)
+            moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                loss = trainee(moved)[0].mean()
+            (loss / train.accumulate).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device))
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

@@ -1,0 +1,129 @@
+"""Windows of clips that training draws from: chosen frames of each, with their signals computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from physcli.data.clips import Clip
+from physcli.errors import DataError, UsageError
+from physcli.progress import Reporter
+from physcli.recipe import Sampling
+from physcli.simulation.prompts import RATES, with_rate
+from physcli.tasks.features import View, views_of
+from physcli.tasks.processes import Processes
+from physcli.tasks.training.clips import refuse_too_many_bad, rng_of, sample_order
+from physcli.tasks.training.signals import Signal, compute_signals
+
+
+class Windows:
+    """Windows of every usable clip.
+
+    Args:
+        clips: To choose from.
+        sampling: How many frames, how far apart, how many windows a clip.
+        signals: Computed for every window that is not kept yet.
+        seed: Of where windows begin and of the order of clips.
+        max_bad: Share of the clips that may be unreadable.
+        processes: Each computes its part.
+        reporter: Told of every clip that is left out.
+
+    Attributes:
+        problems: Why clips were left out.
+        views: All windows.
+
+    Raises:
+        DataError: no clip is long enough, or too many are unreadable.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        *,
+        sampling: Sampling,
+        signals: Sequence[Signal],
+        seed: int,
+        max_bad: float,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> None:
+        self.sampling, self.seed, self.reporter = sampling, seed, reporter
+        self.problems: list[str] = []
+        views = self._choose(clips)
+        for problem in compute_signals(views, signals, processes=processes, reporter=reporter):
+            self._leave_out(problem)
+        by_clip: dict[int, dict[int, list[View]]] = {}
+        for view in views:
+            if all(view.key in signal.cache for signal in signals):
+                by_clip.setdefault(id(view.clip), {}).setdefault(stride_of(view), []).append(view)
+        if not by_clip:
+            raise DataError(
+                f"None of the {len(clips)} clips has {sampling.frames} frames that can be read.",
+                expected="longer clips, or fewer frames in objective.frames",
+            )
+        refuse_too_many_bad(self.problems, len(clips), max_bad)
+        self._by_clip = [list(strides.values()) for strides in by_clip.values()]
+        self.views = [view for strides in self._by_clip for views in strides for view in views]
+
+    def _choose(self, clips: Sequence[Clip]) -> list[View]:
+        chosen: list[tuple[Clip, list[int]]] = []
+        for number, clip in enumerate(clips):
+            try:
+                length = clip.count_frames()
+            except DataError as error:
+                self._leave_out(f"{clip.path}: {error.received}")
+                continue
+            rng = rng_of(self.seed, "starts", number)
+            before = len(chosen)
+            for stride in self.sampling.strides:
+                latest = length - 1 - (self.sampling.frames - 1) * stride
+                if latest < 0:
+                    continue
+                # The beginning first: it is what a probe of the same model shows.
+                starts = [0, *rng.permutation(np.arange(1, latest + 1)).tolist()][: self.sampling.windows]
+                chosen += [(clip, [s + i * stride for i in range(self.sampling.frames)]) for s in starts]
+            if len(chosen) == before:
+                self._leave_out(f"{clip.path}: {length} frames, and a window has {self.sampling.frames}.")
+        return views_of([clip for clip, _ in chosen], [frames for _, frames in chosen], {})
+
+    def _leave_out(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+            self.reporter.warn(f"Left out: {problem}")
+
+    def draw(self, sample: int, rng: np.random.Generator) -> View:
+        """The window that is sample n: its clip by the order of samples, stride and place by `rng`."""
+        strides = self._by_clip[sample_order(sample, len(self._by_clip), self.seed)]
+        among = strides[int(rng.integers(len(strides)))]
+        return among[int(rng.integers(len(among)))]
+
+    def first(self) -> list[View]:
+        """One window of every clip and stride."""
+        return [windows[0] for strides in self._by_clip for windows in strides]
+
+
+def stride_of(view: View) -> int:
+    """Frames of the clip from one that is seen to the next."""
+    return view.frames[1] - view.frames[0] if len(view.frames) > 1 else 1
+
+
+def prompt_of(view: View) -> str:
+    """What a window's clip shows; of a simulated clip, with the rate of the frames that are seen of it."""
+    return prompt_at(view.clip, stride_of(view))
+
+
+def prompt_at(clip: Clip, stride: int) -> str:
+    """What a clip shows, seen every `stride` frames.
+
+    Raises:
+        UsageError: a simulated clip at a rate that its prompts have no words for.
+    """
+    if clip.kind != "simulated":
+        return clip.prompt
+    if stride not in RATES:
+        raise UsageError(
+            f"Simulated clips seen every {stride} frames: their prompts have no words for that rate.",
+            expected=f"objective.strides of {', '.join(map(str, RATES))} for simulated clips",
+        )
+    return with_rate(clip.prompt, stride)

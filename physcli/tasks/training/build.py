@@ -152,6 +152,11 @@ def _teacher(recipe: GeneratorRecipe, device: torch.device) -> tuple[Any, nn.Mod
             expected="the encoder it was trained on",
             fix="give method.teacher, or train a projector with --recipe moalign-motion",
         )
+    seen, view = projector.info.get("view"), method.view.model_dump(mode="json")
+    if seen != view:
+        raise UsageError(
+            f"The motion projector {folder} saw clips as {seen}, and method.view is {view}.", expected="the same view"
+        )
     return teacher, projector.to(device).eval().requires_grad_(False)
 
 

@@ -88,8 +88,9 @@ class GeneratorTrainee(Trainee):
             reporter.warn(f"{len(silent)} of {len(training)} clips have no caption, such as {min(silent)}.")
         keys = [view.key for view in self._windows.views]
         held_keys = [view.key for view in self._held_windows.views]
-        self._latents = Kept(latents, [*keys, *held_keys], room=recipe.data.memory_gb)
-        self._signals_kept = {name: Kept(signal, keys, room=recipe.data.memory_gb) for name, signal in signals.items()}
+        room = recipe.data.memory_gb / (1 + len(signals))
+        self._latents = Kept(latents, [*keys, *held_keys], room=room)
+        self._signals_kept = {name: Kept(signal, keys, room=room) for name, signal in signals.items()}
         self._prompts = Prompts(generator, cache=cache, processes=processes, reporter=reporter)
         if not self.objective.text_encoder:
             seen = [*self._windows.views, *self._held_windows.views]

@@ -250,12 +250,12 @@ class MotionProjectorTrainee(Trainee):
             losses += (loss * self.objective.scale_px).tolist()
             still += (logs["no_motion"] * self.objective.scale_px).tolist()
         row = held_out_row("motion-projector", self.subject, "flow_l1_px", losses, higher_is_better=False)
+        rows = [row | {"no_motion": float(np.mean(still))}]
         moving = np.array(still) > 0
-        gained = 1 - np.array(losses)[moving] / np.array(still)[moving]
-        return [
-            row | {"no_motion": float(np.mean(still))},
-            held_out_row("motion-projector", self.subject, "explained", gained.tolist(), higher_is_better=True),
-        ]
+        if moving.any():
+            gained = (1 - np.array(losses)[moving] / np.array(still)[moving]).tolist()
+            rows.append(held_out_row("motion-projector", self.subject, "explained", gained, higher_is_better=True))
+        return rows
 
     def export(self, folder: Path) -> Path:
         target = folder / "motion_projector"

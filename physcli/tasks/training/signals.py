@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from physcli.tasks.processes import Processes
 
 _VERSION = 1
 _COMPUTED_AT_ONCE = 16
+_PIXELS_AT_ONCE = 16 * 17 * 64 * 64
 _BATCHES_A_SHARD = 16
 
 
@@ -78,13 +79,9 @@ def compute_signals(
                 for alike in _decode(some, problems):
                     for signal in signals:
                         wanted = [(view, frames) for view, frames in alike if view.key in missing[signal.name]]
-                        if wanted:
-                            values = signal.compute(
-                                [view for view, _ in wanted], [frames for _, frames in wanted]
-                            ).cpu()
-                            held[signal.name] |= {
-                                v.key: row.clone() for (v, _), row in zip(wanted, values, strict=True)
-                            }
+                        for part in _batches(wanted):
+                            values = signal.compute([view for view, _ in part], [frames for _, frames in part]).cpu()
+                            held[signal.name] |= {v.key: row.clone() for (v, _), row in zip(part, values, strict=True)}
                 if number == 1:
                     _check_room(signals, held, missing)
                 if number % _BATCHES_A_SHARD == 0:
@@ -96,6 +93,13 @@ def compute_signals(
     for signal in signals:
         signal.cache.refresh()
     return list(dict(processes.collect(list(problems.items()))).values())
+
+
+def _batches(windows: list[tuple[View, np.ndarray]]) -> Iterator[list[tuple[View, np.ndarray]]]:
+    """So many windows that a model can take them at once: 16 of the tiny world, one of 49×480×720."""
+    size = max(1, _PIXELS_AT_ONCE // windows[0][1][..., 0].size) if windows else 1
+    for first in range(0, len(windows), size):
+        yield windows[first : first + size]
 
 
 def _check_room(signals: Sequence[Signal], held: dict[str, dict[str, Tensor]], missing: dict[str, set[str]]) -> None:

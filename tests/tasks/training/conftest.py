@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from physcli.models.cogvideox import CogVideoX
+from physcli.models.tiny import architecture, build_cogvideox, build_videomae
 from physcli.progress import Bar, Reporter
 from physcli.recipe import Train
 from physcli.tasks.run_dir import RunDir
@@ -114,3 +116,36 @@ def run_toy(tmp_path):
         return toy, done
 
     return go
+
+
+@pytest.fixture
+def small_generator():
+    """`small_generator(num_layers=3, …)`: a random CogVideoX of 9 frames of 16×16 pixels, which are 3×2×2 tokens."""
+
+    def make(**transformer):
+        model = architecture("cogvideox-tiny")
+        model["transformer"] |= {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4}
+        model["transformer"] |= {"out_channels": 4, "time_embed_dim": 16, "text_embed_dim": 16, "sample_frames": 9}
+        model["transformer"] |= {"sample_height": 4, "sample_width": 4} | transformer
+        model["vae"] |= {"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "latent_channels": 4}
+        model["vae"] |= {"sample_height": 16, "sample_width": 16}
+        model["text_encoder"] |= {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+        generator = CogVideoX(build_cogvideox(model), name="cogvideox-tiny", random_init=True)
+        generator.place("cpu")
+        return generator
+
+    return make
+
+
+@pytest.fixture
+def small_encoder():
+    """`small_encoder(seed=0)`: a random VideoMAE of 8 frames of 32×32 pixels, which are 2×2×2 tokens."""
+
+    def make(seed=0):
+        model = architecture("videomae-tiny") | {"seed": seed}
+        model["encoder"] |= {"image_size": 32, "patch_size": 16, "num_frames": 8, "hidden_size": 32}
+        model["encoder"] |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        model["preprocessor"] |= {"size": {"height": 32, "width": 32}}
+        return build_videomae(model)
+
+    return make

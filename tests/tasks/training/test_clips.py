@@ -92,7 +92,7 @@ def test_two_broken_ones_in_a_row(broken):
 
 def test_too_many_broken_ones_end_it(broken):
     reader = ClipReader(broken(0, 1, 2), size=(16, 16), seed=0, max_bad=0.25)
-    with pytest.raises(DataError, match=r"3 of 8 clips cannot be read, such as .*broken-\d\.mp4") as error:
+    with pytest.raises(DataError, match=r"3 of 8 clips cannot be used, such as .*broken-\d\.mp4") as error:
         [reader.read(n) for n in range(8)]
     assert "at most 25% (data.max_bad)" in error.value.expected
     all_broken = ClipReader(broken(*range(8)), size=(16, 16), seed=0, max_bad=1.0)

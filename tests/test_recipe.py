@@ -8,7 +8,12 @@ from physcli.errors import UsageError
 from physcli.recipe import (
     EncoderRecipe,
     GeneratorRecipe,
+    LaMo,
+    Lora,
+    ProjectorSettings,
     RecipeError,
+    Repa,
+    Sft,
     VaeRecipe,
     dump_recipe,
     find_recipe,
@@ -122,7 +127,7 @@ def test_every_recipe_is_strict_yaml(name):
 @pytest.mark.parametrize("name", sorted(list_recipes()))
 def test_every_recipe_is_valid_and_goes_round(name, tmp_path):
     recipe = read_recipe(name)
-    assert recipe.trains in ("vae", "encoder", "generator")
+    assert recipe.trains in ("vae", "encoder", "generator", "motion-field", "motion-projector")
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert read_recipe(tmp_path / "again.yaml") == recipe
 
@@ -283,3 +288,137 @@ def test_text_goes_round_as_text(own, tmp_path, text):
     )
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert read_recipe(tmp_path / "again.yaml") == recipe
+
+
+GENERATOR = """
+trains: generator
+model: cogvideox-tiny
+train: {steps: 10}
+method: {name: tsa, teacher: videomae-tiny, projector: {num_layers: 2}}
+"""
+
+
+@pytest.fixture
+def aligned(tmp_path):
+    (tmp_path / "aligned.yaml").write_text(GENERATOR)
+    return tmp_path / "aligned.yaml"
+
+
+def test_no_method_is_sft(own):
+    recipe = read_recipe(own, ["trains=generator"])
+    assert (recipe.method, recipe.lora, recipe.freeze) == (Sft(name="sft"), None, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("method.weight=2", "method.weight", 2.0),
+        ("method.taps=[3, 5]", "method.taps", (3, 5)),
+        ("method.taps=null", "method.taps", None),
+        ("method.temperature=1e-1", "method.temperature", 0.1),
+        ("method.queries=salient", "method.queries", "salient"),
+        ("method.view.layout=crops", "method.view.layout", "crops"),
+        ("method.view.size=[64, 96]", "method.view.size", (64, 96)),
+        ("method.view={drop_first: false}", "method.view.drop_first", False),
+        ("method.projector.hidden_dim=64", "method.projector", ProjectorSettings(num_layers=2, hidden_dim=64)),
+        ("method.projector.num_layers=0", "method.projector.num_layers", 0),
+        ("method.teacher=a/folder", "method.teacher", "a/folder"),
+        (
+            "method={name: repa, teacher: x}",
+            "method",
+            Repa(name="repa", teacher="x"),
+        ),
+        ("method={name: lamo, lag: 1}", "method", LaMo(name="lamo", lag=1)),
+        ("method={name: sft}", "method", Sft(name="sft")),
+        ("lora={}", "lora", Lora()),
+        ("lora.rank=8", "lora", Lora(rank=8)),
+        ("lora.targets=[to_q, ff.net.2]", "lora.targets", ("to_q", "ff.net.2")),
+        ("lora=null", "lora", None),
+        ("freeze=true", "freeze", True),
+        ("objective.guidance_scale=1.5", "objective.guidance_scale", 1.5),
+    ],
+)
+def test_overrides_into_a_method(aligned, tmp_path, override, place, value):
+    recipe = read_recipe(aligned, [override])
+    found = recipe
+    for name in place.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert read_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_another_method_by_name_keeps_what_it_shares(aligned):
+    method = read_recipe(aligned, ["method.name=repa"]).method
+    assert method == Repa(name="repa", teacher="videomae-tiny", projector=ProjectorSettings(num_layers=2))
+
+
+METHODS = "method.name: one of sft, repa, videorepa, tsa, moalign, lamo"
+
+
+@pytest.mark.parametrize(
+    ("override", "said", "expected"),
+    [
+        ("method.temprature=1", "unknown field method.temprature, did you mean temperature?", "method.queries"),
+        ("method.margin=1", "unknown field method.margin", "method.own_frame"),  # VideoREPA's
+        ("method.projector.hidden=3", "unknown field method.projector.hidden, did you mean hidden_dim?", "projector."),
+        ("method.view.sise=[3, 4]", "unknown field method.view.sise, did you mean size?", "method.view.drop_first"),
+        ("lora.rnk=3", "unknown field lora.rnk, did you mean rank?", "the fields lora.rank, lora.alpha"),
+        ("method.name=tsaa", "method.name is 'tsaa'", METHODS),
+        ("method.name=[tsa]", "method.name is ['tsa']", METHODS),
+        ("method.name={tsa: 1}", "method.name is {'tsa': 1}", METHODS),
+        ("method.name=1", "method.name is 1", METHODS),
+        ("method.name=", "method.name is None", METHODS),
+        ("method={teacher: x}", "method.name is missing", METHODS),
+        ("method={}", "method.name is missing", METHODS),
+        ("method=", "method is None", METHODS),
+        ("method=tsa", "method is 'tsa'", METHODS),
+        ("method.name=moalign", "method.motion_projector is missing", "method.motion_projector"),
+        ("method.name=lamo", "unknown field method.teacher", "method.lag"),
+        ("method={name: repa}", "method.teacher is missing", "method.teacher"),
+        ("method.weight='1'", "method.weight is '1'", "method.weight"),
+        ("method.weight=-1", "method.weight is -1", "method.weight"),
+        ("method.taps=17", "method.taps is 17", "method.taps"),
+        ("method.taps=[-1]", "method.taps.0 is -1", "method.taps"),
+        ("method.taps=[]", "method.taps is []", "method.taps"),
+        ("method.temperature=0", "method.temperature is 0", "method.temperature"),
+        ("method.saliency_share=0", "method.saliency_share is 0", "method.saliency_share"),
+        ("method.own_frame=1", "method.own_frame is 1", "method.own_frame"),
+        ("method.view.layout=tiles", "method.view.layout is 'tiles'", "method.view.layout"),
+        ("method.view.size=[3]", "method.view.size.1 is missing", "method.view.size"),
+        ("method.view.size=64", "method.view.size is 64", "method.view.size"),
+        ("method.projector=3", "method.projector is 3", "method.projector.num_layers"),
+        ("method.projector.resample=conv4d", "method.projector.resample is 'conv4d'", "method.projector.resample"),
+        ("lora=true", "lora is True", "lora.rank"),
+        ("lora.rank=0", "lora.rank is 0", "lora.rank"),
+        ("lora.dropout=1", "lora.dropout is 1", "lora.dropout"),
+        ("lora.targets=[]", "lora.targets is []", "lora.targets"),
+        ("lora.targets=to_q", "lora.targets is 'to_q'", "lora.targets"),
+        ("freeze=1", "freeze is 1", "freeze"),
+        ("objective.guidance_scale=-1", "objective.guidance_scale is -1", "objective.guidance_scale"),
+        ("objective.samples=-1", "objective.samples is -1", "objective.samples"),
+    ],
+)
+def test_wrong_overrides_into_a_method_are_explained(aligned, override, said, expected):
+    with pytest.raises(UsageError) as error:
+        read_recipe(aligned, [override])
+    assert said in error.value.received
+    assert expected in error.value.expected
+
+
+def test_a_wrong_method_in_a_file_is_explained(aligned):
+    aligned.write_text(GENERATOR.replace("name: tsa", "name: tsaa"))
+    with pytest.raises(RecipeError) as error:
+        read_recipe(aligned)
+    assert "aligned.yaml: method.name is 'tsaa'" in error.value.received
+    assert error.value.expected == METHODS
+
+
+@pytest.mark.parametrize(("hidden", "fine"), [(8, True), (48, True), (0, False), (12, False)])
+def test_the_field_s_width_is_of_whole_groups(hidden, fine):
+    if fine:
+        assert read_recipe("lamo-field", [f"objective.hidden={hidden}"]).objective.hidden == hidden
+    else:
+        with pytest.raises(UsageError, match=f"objective.hidden is {hidden}"):
+            read_recipe("lamo-field", [f"objective.hidden={hidden}"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from physcli.errors import ModelError, UsageError
+from physcli.models import LORA_FILE, read_guidance_scale
 from physcli.models.cogvideox import CogVideoX
 from physcli.models.features import default_tap
 from physcli.models.tiny import architecture, build_cogvideox
@@ -329,3 +332,145 @@ def test_image_to_video_and_foreign_schedulers_are_refused():
         make(info["transformer_config"] | {"in_channels": 8}, info["scheduler_config"])
     with pytest.raises(ModelError, match="prediction_type='epsilon'"):
         make(info["transformer_config"], info["scheduler_config"] | {"prediction_type": "epsilon"})
+
+
+# -- training: taps with gradients, LoRA -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small():
+    """Two blocks of 32, fresh for every test."""
+    model = architecture("cogvideox-tiny")
+    model["transformer"] |= {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+    return CogVideoX(build_cogvideox(model), name="small")
+
+
+def run(generator, **options):
+    """A pass over a fixed input."""
+    random = torch.Generator().manual_seed(0)
+    latents, embeds = torch.randn(2, 3, 8, 4, 6, generator=random), torch.randn(2, 32, 128, generator=random)
+    return generator.denoise(latents, torch.tensor([100, 900]), embeds, **options)
+
+
+def test_gradients_pass_through_tapped_tokens(small):
+    out = run(small, taps=[0, 1])
+    for block in (0, 1):
+        assert out.features[block].shape == (2, 3, 2, 3, 32)
+        assert torch.equal(out.tokens[block], out.features[block].flatten(1, 3))
+        [gradient] = torch.autograd.grad(out.output.square().sum(), out.tokens[block], retain_graph=True)
+        assert gradient.abs().max() > 0
+    with pytest.raises(RuntimeError, match="not have been used"):  # a view of them, off the network's way
+        torch.autograd.grad(out.output.sum(), out.features[0])
+
+
+def test_a_new_lora_changes_nothing(small):
+    before = run(small).output
+    state = torch.random.get_rng_state()
+    small.add_lora(rank=2, alpha=8, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(run(small).output, before)
+    trained = {name: p for name, p in small.transformer.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 4 * 2  # blocks, targets, A and B
+    for name, parameter in trained.items():
+        assert any(f".{target}.lora_" in name for target in ("to_q", "to_k", "to_v", "to_out.0"))
+        assert parameter.shape == ((2, 32) if "lora_A" in name else (32, 2))
+        assert bool(parameter.any()) == ("lora_A" in name)
+
+
+@pytest.mark.parametrize(("seed", "same"), [(1, True), (2, False)])
+def test_a_lora_s_weights_are_of_its_seed(seed, same):
+    weights = []
+    for number, one in enumerate((1, seed)):
+        torch.manual_seed(number)  # is nothing to it
+        model = architecture("cogvideox-tiny")
+        model["transformer"] |= {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 32}
+        generator = CogVideoX(build_cogvideox(model), name="small")
+        generator.add_lora(rank=2, alpha=2, seed=one)
+        weights.append(
+            dict(generator.transformer.named_parameters())["transformer_blocks.0.attn1.to_q.lora_A.default.weight"]
+        )
+    assert torch.equal(*weights) == same
+
+
+def test_a_lora_of_a_half_precision_model_is_float32(small):
+    small.transformer.to(torch.bfloat16)
+    small.add_lora(rank=2, alpha=2)
+    for name, parameter in small.transformer.named_parameters():
+        assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
+
+
+def test_lora_targets(small):
+    small.add_lora(rank=2, alpha=2, targets=["ff.net.2", "proj"])
+    trained = {name for name, p in small.transformer.named_parameters() if p.requires_grad}
+    assert {name.partition(".lora_")[0] for name in trained} == {
+        f"transformer_blocks.{block}.ff.net.{layer}" for block in (0, 1) for layer in ("0.proj", "2")
+    }
+
+
+@pytest.mark.parametrize("targets", [["q"], ["to_q", "to_x"], ["norm_q"], ["TO_Q"], ["patch_embed.proj"]])
+def test_lora_targets_that_are_no_linear_layers(small, targets):
+    with pytest.raises(UsageError, match=f"no linear layer of small is called {targets[-1]}") as error:
+        small.add_lora(rank=2, alpha=2, targets=targets)
+    assert "ends of attn1.to_k, attn1.to_out.0, attn1.to_q, attn1.to_v, ff.net.0.proj, ff.net.2" in error.value.expected
+    assert not any("lora_" in name for name, _ in small.transformer.named_parameters())
+
+
+@pytest.mark.parametrize("targets", [("to_q", "ff.net.2"), ("to_q", "proj")])
+def test_a_lora_goes_round(small, tmp_path, targets):
+    """`patch_embed.proj` is a convolution: then the layers are named one by one."""
+    small.add_lora(rank=2, alpha=6, targets=targets)
+    for name, parameter in small.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    small.save_lora(tmp_path / "adapter")
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == [LORA_FILE]
+    with safe_open(tmp_path / "adapter" / LORA_FILE, framework="pt") as file:
+        facts = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert (facts["transformer.r"], facts["transformer.lora_alpha"]) == (2, 6)
+    assert ("to_q" in facts["transformer.target_modules"]) == ("proj" not in targets)
+
+    model = architecture("cogvideox-tiny")
+    model["transformer"] |= {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+    other = CogVideoX(build_cogvideox(model), name="other")
+    bare = run(other).output
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_adapter(tmp_path / "adapter")
+    torch.testing.assert_close(run(other).output, run(small).output, rtol=0, atol=1e-5)
+    assert (run(other).output - bare).abs().max() > 1e-2
+
+
+# -- the guidance scale ------------------------------------------------------------------------------------------
+
+
+def test_the_guidance_scale_goes_round(small, tmp_path):
+    assert small.guidance_scale == 6
+    small.save(tmp_path / "usual")
+    assert not (tmp_path / "usual" / "physcli.json").exists()
+    assert CogVideoX.from_pretrained(tmp_path / "usual").guidance_scale == 6
+    small.guidance_scale = 1.5
+    small.save(tmp_path / "own")
+    assert json.loads((tmp_path / "own" / "physcli.json").read_text()) == {"guidance_scale": 1.5}
+    assert CogVideoX.from_pretrained(tmp_path / "own").guidance_scale == 1.5
+    CogVideoXPipeline.from_pretrained(tmp_path / "own")
+
+
+def test_no_guidance_scale_is_named(tmp_path):
+    assert [read_guidance_scale(folder) for folder in (None, tmp_path, tmp_path / "none")] == [6, 6, 6]
+    (tmp_path / "physcli.json").write_text('{"guidance_scale": 0, "more": 1}')
+    assert read_guidance_scale(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[1]", b"3", b"{}", b"\xff", b'{"guidance_scale": null}', b'{"guidance_scale": "much"}'),
+        *(b'{"guidance_scale": [2]}', b'{"guidance_scale": NaN}', b'{"guidance_scale": Infinity}'),
+        b'{"guidance_scale": -1}',
+    ],
+)
+def test_a_broken_guidance_scale(tmp_path, content):
+    (tmp_path / "physcli.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"physcli\.json: ") as error:
+        read_guidance_scale(tmp_path)
+    assert error.value.expected == '{"guidance_scale": a number of at least 0}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -250,6 +251,37 @@ def test_size_frames_and_a_folder_with_an_adapter(pipeline_folder, tmp_path):
     assert [(row["fps"], row["random_init"], row["seed"]) for row in rows] == [(8, False, rows[0]["seed"])] * 2
     with pytest.raises(UsageError, match="adapter was null"):
         sample(adapted, out=tmp_path / "run0")
+
+
+def test_guidance_is_the_models_own_unless_another_is_asked_for(made, pipeline_folder, tmp_path):
+    result, _ = made
+    assert [row["guidance_scale"] for row in [*result.videos, *result.rows]] == [6] * 5
+    assert json.loads((result.path / "run.json").read_text())["settings"]["guidance_scale"] == 6
+
+    shutil.copytree(pipeline_folder, tmp_path / "model")
+    (tmp_path / "model" / "physcli.json").write_text('{"guidance_scale": 1.5}')
+    settings = SampleSettings(prompts=("a ball",), model=str(tmp_path / "model"), steps=2, size=(32, 32), num_frames=9)
+    own = sample(settings, out=tmp_path / "own")
+    assert [row["guidance_scale"] for row in [*own.videos, *own.rows]] == [1.5, 1.5]
+    assert json.loads((own.path / "videos.jsonl").read_text())["guidance_scale"] == 1.5
+    assert json.loads((own.path / "metrics.json").read_text())[0]["guidance_scale"] == 1.5
+    heard = Heard()
+    asked = dataclasses.replace(settings, guidance_scale=1.5)
+    assert sample(asked, out=own.path, reporter=heard).videos == own.videos
+    assert "nothing is made again" in heard.notes[0]
+    with pytest.raises(UsageError, match=r"guidance_scale was 1\.5, now 3"):
+        sample(dataclasses.replace(settings, guidance_scale=3), out=own.path)
+
+    generator = load(str(tmp_path / "model"), device="cpu")
+    seeds, size = [own.videos[0]["seed"]], {"num_frames": 9, "height": 32, "width": 32, "steps": 2}
+    made_again = generate(generator, ["a ball"], seeds, **size)
+    np.testing.assert_array_equal(made_again, generate(generator, ["a ball"], seeds, guidance_scale=1.5, **size))
+    assert (made_again != generate(generator, ["a ball"], seeds, guidance_scale=6, **size)).mean() > 0.01
+
+    (tmp_path / "model" / "physcli.json").write_text("{")
+    with pytest.raises(ModelError, match=r"physcli\.json"):
+        sample(settings, out=tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
 
 
 def test_a_large_video_keeps_the_sheet_small(tiny):

@@ -555,7 +555,7 @@ def test_a_broken_clip_is_left_out(unbroken, train, damaged, kind):
 
 def test_too_many_broken_clips(train, damaged, tmp_path):
     folder, (name,) = damaged(7)
-    with pytest.raises(DataError, match="1 of 8 clips cannot be read") as error:
+    with pytest.raises(DataError, match="1 of 8 clips cannot be used") as error:
         train("encoder", "run", data=str(folder))  # at most 5%
     assert name in error.value.received
     assert "data.max_bad" in error.value.fix

@@ -168,12 +168,16 @@ def _frozen_encoder(name: str, said: str, device: torch.device) -> Any:
 
 
 def _part_folder(name: str, part: str) -> Path:
-    """A motion projector or field: one of the package's, that of a run, or the folder itself."""
+    """A motion projector: one of the package's, that of a run, or the folder itself."""
     if Path(name).name == name and (shipped := asset_folder(name)) is not None:
         return shipped
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ModelError(f"{part}: {name} is not there.", expected="a name of the package's or an existing folder")
+        raise ModelError(
+            f"{part}: {name} is not there.",
+            expected="the run of `physcli finetune --recipe moalign-motion`, or its motion_projector/",
+            fix="train one first, or name it: method.motion_projector=DIR",
+        )
     return folder / part if (folder / part).is_dir() else folder
 
 

@@ -132,7 +132,7 @@ def write_card(
         "## Data and training",
         "",
         f"{num_clips:,} clips of `{content['data']['source']}`, scenes of the stream `{content['data']['purpose']}`, "
-        f"which no probe and no other training shares. Started from {start}; seed {seed}; "
+        f"which no probe shares. Started from {start}; seed {seed}; "
         f"{content['train']['steps']:,} steps in {seconds / 60:.0f} minutes on {where}; physcli {__version__}.",
         "",
         "## Measured on held-out scenes",

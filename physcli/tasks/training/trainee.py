@@ -75,7 +75,7 @@ def held_out_row(
 ) -> dict[str, Any]:
     """A row of metrics.json: the mean of a metric over held-out items."""
     return {
-        "benchmark": "pretrain",
+        "benchmark": "training",
         "task": task,
         "subject": subject,
         "split": "held-out",

@@ -18,8 +18,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from physcli.methods.projector import write_bytes, write_tensors
 
 RELEASED_PREFIX = "physical_lamo."
 NUM_GROUPS = 8
@@ -238,12 +240,10 @@ class MotionField(nn.Module):
         return condition.flatten(0, 1)
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder, which is made if need be."""
+        """Write `config.json` and `model.safetensors`, each whole or not at all, into a folder made if need be."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        write_tensors(folder / "model.safetensors", self.state_dict())
+        write_bytes(folder / "config.json", f"{json.dumps(self.config, indent=2)}\n".encode())
 
     @classmethod
     def load(cls, path: str | Path) -> MotionField:

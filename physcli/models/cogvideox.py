@@ -26,6 +26,7 @@ from physcli.errors import ModelError, UsageError
 from physcli.models import GUIDANCE_SCALE, LORA_FILE, OWN_FILE, read_guidance_scale
 from physcli.models.features import tapped
 from physcli.models.hub import explain_hub_errors, first_line
+from physcli.models.tiny import seeded
 
 _PART_CLASSES: dict[str, Any] = {
     "transformer": CogVideoXTransformer3DModel,
@@ -257,8 +258,7 @@ class CogVideoX:
         # By ends, unless a convolution has such a name, too: PEFT would give it one.
         chosen = list(targets) if matched <= linear else sorted(matched & linear)
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.transformer.add_adapter(config)
         for parameter in self.transformer.parameters():
             if parameter.requires_grad:

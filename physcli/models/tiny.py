@@ -78,7 +78,7 @@ def build_tokenizer(words: Sequence[str], max_length: int = 32) -> PreTrainedTok
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw weights from `seed` and leave the global random state as it was."""
     import torch
 
@@ -112,7 +112,7 @@ def build_cogvideox(model: dict[str, Any] | None = None) -> CogVideoXPipeline:
     }
     networks: dict[str, Any] = {}
     for part, build in classes.items():
-        with _seeded(model["seed"]):  # each part by itself, so that changing one leaves the others as they are
+        with seeded(model["seed"]):  # each part by itself, so that changing one leaves the others as they are
             networks[part] = build(model[part])
     for network in networks.values():
         network.eval()
@@ -135,7 +135,7 @@ def build_videomae(
     from physcli.models.encoders.videomae import VideoMAE
 
     model = model or architecture("videomae-tiny")
-    with _seeded(model["seed"]):
+    with seeded(model["seed"]):
         network = VideoMAEModel(VideoMAEConfig(**model["encoder"]))
     encoder = VideoMAE(network, name="videomae-tiny")
     encoder.preprocessing = from_processor(model["preprocessor"], encoder.preprocessing)

@@ -26,6 +26,7 @@ from physcli.methods.repa import repa_loss
 from physcli.methods.tsa import tsa_loss
 from physcli.methods.videorepa import trd_loss
 from physcli.models.features import default_tap
+from physcli.models.tiny import seeded
 from physcli.recipe import Alignment, LaMo, Tsa
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -105,7 +106,7 @@ class TeacherAlignment(Method):
         self.salient = isinstance(settings, Tsa) and settings.queries == "salient"
         self.needs = ("teacher", "saliency") if self.salient else ("teacher",)
         own_grid: Grid = (teacher_shape[0], teacher_shape[1], teacher_shape[2])
-        self.meets_at, self.drop_first = own_grid, settings.drop_first
+        self.meets_at = own_grid
         resampled, width = settings.projector.resample, teacher_shape[3]
         if settings.interpolate == "teacher":
             self.meets_at = (student_grid[0] - settings.drop_first, student_grid[1], student_grid[2])
@@ -122,8 +123,7 @@ class TeacherAlignment(Method):
                     f"repa compares features of {width} and {teacher_shape[3]} dimensions without a projector.",
                     expected="method.projector.num_layers of at least 1, or a convolution in method.projector.resample",
                 )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(seed, "projector"))
+        with seeded(seed_from(seed, "projector")):
             self.projectors = nn.ModuleDict(
                 {
                     str(tap): Projector(

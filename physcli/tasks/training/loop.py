@@ -246,7 +246,7 @@ class _Loop:
         total: dict[str, Tensor] = {}
         norm: Tensor | None = None
         for _ in range(settings.accumulate):
-            batch = _to_device(next(batches), accelerator.device)
+            batch = to_device(next(batches), accelerator.device)
             with accelerator.accumulate(self.model):
                 losses, logs = self.model(batch)
                 loss = losses.float().mean()
@@ -332,13 +332,17 @@ class _Loop:
         if self.accelerator.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated() / 1e9
         else:
-            memory = (
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-            )
+            memory = most_memory() / 1e9
         return f"loss {row['loss']:.4g} · grad {row['grad_norm']:.3g} · lr {row['lr']:.2g} · {memory:.1f} GB"
 
 
-def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def most_memory() -> float:
+    """Bytes of main memory that this process held at most."""
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors moved."""
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 

@@ -15,11 +15,13 @@ from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.methods.lamo import MotionField, field_loss, pool_prompt
 from physcli.methods.moalign import FlowDecoder, MotionProjector, flow_loss, token_flows
+from physcli.models.tiny import seeded
 from physcli.progress import Reporter
 from physcli.recipe import MotionFieldRecipe, MotionProjectorRecipe
+from physcli.tasks.features import View
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import noise_of, rng_of, spread
-from physcli.tasks.training.signals import Kept, Prompts, flow_of, hash_module, latents_of, teacher_of
+from physcli.tasks.training.signals import Kept, Prompts, Signal, flow_of, hash_module, latents_of, teacher_of
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import Windows, prompt_of
 
@@ -27,7 +29,36 @@ _VALIDATION_CLIPS = 256
 _AT_ONCE = 32
 
 
-class FieldTrainee(Trainee):
+class _MotionTrainee(Trainee):
+    """Windows of clips for training and for validation, with the same signals."""
+
+    def __init__(
+        self,
+        recipe: MotionFieldRecipe | MotionProjectorRecipe,
+        signals: Sequence[Signal],
+        training: Sequence[Clip],
+        held_out: Sequence[Clip],
+        seed: int,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> None:
+        super().__init__()
+        self.seed, self.subject = seed, recipe.model
+        common: dict[str, Any] = {"sampling": recipe.objective, "signals": signals, "seed": seed}
+        common |= {"max_bad": recipe.data.max_bad, "processes": processes, "reporter": reporter}
+        self._windows = Windows(training, **common)
+        self._held_windows = Windows(spread(held_out, _VALIDATION_CLIPS), **common)
+        self.num_windows = len(self._windows.views)
+
+    def _views(self) -> list[View]:
+        """All windows."""
+        return [*self._windows.views, *self._held_windows.views]
+
+    def problems(self) -> list[str]:
+        return [*self._windows.problems, *self._held_windows.problems]
+
+
+class FieldTrainee(_MotionTrainee):
     """f_φ alone, on the latents of a frozen generator's VAE.
 
     Args:
@@ -53,16 +84,10 @@ class FieldTrainee(Trainee):
         processes: Processes,
         reporter: Reporter,
     ) -> None:
-        super().__init__()
-        self.objective, self.seed, self.subject = recipe.objective, seed, recipe.model
-        objective = recipe.objective
         signal = latents_of(generator, cache=cache)
-        common: dict[str, Any] = {"sampling": objective, "signals": [signal], "seed": seed}
-        common |= {"max_bad": recipe.data.max_bad, "processes": processes, "reporter": reporter}
-        self._windows = Windows(training, **common)
-        self._held_windows = Windows(spread(held_out, _VALIDATION_CLIPS), **common)
-        self.num_windows = len(self._windows.views)
-        seen = [*self._windows.views, *self._held_windows.views]
+        super().__init__(recipe, [signal], training, held_out, seed, processes, reporter)
+        self.objective = objective = recipe.objective
+        seen = self._views()
         self._latents = Kept(signal, [view.key for view in seen], room=recipe.data.memory_gb)
         self._prompts = Prompts(generator, cache=cache, processes=processes, reporter=reporter)
         self._prompts.embed(list(dict.fromkeys(prompt_of(view) for view in seen)))
@@ -72,8 +97,7 @@ class FieldTrainee(Trainee):
             raise UsageError(
                 f"objective.lag is {objective.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(seed, "field"))
+        with seeded(seed_from(seed, "field")):
             self.field = MotionField(
                 channels=generator.latent_channels,
                 hidden=objective.hidden,
@@ -142,11 +166,8 @@ class FieldTrainee(Trainee):
     def parts(self) -> dict[str, int]:
         return {"motion field": sum(p.numel() for p in self.field.parameters())}
 
-    def problems(self) -> list[str]:
-        return [*self._windows.problems, *self._held_windows.problems]
 
-
-class MotionProjectorTrainee(Trainee):
+class MotionProjectorTrainee(_MotionTrainee):
     """MoAlign's stage 1: a frozen encoder's tokens → a narrow subspace, from which a light decoder reads optical flow.
 
     Args:
@@ -172,19 +193,14 @@ class MotionProjectorTrainee(Trainee):
         processes: Processes,
         reporter: Reporter,
     ) -> None:
-        super().__init__()
-        self.objective, self.seed, self.subject = recipe.objective, seed, recipe.model
         objective = recipe.objective
         signals = {
             "tokens": teacher_of(encoder, objective.view, cache=cache),
             "flow": flow_of(encoder, objective.view, kind=objective.flow, cache=cache),
         }
-        common: dict[str, Any] = {"sampling": objective, "signals": list(signals.values()), "seed": seed}
-        common |= {"max_bad": recipe.data.max_bad, "processes": processes, "reporter": reporter}
-        self._windows = Windows(training, **common)
-        self._held_windows = Windows(spread(held_out, _VALIDATION_CLIPS), **common)
-        self.num_windows = len(self._windows.views)
-        keys = [view.key for view in [*self._windows.views, *self._held_windows.views]]
+        super().__init__(recipe, list(signals.values()), training, held_out, seed, processes, reporter)
+        self.objective = objective
+        keys = [view.key for view in self._views()]
         self._kept = {name: Kept(signal, keys, room=recipe.data.memory_gb / 2) for name, signal in signals.items()}
         self._tubelet = encoder.tubelet_size
         self._about = {
@@ -193,8 +209,7 @@ class MotionProjectorTrainee(Trainee):
             "view": objective.view.model_dump(mode="json"),
             "flow": objective.flow,
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(seed, "motion projector"))
+        with seeded(seed_from(seed, "motion projector")):
             try:
                 self.projector = MotionProjector(
                     in_dim=encoder.hidden_size,
@@ -266,6 +281,3 @@ class MotionProjectorTrainee(Trainee):
     def parts(self) -> dict[str, int]:
         parts = {"motion projector": self.projector, "flow decoder (not kept)": self.decoder}
         return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-
-    def problems(self) -> list[str]:
-        return [*self._windows.problems, *self._held_windows.problems]

@@ -6,9 +6,7 @@ and times are measured, not guessed, and what is wrong with a recipe shows here 
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate, suite_size
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.clips import read_clips
+from physcli.tasks.training.loop import most_memory, to_device
 from physcli.tasks.training.optimization import build_optimizer
 
 _STEPS = 2  # the second is timed; the first also allocates
@@ -137,9 +136,8 @@ def _measure(trainee: Any, recipe: AnyRecipe, device: torch.device) -> float:
         for part in range(train.accumulate):
             first = (step * train.accumulate + part) * train.batch_size
             batch = trainee.batch(range(first, first + train.batch_size), step + 1)
-            moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                loss = trainee(moved)[0].mean()
+                loss = trainee(to_device(batch, device))[0].mean()
             (loss / train.accumulate).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -152,4 +150,4 @@ def _measure(trainee: Any, recipe: AnyRecipe, device: torch.device) -> float:
 def _peak(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_reserved(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return most_memory()

@@ -45,12 +45,12 @@ class ModelError(PhyscliError):
 
 
 class MissingExtra(PhyscliError):
-    """A feature whose optional dependency is not installed."""
+    """A feature whose optional dependency is not installed; `instead` is what needs none."""
 
-    def __init__(self, feature: str, *, package: str, extra: str) -> None:
+    def __init__(self, feature: str, *, package: str, extra: str, instead: str = "") -> None:
         super().__init__(
             f"{feature} needs the package {package!r}, which is not installed.",
-            fix=f"pip install 'physcli[{extra}]'",
+            fix=f"pip install 'physcli[{extra}]'" + (f", or {instead}" if instead else ""),
         )
 
 

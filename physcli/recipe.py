@@ -30,6 +30,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic.json_schema import GenerateJsonSchema
 
 from physcli.errors import PhyscliError, UsageError, unknown
 
@@ -45,14 +46,24 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Numbers = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
+def _describe_fields(schema: dict[str, Any], section: type[BaseModel]) -> None:
+    """What docstrings say of fields ("`name`: what it is"), where editors look for it."""
+    for kind in reversed(section.__mro__):
+        text = " ".join((vars(kind).get("__doc__") or "").split())
+        for name, meaning in re.findall(r"`(\w+)`: (.+?)(?= `\w+`: |$)", text):
+            if name in schema["properties"]:
+                schema["properties"][name]["description"] = meaning.rstrip(";")
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, json_schema_extra=_describe_fields)
 
 
 class Data(_Section):
     """What is trained on.
 
-    `source`: simulated, simulated:N (3N training and N held-out clips) or a folder that physcli reads.
+    `source`: simulated, simulated:N (3N training and N held-out clips), a folder that physcli reads, or
+    hub:OWNER/NAME, a dataset of the Hugging Face hub.
     `purpose`: which of the simulator's streams of scenes; no two share a scene.
     `limit`: train on this many clips only, evenly spread over the set.
     `memory_gb`: decoded clips are kept in memory up to this size; the rest is decoded again each time.
@@ -167,10 +178,13 @@ class Sampling(_Section):
 
 
 class Denoising(Sampling):
-    """The generator's own objective. `text_encoder`: trained too. `samples`: videos made for held-out prompts at the
-    end, and a quarter of them at every validation before. `guidance_scale`: they are made with, and whoever samples
-    the model later unless another is asked for; none given: as the model had it."""
+    """The generator's own objective. `noise`: drawn uniformly over training `timesteps`, as CogVideoX is trained (three
+    in five have σ > 0.9: next to nothing of the clip is seen), or over noise levels, `sigmas`. `text_encoder`: trained
+    too. `samples`: videos made for held-out prompts at the end, and a quarter of them at every validation before.
+    `guidance_scale`: they are made with, and whoever samples the model later unless another is asked for; none given:
+    as the model had it."""
 
+    noise: Literal["timesteps", "sigmas"] = "timesteps"
     caption_dropout: Share = 0.1
     text_encoder: bool = False
     samples: NonNegativeInt = 16
@@ -261,8 +275,28 @@ class MoAlign(Alignment):
     reduction: Literal["mean", "sum"] = "mean"
 
 
+class FieldSettings(_Section):
+    """See `field_loss` and `MotionField` of `physcli.methods.lamo`. `noise_share`: of the frames, shown noised."""
+
+    hidden: Annotated[int, Field(gt=0, multiple_of=8)] = 256
+    num_blocks: PositiveInt = 8
+    cond_dim: PositiveInt = 128
+    lag: PositiveInt = 1
+    cosine_weight: NonNegativeFloat = 0.3
+    noise_scale: NonNegativeFloat = 0.3
+    noise_share: Share = 0.5
+    caption_dropout: Share = 0.1
+
+
+class JointField(FieldSettings):
+    """A motion field trained beside the generator, on the same clean latents; neither reaches the other's weights.
+    `lr`: its own rate, on the generator's schedule."""
+
+    lr: PositiveFloat = 5e-4
+
+
 class LaMo(_Section):
-    """The motion drift loss of `physcli.methods.lamo`."""
+    """The motion drift loss of `physcli.methods.lamo`. `field`: train the motion field too, in the same steps."""
 
     name: Literal["lamo"]
     weight: NonNegativeFloat = 0.4
@@ -270,6 +304,7 @@ class LaMo(_Section):
     reading: Literal["clamp", "add", "ratio_of_sums"] = "clamp"
     noise_weight: Literal["released", "abar", "none"] = "released"
     per_sample: bool = False
+    field: JointField | None = None
 
 
 Method = Annotated[Sft | Repa | VideoRepa | Tsa | MoAlign | LaMo, Field(discriminator="name")]
@@ -306,17 +341,8 @@ class GeneratorRecipe(_Recipe):
     method: Method = Sft(name="sft")
 
 
-class FieldPrediction(Sampling):
-    """See `field_loss` and `MotionField` of `physcli.methods.lamo`. `noise_share`: of the frames, shown noised."""
-
-    hidden: Annotated[int, Field(gt=0, multiple_of=8)] = 256
-    num_blocks: PositiveInt = 8
-    cond_dim: PositiveInt = 128
-    lag: PositiveInt = 1
-    cosine_weight: NonNegativeFloat = 0.3
-    noise_scale: NonNegativeFloat = 0.3
-    noise_share: Share = 0.5
-    caption_dropout: Share = 0.1
+class FieldPrediction(Sampling, FieldSettings):
+    """The motion field alone."""
 
 
 class MotionFieldRecipe(_Recipe):
@@ -327,12 +353,13 @@ class MotionFieldRecipe(_Recipe):
 
 
 class MotionSubspace(Sampling):
-    """See `physcli.methods.moalign`. `flow`: `exact` (simulated clips only) or `dis` (from pixels). `dim`: of the
-    subspace. `moving_weight`: how much a pixel counts that moves by a tenth of `scale_px` or more (ours; 1 is plain
-    L1, to which a small thing on a still ground is next to nothing)."""
+    """See `physcli.methods.moalign`. `flow`: `exact` (simulated clips only), or from pixels: `dis`, or `raft` (with
+    torchvision, which downloads weights). `dim`: of the subspace. `moving_weight`: how much a pixel counts that moves
+    by a tenth of `scale_px` or more (ours; 1 is plain L1, to which a small thing on a still ground is next to nothing).
+    """
 
     view: TeacherView = TeacherView()
-    flow: Literal["exact", "dis"] = "dis"
+    flow: Literal["exact", "dis", "raft"] = "dis"
     dim: PositiveInt = 64
     hidden_dim: PositiveInt = 256
     num_layers: PositiveInt = 3
@@ -389,6 +416,25 @@ def dump_recipe(recipe: BaseModel) -> str:
     """All fields as YAML, defaults included."""
     content = recipe.model_dump(mode="json")
     return yaml.dump(content, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of recipes: what `read_recipe` accepts, told to editors.
+
+    It cannot say what is checked only when a recipe meets a model, such as blocks that the model does not have.
+    """
+    return {
+        "$schema": _Schema.schema_dialect,
+        "title": "A physcli recipe",
+        **_ADAPTER.json_schema(schema_generator=_Schema),
+    }
+
+
+class _Schema(GenerateJsonSchema):
+    """Fields are called what they are called: no titles made of their names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -487,6 +533,11 @@ def recipe_folders() -> list[Path]:
     return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
 
 
+def schema_file() -> Path:
+    """The packaged recipes' JSON schema, which is what `recipe_schema` gives."""
+    return recipe_folders()[0] / "schema.json"
+
+
 def list_recipes() -> dict[str, Path]:
     """Name → file of every packaged recipe; a name is the path without suffix, such as `pretrain/vae-tiny`."""
     found: dict[str, Path] = {}
@@ -520,6 +571,20 @@ def find_recipe(name_or_path: str | os.PathLike[str]) -> Path:
     return recipes[str(name_or_path)]
 
 
+def recipe_text(path: Path) -> str:
+    """A recipe's file as it is.
+
+    Raises:
+        RecipeError: it is not there, or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(f"No such recipe file: {path}.", expected="an existing .yaml file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}.", expected="a text file in UTF-8") from error
+
+
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read one YAML mapping, strictly.
 
@@ -532,13 +597,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise RecipeError(f"No such recipe file: {path}.", expected="an existing .yaml file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}.", expected="a text file in UTF-8") from error
-    try:
-        content = yaml.load(text, _StrictLoader)
+        content = yaml.load(recipe_text(path), _StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -20,6 +21,7 @@ from physcli.recipe import (
     list_recipes,
     load_yaml,
     read_recipe,
+    recipe_schema,
 )
 
 
@@ -422,3 +424,64 @@ def test_the_field_s_width_is_of_whole_groups(hidden, fine):
     else:
         with pytest.raises(UsageError, match=f"objective.hidden is {hidden}"):
             read_recipe("lamo-field", [f"objective.hidden={hidden}"])
+
+
+@pytest.fixture(scope="module")
+def schema():
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(recipe_schema())
+    return jsonschema.Draft202012Validator(recipe_schema())
+
+
+@pytest.mark.parametrize("name", sorted(list_recipes()))
+def test_the_schema_takes_every_recipe(schema, name):
+    schema.validate(load_yaml(find_recipe(name)))
+    schema.validate(json.loads(json.dumps(read_recipe(name).model_dump(mode="json"))))
+
+
+@pytest.mark.parametrize(
+    ("override", "fits"),
+    [
+        ("train.optimizer.lr=1e-4", True),
+        ("train.optimizer.lr='1e-4'", False),
+        ("train.optimizer.lr=-1", False),
+        ("train.optimizer.betas=[0.9]", False),
+        ("train.optimizer.betas=[0.9, x]", False),
+        ("train.steps=true", False),
+        ("train.compile=no", False),
+        ("train.mixed_precision=no", True),
+        ("train.stepz=3", False),
+        ("steps=3", False),
+        ("trains=vae", False),
+        ("trains=nothing", False),
+        ("method.taps=[]", False),
+        ("method.name=lamo", False),
+        ("method={name: lamo, lag: 1}", True),
+        ("lora=", True),
+        ("data=", False),
+        ("data.source=hub:owner/name@main", True),
+    ],
+)
+def test_the_schema_refuses_what_a_recipe_may_not_say(schema, tmp_path, override, fits):
+    content = load_yaml(find_recipe("repa"))
+    key, _, value = override.partition("=")
+    (tmp_path / "value.yaml").write_text(f"value: {value}\n")
+    *sections, last = key.split(".")
+    place = content
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[last] = load_yaml(tmp_path / "value.yaml")["value"]
+    assert schema.is_valid(content) == fits
+    try:
+        read_recipe("repa", [override])
+        assert fits
+    except UsageError:
+        assert not fits
+
+
+def test_the_schema_tells_editors_what_fields_are():
+    sections = recipe_schema()["$defs"]
+    assert sections["Data"]["properties"]["max_bad"]["description"].startswith("share of the clips")
+    for method in ("Repa", "Tsa"):  # also what the methods share
+        assert "counted from 0" in sections[method]["properties"]["taps"]["description"]
+    assert sections["FuturePrediction"]["properties"]["contexts"]["description"] == "frames shown, one drawn a step"

@@ -8,7 +8,8 @@ import typer
 
 from physcli.cli import render
 from physcli.cli.data import parse_size
-from physcli.cli.options import ModelRun, Run, shared
+from physcli.cli.options import ModelRun, Run, TrainRun, shared
+from physcli.errors import UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +20,7 @@ app = typer.Typer(
 
 
 def _show(common: Run, title: str, rows: list[dict[str, Any]], settings: dict[str, Any], caption: str) -> None:
-    from physcli.tasks.bench import table_of
+    from physcli.tasks.bench.timing import table_of
     from physcli.tasks.run_dir import RunDir, to_json
 
     with RunDir(common.out, title, settings, overwrite=common.overwrite) as run:
@@ -41,7 +42,7 @@ def simulate(
     size: Annotated[str, typer.Option(help="Height x width in pixels.", metavar="HxW")] = "64x64",
 ) -> None:
     """Milliseconds a simulated clip takes one process, by part."""
-    from physcli.tasks.bench import bench_simulate
+    from physcli.tasks.bench.simulate import bench_simulate
 
     height, width = parse_size(size)
     rows = bench_simulate(
@@ -70,7 +71,7 @@ def probe(
     rounds: Annotated[int, typer.Option(min=1, help="Timed passes of each kind.")] = 15,
 ) -> None:
     """What features at block k of n cost, as a share of a full forward pass."""
-    from physcli.tasks.bench import bench_probe
+    from physcli.tasks.bench.probe import bench_probe
 
     rows = bench_probe(
         model=model,
@@ -97,3 +98,105 @@ def probe(
         },
         "medians over alternating passes, as shares of a full forward pass; excess should be at most 0.10",
     )
+
+
+@app.command("finetune")
+@shared(TrainRun)
+def finetune(
+    common: TrainRun,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A generator.  \\[default: cogvideox-tiny]", show_default=False),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeat for several.  \\[default: every packaged recipe of the model]", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each kind, after one that is not.")] = 15,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips a step.  \\[default: the recipe's; 1 with --full-size]", show_default=False),
+    ] = None,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames of a clip.  \\[default: the recipe's]", show_default=False),
+    ] = None,
+    lora: Annotated[
+        bool | None,
+        typer.Option("--lora/--no-lora", help="Low-rank updates or all weights.  \\[default: the recipe's]"),
+    ] = None,
+    full_size: Annotated[
+        str | None,
+        typer.Option(
+            "--full-size",
+            metavar="2b|5b",
+            help="CogVideoX-2B or -5B from its configuration with random weights, on random latents and features.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="With --full-size.  \\[default: 480x720]", metavar="HxW", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the weights with --full-size.  \\[default: bfloat16]", show_default=False),
+    ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Token relation distillation alone: time and memory at published sizes.")
+    ] = False,
+) -> None:
+    """What a training step costs with each method, as a share of one without (sft); caches are filled."""
+    recipes = {"--method": method, "--batch-size": batch_size, "--num-frames": num_frames, "--lora": lora}
+    weights = {"--size": size, "--dtype": dtype}
+    if kernels:
+        others = {"--model": model, "--full-size": full_size, **recipes, **weights}
+        _refuse("with --kernels", others, fix="leave it out, or --kernels")
+    elif full_size is not None:
+        _refuse("with --full-size", {"--model": model}, fix="leave one of them out")
+    else:
+        _refuse("without --full-size", weights, fix="add --full-size 2b or --full-size 5b")
+
+    from physcli.tasks.bench.finetune import DEFAULT_MODEL, MEASURE_EVERY, bench_finetune
+    from physcli.tasks.bench.full_size import bench_full_size
+    from physcli.tasks.bench.kernels import bench_kernels
+
+    settings: dict[str, Any] = {"rounds": rounds, "device": common.device, "seed": common.seed}
+    reporter = render.RichReporter(quiet=common.quiet)
+    if kernels:
+        rows = bench_kernels(**settings, reporter=reporter)
+        _show(common, "bench finetune --kernels", rows, settings, "value and gradient, one clip, float32; medians")
+        return
+    overrides = [
+        *([f"train.batch_size={batch_size or 1}"] if batch_size or full_size else []),
+        *([f"objective.frames={num_frames}"] if num_frames else []),
+        *([f"lora={'{}' if lora else 'null'}"] if lora is not None else []),
+    ]
+    settings |= {"methods": method or [], "overrides": overrides}
+    caption = (
+        "A step of each method over one of sft, timed in turn (medians), latents and features cached. One step in "
+        f"{MEASURE_EVERY} also compares the two losses' gradients (measured_over_sft); average_over_sft counts that in."
+    )
+    if full_size is None:
+        settings |= {"model": model or DEFAULT_MODEL}
+        rows = bench_finetune(**settings, reporter=reporter)
+        title = f"bench finetune: {settings['model']}"
+    else:
+        height, width = parse_size(size or "480x720")
+        settings |= {"dtype": dtype or "bfloat16", "height": height, "width": width}
+        rows = bench_full_size(full_size, **settings, reporter=reporter)
+        settings |= {"full_size": full_size}
+        title = f"bench finetune: {rows[0]['subject']}"
+        caption += " No VAE, text encoder or teacher: caches stand in for them."
+    _show(common, title, rows, settings, caption)
+
+
+def _refuse(where: str, others: dict[str, Any], fix: str) -> None:
+    """Refuse options that mean nothing where they stand.
+
+    Raises:
+        UsageError: one of `others` was given.
+    """
+    given = [name for name, value in others.items() if value not in (None, [])]
+    if given:
+        raise UsageError(f"{', '.join(given)} {where}.", expected="options that mean something together", fix=fix)

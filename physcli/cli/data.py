@@ -105,13 +105,20 @@ def simulate(
 @shared(Output)
 def inspect(
     common: Output,
-    folder: Annotated[Path, typer.Argument(help="A dataset, or any folder of videos.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="A dataset, any folder of videos, or a hub dataset: hub:OWNER/NAME or hub:OWNER/NAME@REVISION/FOLDER.",
+        ),
+    ],
 ) -> None:
     """What is in a folder: counts, lengths, rates, sizes, labels, broken files."""
     from physcli.tasks.inspect_data import inspect_data
     from physcli.tasks.run_dir import to_json
+    from physcli.tasks.sources import dataset_folder
 
-    found = inspect_data(folder, reporter=render.RichReporter(quiet=common.quiet))
+    found = inspect_data(dataset_folder(source), reporter=render.RichReporter(quiet=common.quiet))
     if common.json:
         render.json_text(to_json(found.as_dict()))
         return

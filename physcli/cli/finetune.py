@@ -36,7 +36,8 @@ def finetune(
     data: Annotated[
         str | None,
         typer.Option(
-            help="simulated, simulated:N (3N training and N held-out clips) or a folder.  \\[default: the recipe's]",
+            help="simulated, simulated:N (3N training and N held-out clips), a folder, or a hub dataset: "
+            "hub:OWNER/NAME or hub:OWNER/NAME@REVISION/FOLDER.  \\[default: the recipe's]",
             show_default=False,
         ),
     ] = None,

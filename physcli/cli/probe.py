@@ -50,7 +50,7 @@ def physion(
         str,
         typer.Option(
             help="simulated, simulated:N (N test and 3N training clips), or a folder: simulated, Physion v1.5 MP4s, "
-            "or Physion v1 HDF5."
+            "or Physion v1 HDF5; or such a hub dataset: hub:OWNER/NAME or hub:OWNER/NAME@REVISION/FOLDER."
         ),
     ] = "simulated",
     task: Annotated[

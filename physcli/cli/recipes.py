@@ -1,4 +1,4 @@
-"""`physcli recipes …`: which recipes there are, what one says, a copy to change, a check of it."""
+"""`physcli recipes …`: which recipes there are, what one says, a copy to change, a check of it, their schema."""
 
 from __future__ import annotations
 
@@ -85,3 +85,12 @@ def validate(common: Output, name: Name, overrides: Overrides = None) -> None:
         render.json_text(to_json({"valid": True, "trains": recipe.trains, "model": recipe.model}))
     else:
         render.result(f"{name} is a valid recipe; it trains a {recipe.trains} from {recipe.model}.")
+
+
+@app.command("schema")
+@shared(Output)
+def schema(common: Output) -> None:
+    """The JSON schema of recipes, for editors. A recipe's first line names it, also in what `recipes copy` makes."""
+    from physcli.tasks.recipes import schema_text
+
+    render.json_text(schema_text())

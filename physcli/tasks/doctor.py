@@ -20,6 +20,7 @@ from physcli.tasks.run_dir import cache_root
 EXTRAS = {
     "hdf5": ("h5py", "reading Physion v1 HDF5 files"),
     "eight-bit": ("bitsandbytes", "train.optimizer.name=adamw-8bit on CUDA"),
+    "raft": ("torchvision", "objective.flow=raft of motion projectors"),
     "trackers": ("tensorboard", "train.trackers=[tensorboard]"),
 }
 REQUIRED = (

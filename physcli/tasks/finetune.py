@@ -25,6 +25,7 @@ from physcli.recipe import AnyRecipe, dump_recipe, list_recipes, read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_run, write_text
+from physcli.tasks.sources import pinned
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.checkpoints import (
     cannot_write,
@@ -113,6 +114,8 @@ def finetune(
         cache = cache_root(cache_dir)
         accelerator = build_accelerator(recipe.train, device=device, folder=run.path)
         training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
+        if commit := pinned(recipe.data.source):
+            run.record["dataset"] = commit
         run.check_inputs({"clips": _clips_in_words(training, held_out)})  # the order of samples hangs on them
         trainee = build_trainee(recipe, training, held_out, seed, cache, accelerator.device, processes, reporter)
         count = sum(p.numel() for p in trainee.parameters() if p.requires_grad)

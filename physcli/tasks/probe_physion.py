@@ -34,7 +34,7 @@ from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_fin
 from physcli.tasks.probe_result import CONTROLS, ProbeResult, draw, read_result
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, write_jsonl
-from physcli.tasks.simulate import suite_folder, suite_size
+from physcli.tasks.sources import clips_folder, pinned, source_name
 
 _PIXELS = {"model": "pixels", "frames": controls.NUM_PIXEL_FRAMES, "grid": controls.PIXEL_GRID}
 MAX_ITEMS_TO_CHOOSE = 1500  # taps are compared on at most so many training clips: the cost grows with their cube
@@ -88,11 +88,13 @@ def probe_physion(
     _check(settings, device)
     cache = cache_root(cache_dir)
     resolved = {name: resolve(name) for name in dict.fromkeys(settings.models)}
-    recorded = asdict(settings) | {"data": _data_name(settings)}
+    recorded = asdict(settings) | {"data": source_name(settings.data)}
     run = RunDir(out, "probe physion", recorded, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
     with run:
         # 1. The clips: which of them the task uses, and which of those can be read.
-        dataset = read_dataset(_data_folder(settings, cache, processes, reporter))
+        dataset = read_dataset(clips_folder(settings.data, cache=cache, processes=processes, reporter=reporter))
+        if commit := pinned(settings.data):
+            run.record["dataset"] = commit
         selection = physion.select_items(
             dataset.clips, settings.task, filtered=not settings.unfiltered, limit=settings.limit, seed=settings.seed
         )
@@ -116,7 +118,7 @@ def probe_physion(
             processes.finish()
             return read_result(run.path) if processes.is_main else ProbeResult(run.path, [], {}, is_main=False)
         common = {
-            "data": _data_name(settings),
+            "data": source_name(settings.data),
             "readout": settings.readout,
             "pool": settings.pool,
             "filtered": not settings.unfiltered,
@@ -216,19 +218,6 @@ def _require_pairs(train: Sequence[Clip], test: Sequence[Clip]) -> None:
             expected="needed at least 2 pairs of every scenario that is tested",
             fix="use more clips: a larger N in simulated:N, a larger --num-clips or --limit",
         )
-
-
-def _data_folder(settings: ProbeSettings, cache: Path, processes: Processes, reporter: Reporter) -> Path:
-    """The dataset's folder; a simulated suite is made if it is not there."""
-    num_test = suite_size(settings.data)
-    if num_test is None:
-        return Path(settings.data)
-    return suite_folder(num_test, cache=cache, processes=processes, reporter=reporter)
-
-
-def _data_name(settings: ProbeSettings) -> str:
-    num_test = suite_size(settings.data)
-    return str(Path(settings.data).resolve()) if num_test is None else f"simulated:{num_test}"
 
 
 def _data_hash(items: Sequence[Clip], hashes: dict[Path, str]) -> str:

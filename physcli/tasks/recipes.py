@@ -1,4 +1,7 @@
-"""`physcli recipes ls|show|copy|validate`: which recipes there are, what one says, a copy to change, a check of it."""
+"""`physcli recipes …`: which recipes there are, what one says, a copy to change, a check of it, and their schema.
+
+A recipe's first line tells editors where the schema of recipes is; YAML language servers read it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from physcli.errors import UsageError
-from physcli.recipe import AnyRecipe, dump_recipe, find_recipe, list_recipes, read_recipe
+from physcli.recipe import (
+    AnyRecipe,
+    dump_recipe,
+    find_recipe,
+    list_recipes,
+    read_recipe,
+    recipe_schema,
+    recipe_text,
+    schema_file,
+)
+from physcli.tasks.run_dir import to_json
+
+SCHEMA_LINE = "# yaml-language-server: $schema="
 
 
 def list_rows() -> list[dict[str, Any]]:
@@ -32,7 +47,7 @@ def list_rows() -> list[dict[str, Any]]:
 
 def read_text(name: str) -> str:
     """A recipe's file as it is."""
-    return find_recipe(name).read_text(encoding="utf-8")
+    return recipe_text(find_recipe(name))
 
 
 def resolved(name: str, overrides: Iterable[str] = ()) -> tuple[AnyRecipe, str]:
@@ -41,8 +56,13 @@ def resolved(name: str, overrides: Iterable[str] = ()) -> tuple[AnyRecipe, str]:
     return recipe, dump_recipe(recipe)
 
 
+def schema_text() -> str:
+    """The JSON schema of recipes, for editors and other tools."""
+    return to_json(recipe_schema())
+
+
 def copy_recipe(name: str, target: Path | None = None, *, overwrite: bool = False) -> Path:
-    """Copy a recipe's file, to change it.
+    """Copy a recipe's file, to change it. Its first line names the installed schema by its whole path.
 
     Args:
         name: Of a packaged recipe, or a file.
@@ -50,9 +70,12 @@ def copy_recipe(name: str, target: Path | None = None, *, overwrite: bool = Fals
         overwrite: Replace a file that is there.
 
     Raises:
+        RecipeError: `name` is a file that cannot be read.
         UsageError: the file is there already.
     """
     source = find_recipe(name)
+    lines = recipe_text(source).splitlines(keepends=True)
+    body = [line for line in lines if not line.startswith(SCHEMA_LINE)]
     target = target or Path()
     if target.is_dir() or target.suffix not in (".yaml", ".yml"):
         target = target / source.name
@@ -62,6 +85,6 @@ def copy_recipe(name: str, target: Path | None = None, *, overwrite: bool = Fals
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.write_bytes(source.read_bytes())
+    part.write_text("".join([f"{SCHEMA_LINE}{schema_file().as_uri()}\n", *body]), encoding="utf-8")
     part.replace(target)
     return target

@@ -211,7 +211,7 @@ def suite_size(source: str) -> int | None:
     if name != "simulated":
         return None
     if colon and not count.isdigit():
-        raise UsageError(f"--data {source!r}.", expected="simulated, simulated:N or a folder")
+        raise UsageError(f"--data {source!r}.", expected="simulated, simulated:N, hub:OWNER/NAME or a folder")
     return int(count) if colon else DEFAULT_NUM_TEST
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from physcli.recipe import find_recipe, list_recipes, load_yaml, read_recipe
+from physcli.recipe import find_recipe, list_recipes, load_yaml, read_recipe, schema_file
 
 
 def run(*arguments, cwd=None, columns="200"):
@@ -24,7 +24,7 @@ def run(*arguments, cwd=None, columns="200"):
 
 def test_help():
     shown = run("--help").stdout
-    for command in ("ls", "show", "copy", "validate"):
+    for command in ("ls", "show", "copy", "validate", "schema"):
         assert f" {command} " in shown
     shown = " ".join(run("copy", "--help").stdout.split())
     assert "[default: the working directory]" in shown
@@ -62,6 +62,13 @@ def test_show(tmp_path):
 
     found = json.loads(run("show", "repa", "method.weight=0.25", "--json").stdout)
     assert found == read_recipe("repa", ["method.weight=0.25"]).model_dump(mode="json")
+
+
+def test_the_packaged_schema_is_the_one_that_is_made(tmp_path):
+    """`physcli recipes schema > recipes/schema.json` makes it again."""
+    shown = run("schema", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == schema_file().read_text(encoding="utf-8")
 
 
 def test_copy_then_validate(tmp_path):

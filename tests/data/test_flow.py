@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from physcli.data.clips import read_dataset
-from physcli.data.flow import compose_flows, dis_flow, flow_between
+from physcli.data.flow import compose_flows, dis_flow, flow_at_raft_size, flow_between, raft_flow, raft_identity
+from physcli.errors import MissingExtra
 from physcli.simulation.flow import pinhole, rigid_flow
 from physcli.simulation.types import Camera
 
@@ -28,6 +32,7 @@ def test_dis_finds_a_shift_right_and_down(step):
     assert (np.abs(inside - step).max(-1) < 0.25).mean() > 0.95
 
 
+@pytest.mark.parametrize("estimate", [dis_flow, raft_flow])
 @pytest.mark.parametrize(
     "frames",
     [
@@ -37,14 +42,56 @@ def test_dis_finds_a_shift_right_and_down(step):
         np.zeros((1, 16, 16, 3), np.uint8),
     ],
 )
-def test_dis_refuses_what_are_no_frames(frames):
+def test_what_are_no_frames_is_refused(frames, estimate):
     with pytest.raises(ValueError, match=r"frames must be uint8 \[T ≥ 2, H, W, 3\], got (float32|uint8) \["):
-        dis_flow(frames)
+        estimate(frames)
 
 
 def test_dis_refuses_small_frames():
     with pytest.raises(ValueError, match=r"at least 16 pixels a side, got \[20, 15\]"):
         dis_flow(np.zeros((2, 20, 15, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [((480, 720), (480, 720)), ((64, 64), (128, 128)), ((60, 90), (128, 192)), ((131, 250), (136, 256))],
+)
+def test_flow_at_rafts_size_comes_back_in_the_frames_own_pixels(size, seen):
+    """An affine field is the same field at every size, its places and its arrows scaled; resizing keeps it exactly."""
+    slope, shift = torch.tensor([[0.02, -0.03], [0.05, 0.01]]), torch.tensor([1.5, -0.5])
+    asked = []
+
+    def field(height, width):
+        """u(x) = A x + b where x is the place of a pixel's centre, in pixels of the frames' own size."""
+        down, right = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        places = torch.stack([right * size[1] / width, down * size[0] / height], -1)
+        return places @ slope.T + shift
+
+    def estimate(now, later):
+        """Stands in for the network, for geometry alone: the field in pixels of what it is shown."""
+        asked.append((now, later))
+        height, width = now.shape[2:]
+        arrows = field(height, width) * torch.tensor([width / size[1], height / size[0]])
+        return arrows.permute(2, 0, 1).expand(len(now), 2, height, width)
+
+    frames = np.full((6, *size, 3), np.arange(0, 256, 51)[:, None, None, None], np.uint8)
+    flow = flow_at_raft_size(estimate, frames)
+    assert (flow.shape, flow.dtype) == ((5, *size, 2), np.float32)
+    inside = (slice(None), slice(4, -4), slice(4, -4))  # beyond the border there is nothing to go by
+    np.testing.assert_allclose(flow[inside], field(*size)[None].expand(5, *size, 2)[inside], atol=1e-3)
+    shown = [torch.cat(part)[:, :, 0, 0] for part in zip(*asked, strict=True)]
+    for pictures, first in zip(shown, (0, 1), strict=True):  # every pair once, in order, scaled to [−1, 1]
+        expected = torch.linspace(-1, 1, 6)[first : first + 5, None].expand(5, 3)
+        torch.testing.assert_close(pictures, expected, rtol=0, atol=1e-6)
+    assert {tuple(pictures.shape[2:]) for pair in asked for pictures in pair} == {seen}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is here")
+@pytest.mark.parametrize("call", [lambda: raft_flow(np.zeros((2, 16, 16, 3), np.uint8)), raft_identity])
+def test_raft_without_torchvision(call):
+    with pytest.raises(MissingExtra, match="RAFT needs the package 'torchvision'") as error:
+        call()
+    assert "pip install 'physcli[raft]', or use objective.flow=dis" in error.value.fix
 
 
 def test_constant_flows_add_up():

@@ -301,6 +301,31 @@ def test_the_motion_field_recipe(made, base):
     assert [row["metric"] for row in done.rows] == ["explained"]
 
 
+FIELD = ("method.field.hidden=16", "method.field.num_blocks=1", "method.field.cond_dim=8")
+
+
+def test_a_field_beside_the_generator(made, run):
+    """It learns, and the generator is to the bit what it is without it."""
+    alone = run("lamo", "alone", *EXACT)
+    done = run("lamo", "joint", *EXACT, *FIELD)
+    same(weights_of(alone.model), weights_of(done.model))
+    for row, without in zip(log_of(done.path), log_of(alone.path), strict=True):
+        assert row["grad_norm"] == without["grad_norm"]
+        assert row["loss"] == pytest.approx(without["loss"] + row["field_loss"], rel=1e-6)
+    first, second = log_of(done.path)
+    assert (first["field_explained"], first["lr"]) == (0, without["lr"])
+    assert second["field_explained"] != 0
+    config = MotionField.load(done.path / "motion_field").config
+    assert (config["hidden"], config["channels"], config["text_dim"]) == (16, 4, 16)
+
+
+def test_the_field_s_own_rate(run):
+    """AdamW's first step moves a weight by the rate, whatever the gradient."""
+    done = run("lamo", "out", *EXACT, *FIELD, "method.field.lr=0.03", "train.optimizer.lr=1e-9", steps=1)
+    moved = MotionField.load(done.path / "motion_field").output_proj.bias.detach()  # from zero
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.03), rtol=1e-4, atol=0)
+
+
 def test_samples_and_their_guidance_scale(run, trainees):
     done = run("sft", "out", "objective.samples=1", "objective.guidance_scale=1.5", steps=1)
     assert (done.path / "samples" / "step-000001" / "samples.png").exists()
@@ -430,7 +455,9 @@ def test_lamo_s_settings_reach_its_loss(noise_weight):
     settings = LaMo(name="lamo", lag=1, reading="add", noise_weight=noise_weight, per_sample=True)
     clean, predicted, timesteps = torch.randn(2, 5, 4, 3, 3), torch.randn(2, 5, 4, 3, 3), torch.tensor([100, 800])
     schedule = torch.linspace(1, 0, 1000, dtype=torch.float64)
-    got, logs = MotionDrift(settings, alphas_cumprod=schedule)(Pass({}, clean, predicted, timesteps))
+    got, logs = MotionDrift(settings, alphas_cumprod=schedule)(
+        Pass({}, clean, predicted, timesteps, torch.zeros(2, 1, 1))
+    )
     expected = drift_loss(clean, predicted, lag=1, reading="add")[0]
     if noise_weight != "none":
         weights = drift_weight(timesteps, schedule, reading=noise_weight, per_sample=True)
@@ -535,7 +562,10 @@ def test_a_frozen_generator(run, base):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("videorepa", ()), ("m-tsa", (*LORA, "lora.dropout=0.2")), ("lamo-field", ()), ("moalign-motion", ())],
+    [
+        *(("videorepa", ()), ("m-tsa", (*LORA, "lora.dropout=0.2")), ("lamo", FIELD)),
+        *(("lamo-field", ()), ("moalign-motion", ())),
+    ],
 )
 def test_resumed(run, name, changes):
     """Stopped after step 3, the last checkpoint being step 2's: as if nothing had been."""
@@ -563,16 +593,18 @@ finetune.finetune(**arguments)
 """
 
 
-@pytest.mark.parametrize("name", ["videorepa", "lamo-field"])
-def test_two_processes_are_twice_the_batch(run, small, tmp_path, name):
-    one = run(name, "one", *EXACT)
+@pytest.mark.parametrize(
+    ("name", "changes"), [("videorepa", ()), ("lamo", (*FIELD, "method.per_sample=true")), ("lamo-field", ())]
+)
+def test_two_processes_are_twice_the_batch(run, small, tmp_path, name, changes):
+    one = run(name, "one", *EXACT, *changes)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["physcli.tasks.finetune", "physcli.models.cogvideox", "accelerate.data_loader"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         common["MASTER_PORT"] = str(free.getsockname()[1])
-    arguments = small(name, *EXACT, "train.batch_size=1") | {"out": tmp_path / "two"}
+    arguments = small(name, *EXACT, *changes, "train.batch_size=1") | {"out": tmp_path / "two"}
     ranks = []
     for rank in range(2):
         environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -618,8 +650,9 @@ def test_a_motion_projector_belongs_to_its_encoder(made, run, teacher, encoder_f
         ("videorepa", ["method.teacher=nowhere/at-all/x"], ModelError, "There is no nowhere/at-all/x"),
         ("moalign", ["method.motion_projector=nowhere"], ModelError, "motion_projector: nowhere is not there"),
         ("moalign", ["method.motion_projector=BASE"], ModelError, "no motion projector in"),
+        ("lamo", ["method.field.lag=5"], UsageError, "The motion field's lag is 5, and a clip has 5 latent frames"),
         ("lamo", ["method.lag=5"], UsageError, "method.lag is 5, and a clip has 5 latent frames"),
-        ("lamo-field", ["objective.lag=5"], UsageError, "objective.lag is 5, and a clip has 5 latent frames"),
+        ("lamo-field", ["objective.lag=5"], UsageError, "The motion field's lag is 5, and a clip has 5 latent frames"),
         ("lamo-field", ["objective.hidden=12"], UsageError, "objective.hidden is 12"),
         ("m-tsa", ["method.saliency_share=0"], UsageError, "method.saliency_share is 0"),
         ("moalign-motion", ["objective.kernel=2"], UsageError, "kernel must be odd, got 2"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.methods.grids import Grid, resample
-from physcli.methods.lamo import drift_loss, drift_weight
+from physcli.methods.lamo import MotionField, drift_loss, drift_weight, field_loss, pool_prompt
 from physcli.methods.moalign import soft_relational_loss
 from physcli.methods.projector import Projector
 from physcli.methods.repa import repa_loss
@@ -28,6 +28,8 @@ from physcli.methods.videorepa import trd_loss
 from physcli.models.features import default_tap
 from physcli.models.tiny import seeded
 from physcli.recipe import Alignment, LaMo, Tsa
+from physcli.tasks.training.field import FIELD_DRAWS, draw_field, new_field
+from physcli.tasks.training.optimization import Apart
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "repa": repa_loss,
@@ -41,14 +43,16 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 class Pass:
     """One forward pass of the generator, for a method.
 
-    `features`: block → [B, F, H, W, D] of each tap. `signals`: what is cached of the windows, by name. `clean`,
-    `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32. `timesteps`: int64 [B].
+    `features`: block → [B, F, H, W, D] of each tap. `clean`, `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32.
+    `timesteps`: int64 [B]. `text`: [B, L, D] as the generator was given it. `signals`: by name, what is cached of the
+    windows and what the method drew for the samples.
     """
 
     features: dict[int, Tensor]
     clean: Tensor
     predicted_clean: Tensor
     timesteps: Tensor
+    text: Tensor
     signals: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -58,15 +62,25 @@ class Method(nn.Module, ABC):
     Attributes:
         weight: λ.
         taps: Blocks whose features it wants.
-        needs: Cached signals it wants, by name.
+        needs: What it wants of `Pass.signals`, by name.
+        apart: Modules with a learning rate of their own.
     """
 
     weight: float
     taps: tuple[int, ...] = ()
     needs: tuple[str, ...] = ()
+    apart: Apart = ()
+
+    def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
+        """What it needs at random for a sample of training, by name."""
+        return {}
 
     def save(self, folder: Path) -> None:
         """Write what it brought along below the run directory."""
+
+    def beside(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The loss [B] of what is trained in the same steps and does not reach the generator, and what to log of it."""
+        return None
 
     @abstractmethod
     def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
@@ -164,27 +178,65 @@ class TeacherAlignment(Method):
 
 
 class MotionDrift(Method):
-    """LaMo's drift loss. It needs no tap and no teacher.
+    """LaMo's drift loss, and its motion field where that is trained in the same steps. It needs no tap and no teacher.
 
     Args:
         settings: The recipe's.
         alphas_cumprod: ᾱ of the generator, float64 [num_train_timesteps].
+        field: On latents like the generator's.
+        latent_shape: (F, C, h, w) of a clip's.
     """
 
-    def __init__(self, settings: LaMo, *, alphas_cumprod: Tensor) -> None:
+    def __init__(
+        self,
+        settings: LaMo,
+        *,
+        alphas_cumprod: Tensor,
+        field: MotionField | None = None,
+        latent_shape: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.weight, self.settings = settings.weight, settings
         self.alphas_cumprod = alphas_cumprod
+        self.field, self.latent_shape = field, tuple(latent_shape)
+        if field is not None and settings.field is not None:
+            self.apart = ((field, settings.field.lr),)
+            self.needs = tuple(f"field_{name}" for name in FIELD_DRAWS)
+
+    def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
+        if self.settings.field is None:
+            return {}
+        drawn = draw_field(self.settings.field, self.latent_shape, self.alphas_cumprod, sample=sample, seed=seed)
+        return {f"field_{name}": value for name, value in drawn.items()}
+
+    def save(self, folder: Path) -> None:
+        if self.field is not None:
+            self.field.save(folder / "motion_field")
 
     def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.settings
         loss, logs = drift_loss(seen.clean, seen.predicted_clean, lag=settings.lag, reading=settings.reading)
-        if settings.noise_weight == "none":
-            return loss, logs
-        weights = drift_weight(
-            seen.timesteps, self.alphas_cumprod, reading=settings.noise_weight, per_sample=settings.per_sample
+        if settings.noise_weight != "none":
+            weights = drift_weight(
+                seen.timesteps, self.alphas_cumprod, reading=settings.noise_weight, per_sample=settings.per_sample
+            )
+            loss, logs["noise_weight"] = weights.to(loss) * loss, weights.to(loss)
+        return loss, logs
+
+    def beside(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
+        if self.field is None or self.settings.field is None:
+            return None
+        objective = self.settings.field
+        loss, logs = field_loss(
+            self.field,
+            seen.clean,
+            pool_prompt(seen.text.detach()),
+            lag=objective.lag,
+            cosine_weight=objective.cosine_weight,
+            noise_scale=objective.noise_scale,
+            **{name: seen.signals[f"field_{name}"] for name in FIELD_DRAWS},
         )
-        return weights.to(loss) * loss, {**logs, "noise_weight": weights.to(loss)}
+        return loss, {f"field_{name}": value for name, value in {"loss": loss.detach(), **logs}.items()}
 
 
 def build_method(
@@ -208,7 +260,17 @@ def build_method(
             raise UsageError(
                 f"method.lag is {settings.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
             )
-        return MotionDrift(settings, alphas_cumprod=generator.alphas_cumprod)
+        latent_shape = (frames, generator.latent_channels, *(size * generator.patch_size for size in student_grid[1:]))
+        field = None
+        if settings.field is not None:
+            field = new_field(
+                settings.field,
+                latent_shape=latent_shape,
+                text_dim=generator.transformer.config.text_embed_dim,
+                scaling_factor=float(generator.vae.config.scaling_factor),
+                seed=seed,
+            )
+        return MotionDrift(settings, alphas_cumprod=generator.alphas_cumprod, field=field, latent_shape=latent_shape)
     assert teacher_shape is not None
     taps = settings.taps or (default_tap(generator.num_blocks),)
     return TeacherAlignment(

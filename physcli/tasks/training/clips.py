@@ -18,7 +18,7 @@ from physcli.hashing import seed_from
 from physcli.progress import Reporter
 from physcli.recipe import Data
 from physcli.tasks.processes import Processes
-from physcli.tasks.simulate import suite_folder, suite_size
+from physcli.tasks.sources import clips_folder
 
 T = TypeVar("T")
 
@@ -26,19 +26,15 @@ _MOST_HELD_OUT = 280  # of a folder without splits
 
 
 def read_clips(data: Data, *, cache: Path, processes: Processes, reporter: Reporter) -> tuple[list[Clip], list[Clip]]:
-    """Training and held-out clips of a recipe's `data`; a simulated suite is made if it is not there.
+    """Training and held-out clips of a recipe's `data`; what is not there is made or downloaded.
 
     A folder without splits gives its last twentieth (at most 280 clips) for validation.
 
     Raises:
-        UsageError: no such suite.
-        DataError: nothing usable in the folder.
+        UsageError: no such suite, or no such way to write a hub dataset.
+        DataError: nothing usable in the folder, or the hub's dataset cannot be downloaded.
     """
-    num_test = suite_size(data.source)
-    if num_test is None:
-        folder = Path(data.source).expanduser()
-    else:
-        folder = suite_folder(num_test, cache=cache, purpose=data.purpose, processes=processes, reporter=reporter)
+    folder = clips_folder(data.source, purpose=data.purpose, cache=cache, processes=processes, reporter=reporter)
     dataset = read_dataset(folder)
     for problem in dataset.problems[:5]:
         reporter.warn(f"Left out: {problem.path}: {problem.message}")

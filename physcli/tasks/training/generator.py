@@ -22,6 +22,7 @@ from physcli.tasks.processes import Processes
 from physcli.tasks.sample import generate, shorten
 from physcli.tasks.training.alignment import Method, Pass, build_method
 from physcli.tasks.training.clips import noise_of, rng_of, spread
+from physcli.tasks.training.optimization import Apart
 from physcli.tasks.training.signals import Kept, Prompts, Signal, latents_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import Windows, prompt_at, prompt_of
@@ -122,7 +123,7 @@ class GeneratorTrainee(Trainee):
             views.append(self._windows.draw(sample, rng))
             latents.append(self._draw(views[-1].key, "posterior", sample))
             noise.append(noise_of(self.seed, "noise", sample, shape=latents[-1].shape))
-            timesteps.append(int(rng.integers(len(self.generator.alphas_cumprod))))
+            timesteps.append(self._timestep(rng))
             dropped = rng.random() < self.objective.caption_dropout
             prompts.append("" if dropped else prompt_of(views[-1]))
         batch = {
@@ -133,7 +134,14 @@ class GeneratorTrainee(Trainee):
             "measure": step % _MEASURE_EVERY == 0,
         }
         keys = [view.key for view in views]
-        return batch | {name: torch.stack(kept.get(keys)) for name, kept in self._signals_kept.items()}
+        batch |= {name: torch.stack(kept.get(keys)) for name, kept in self._signals_kept.items()}
+        draws = [self.method.draw(sample, self.seed) for sample in samples] if self.method is not None else [{}]
+        return batch | {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+    def _timestep(self, rng: np.random.Generator) -> int:
+        if self.objective.noise == "sigmas":
+            return int(self.generator.nearest_timestep(float(rng.random())).timestep)
+        return int(rng.integers(len(self.generator.alphas_cumprod)))
 
     def _draw(self, key: str, *parts: object) -> Tensor:
         """A point of a window's posterior (mean and standard deviation), float32 [F, C, h, w]."""
@@ -161,6 +169,7 @@ class GeneratorTrainee(Trainee):
             clean=latents,
             predicted_clean=self.generator.predict_clean(denoised.output, noisy, timesteps),
             timesteps=timesteps,
+            text=embeds,
             signals={name: batch[name] for name in method.needs},
         )
         extra, logs = method(seen)
@@ -168,7 +177,13 @@ class GeneratorTrainee(Trainee):
         if batch["measure"] and not self.recipe.freeze and not self.recipe.train.compile:
             at = ([denoised.tokens[tap] for tap in taps], "tapped features") if taps else ([denoised.output], "output")
             logs["gradient_ratio"] = self._compare(method.weight * extra, loss, *at).expand_as(loss)
-        return loss + method.weight * extra, logs
+        loss = loss + method.weight * extra
+        if beside := method.beside(seen):
+            loss, logs = loss + beside[0], logs | beside[1]
+        return loss, logs
+
+    def apart(self) -> Apart:
+        return self.method.apart if self.method is not None else ()
 
     def _compare(self, extra: Tensor, loss: Tensor, at: Sequence[Tensor], where: str) -> Tensor:
         """‖gradient of the weighted method loss‖ / ‖gradient of the denoising loss‖, both at these tensors."""

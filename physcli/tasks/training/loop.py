@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from torch import Tensor
+from torch import Tensor, nn
 
 from physcli.errors import MissingExtra, PhyscliError, UsageError
 from physcli.hashing import seed_from
@@ -148,7 +148,7 @@ class _Loop:
         self.ema = Ema(trainee, settings.ema) if settings.ema else None
         if settings.compile:
             trainee.compile()
-        optimizer = build_optimizer(trainee.parameters(), settings.optimizer, accelerator.device)
+        optimizer = build_optimizer(trainee.parameters(), settings.optimizer, accelerator.device, apart=trainee.apart())
         self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
@@ -241,7 +241,7 @@ class _Loop:
         settings, accelerator = self.settings, self.accelerator
         rate = learning_rate(settings.schedule, settings.optimizer.lr, self.step, settings.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         torch.manual_seed(seed_from(self.seed, "step", self.step, accelerator.process_index))  # for dropout
         total: dict[str, Tensor] = {}
         norm: Tensor | None = None
@@ -256,7 +256,7 @@ class _Loop:
                     self._give_up("loss", float(loss.detach()))
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf)
+                    norm = self._clip(settings.clip_norm or math.inf)
                     if accelerator.scaler is None and not self._all_finite(norm):
                         self._give_up("gradient norm", float(norm))
                 self.optimizer.step()
@@ -271,6 +271,16 @@ class _Loop:
         row |= {"grad_norm": float(norm) if norm is not None else math.nan, "lr": rate}
         row["seconds"] = round(self._earlier + time.monotonic() - self._begun_at, 3)
         return row
+
+    def _clip(self, largest: float) -> Tensor:
+        """Clip the gradients, those of the trainee's modules apart by themselves; the norm of the others."""
+        modules = [list(module.parameters()) for module, _ in self.trainee.apart()]
+        own = {p for parameters in modules for p in parameters}
+        others = [p for p in self.model.parameters() if p not in own]
+        norm: Tensor = self.accelerator.clip_grad_norm_(others, largest)  # takes fp16's scale off all gradients
+        for parameters in modules:
+            nn.utils.clip_grad_norm_(parameters, largest)
+        return norm
 
     def _all_finite(self, value: Tensor) -> bool:
         """On every process: all must stop together."""

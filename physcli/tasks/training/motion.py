@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from physcli.data.clips import Clip
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
-from physcli.methods.lamo import MotionField, field_loss, pool_prompt
+from physcli.methods.lamo import field_loss, pool_prompt
 from physcli.methods.moalign import FlowDecoder, MotionProjector, flow_loss, token_flows
 from physcli.models.tiny import seeded
 from physcli.progress import Reporter
@@ -21,6 +21,7 @@ from physcli.recipe import MotionFieldRecipe, MotionProjectorRecipe
 from physcli.tasks.features import View
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import noise_of, rng_of, spread
+from physcli.tasks.training.field import draw_field, new_field
 from physcli.tasks.training.signals import Kept, Prompts, Signal, flow_of, hash_module, latents_of, teacher_of
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import Windows, prompt_of
@@ -91,44 +92,23 @@ class FieldTrainee(_MotionTrainee):
         self._latents = Kept(signal, [view.key for view in seen], room=recipe.data.memory_gb)
         self._prompts = Prompts(generator, cache=cache, processes=processes, reporter=reporter)
         self._prompts.embed(list(dict.fromkeys(prompt_of(view) for view in seen)))
-        self._sigmas = (1 - generator.alphas_cumprod).sqrt().float()
-        frames = self._latents.one().shape[1]
-        if objective.lag >= frames:
-            raise UsageError(
-                f"objective.lag is {objective.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
-            )
-        with seeded(seed_from(seed, "field")):
-            self.field = MotionField(
-                channels=generator.latent_channels,
-                hidden=objective.hidden,
-                num_blocks=objective.num_blocks,
-                text_dim=self._prompts.embedding(prompt_of(seen[0])).shape[-1],
-                cond_dim=objective.cond_dim,
-                scaling_factor=float(generator.vae.config.scaling_factor),
-                lag=objective.lag,
-            )
-        if self.field.null_prompt is not None:
-            self.field.null_prompt.requires_grad_(False)  # every window has its prompt; DDP wants no idle weights
+        self._levels = generator.alphas_cumprod
+        self.field = new_field(
+            objective,
+            latent_shape=self._latents.one().shape[1:],
+            text_dim=self._prompts.embedding(prompt_of(seen[0])).shape[-1],
+            scaling_factor=float(generator.vae.config.scaling_factor),
+            seed=seed,
+        )
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
-        objective = self.objective
         rows: list[dict[str, Tensor]] = []
         for sample in samples:
-            rng = rng_of(self.seed, "sample", sample)
-            view = self._windows.draw(sample, rng)
+            view = self._windows.draw(sample, rng_of(self.seed, "sample", sample))
             mean, std = self._latents.get([view.key])[0].float()
             latents = mean + std * noise_of(self.seed, "posterior", sample, shape=mean.shape)
-            pairs = len(latents) - objective.lag
-            rows.append(
-                {
-                    "latents": latents,
-                    "prompt": self._pooled(prompt_of(view)),
-                    "noise": noise_of(self.seed, "noise", sample, shape=(pairs, *latents.shape[1:])),
-                    "noise_mask": torch.from_numpy(rng.random(pairs) < objective.noise_share),
-                    "sigmas": self._sigmas[torch.from_numpy(rng.integers(len(self._sigmas), size=pairs))],
-                    "prompt_keep": torch.from_numpy(rng.random(pairs) >= objective.caption_dropout),
-                }
-            )
+            drawn = draw_field(self.objective, latents.shape, self._levels, sample=sample, seed=self.seed)
+            rows.append({"latents": latents, "prompt": self._pooled(prompt_of(view)), **drawn})
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _pooled(self, prompt: str) -> Tensor:

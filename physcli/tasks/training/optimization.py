@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from physcli.errors import MissingExtra, UsageError
 from physcli.recipe import Optimizer, Schedule
 
+# Modules with a learning rate of their own, whose gradients are clipped by themselves too.
+Apart = Sequence[tuple[nn.Module, float]]
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimizer, device: torch.device) -> Any:
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], settings: Optimizer, device: torch.device, *, apart: Apart = ()
+) -> Any:
     """AdamW over the parameters; those with fewer than two axes (biases, norms) are not decayed.
 
     Raises:
@@ -22,10 +27,15 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimizer, dev
         UsageError: 8-bit moments on a device that is not CUDA.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    own = [([p for p in module.parameters() if p.requires_grad], lr) for module, lr in apart]
+    elsewhere = {p for some, _ in own for p in some}
+    groups = []
+    for some, lr in (([p for p in parameters if p not in elsewhere], settings.lr), *own):
+        scale = lr / settings.lr  # of the rate that the schedule gives
+        groups += [
+            {"params": [p for p in some if p.ndim >= 2], "weight_decay": settings.weight_decay, "lr_scale": scale},
+            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, "lr_scale": scale},
+        ]
     groups = [group for group in groups if group["params"]]
     common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "adamw-8bit":

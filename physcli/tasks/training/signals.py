@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from physcli.data.cache import TensorCache
-from physcli.data.flow import dis_flow, flow_between
+from physcli.data.flow import dis_flow, flow_between, raft_flow, raft_identity
 from physcli.data.video import resize
 from physcli.errors import DataError, UsageError
 from physcli.methods.tsa import motion_saliency
@@ -204,8 +204,12 @@ def flow_of(encoder: Any, view: TeacherView, *, kind: str, cache: Path) -> Signa
     Args:
         encoder: What it sees is the flow's picture.
         view: How it sees a window.
-        kind: `exact` (simulated clips: put together over the frames that a window leaves out) or `dis` (from pixels).
+        kind: `exact` (simulated clips: put together over the frames that a window leaves out); from pixels `dis`, or
+            `raft` on the encoder's device.
         cache: The cache's root.
+
+    Raises:
+        MissingExtra: `raft` without torchvision.
     """
     own = encoder.preprocessing
     settings = {
@@ -215,6 +219,8 @@ def flow_of(encoder: Any, view: TeacherView, *, kind: str, cache: Path) -> Signa
         "view": view.model_dump(mode="json"),
         "size": [own.height, own.width],
     }
+    if kind == "raft":
+        settings["estimator"] = raft_identity()
 
     def one(window: View, frames: np.ndarray) -> np.ndarray:
         height, width = _seen_size(encoder, view, frames)
@@ -227,6 +233,8 @@ def flow_of(encoder: Any, view: TeacherView, *, kind: str, cache: Path) -> Signa
                 )
             with np.load(window.clip.arrays) as arrays:
                 flow = flow_between(arrays["flow"], window.frames)
+        elif kind == "raft":
+            flow = raft_flow(resize(frames, height, width), encoder.device)
         else:
             flow = dis_flow(resize(frames, height, width))
         flow = flow[int(view.drop_first) :]

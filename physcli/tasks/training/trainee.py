@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from physcli.stats import stderr_of_mean
+from physcli.tasks.training.optimization import Apart
 
 
 class Trainee(nn.Module, ABC):
@@ -53,6 +54,10 @@ class Trainee(nn.Module, ABC):
     def facts(self) -> dict[str, Any]:
         """What the model card's usage example needs."""
         return {}
+
+    def apart(self) -> Apart:
+        """Modules with a learning rate of their own."""
+        return ()
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

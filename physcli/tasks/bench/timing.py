@@ -1,0 +1,75 @@
+"""What every benchmark uses: rows, sides timed in turn, memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from physcli.tasks.training.loop import most_memory
+
+_STATUS = Path("/proc/self/status")
+
+
+def row(task: str, subject: str, group: str, metric: str, value: float, n: int, higher: bool | None) -> dict[str, Any]:
+    """A row of metrics.json."""
+    return {
+        "benchmark": "bench",
+        "task": task,
+        "subject": subject,
+        "split": "all",
+        "group": group,
+        "metric": metric,
+        "value": value,
+        "stderr": None,
+        "n": n,
+        "higher_is_better": higher,
+    }
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side, timed in turn `rounds` times after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, run in sides.items():
+            _synchronize()
+            start = time.perf_counter()
+            run()
+            _synchronize()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of one side's time over another's."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes that were held: on a GPU reserved there, else by this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device))
+    if _STATUS.is_file():  # Linux, where getrusage also counts what the process held that started this one
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+        return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), most_memory())
+    return most_memory()
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Rows turned into a table: a line a group, a column a metric."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    lines = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        values = {row["metric"]: row["value"] for row in rows if row["group"] == group}
+        lines.append([group, *(f"{values[name]:.3g}" if name in values else "–" for name in metrics)])
+    return ["", *(name.replace("_", " ") for name in metrics)], lines  # narrow tables break headings at spaces
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,73 @@
+"""LaMo's motion field as it is trained, alone or beside a generator: how it begins, and what it draws at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from physcli.errors import UsageError
+from physcli.hashing import seed_from
+from physcli.methods.lamo import MotionField
+from physcli.models.tiny import seeded
+from physcli.recipe import FieldSettings
+from physcli.tasks.training.clips import noise_of, rng_of
+
+FIELD_DRAWS = ("noise", "noise_mask", "sigmas", "prompt_keep")
+
+
+def draw_field(
+    objective: FieldSettings, latent_shape: Sequence[int], alphas_cumprod: Tensor, *, sample: int, seed: int
+) -> dict[str, Tensor]:
+    """What `field_loss` needs at random for one sample.
+
+    Args:
+        objective: Its noise, its share, and how often the prompt is dropped.
+        latent_shape: (F, C, h, w) of the sample's latents.
+        alphas_cumprod: ᾱ of the generator, [num_train_timesteps].
+        sample: Its number, counted over the whole run.
+        seed: Of the run.
+
+    Returns:
+        FIELD_DRAWS: float32 [P, C, h, w], bool [P], float32 [P] and bool [P] for the P = F − lag pairs.
+    """
+    frames, *rest = latent_shape
+    pairs = frames - objective.lag
+    rng = rng_of(seed, "field", sample)
+    levels = (1 - alphas_cumprod).sqrt().float().cpu()
+    return {
+        "noise": noise_of(seed, "field noise", sample, shape=(pairs, *rest)),
+        "noise_mask": torch.from_numpy(rng.random(pairs) < objective.noise_share),
+        "sigmas": levels[torch.from_numpy(rng.integers(len(levels), size=pairs))],
+        "prompt_keep": torch.from_numpy(rng.random(pairs) >= objective.caption_dropout),
+    }
+
+
+def new_field(
+    objective: FieldSettings, *, latent_shape: Sequence[int], text_dim: int, scaling_factor: float, seed: int
+) -> MotionField:
+    """A motion field that predicts no motion yet.
+
+    Raises:
+        UsageError: a lag of all frames there are.
+    """
+    frames, channels = latent_shape[:2]
+    if objective.lag >= frames:
+        raise UsageError(
+            f"The motion field's lag is {objective.lag}, and a clip has {frames} latent frames.",
+            expected="fewer than those",
+        )
+    with seeded(seed_from(seed, "field")):
+        field = MotionField(
+            channels=channels,
+            hidden=objective.hidden,
+            num_blocks=objective.num_blocks,
+            text_dim=text_dim,
+            cond_dim=objective.cond_dim,
+            scaling_factor=scaling_factor,
+            lag=objective.lag,
+        )
+    if field.null_prompt is not None:
+        field.null_prompt.requires_grad_(False)  # every window has its prompt; DDP wants no idle weights
+    return field

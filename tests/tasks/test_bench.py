@@ -1,0 +1,196 @@
+"""`bench finetune`: which rows there are, on what they stand, and that nothing is timed but what training runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from physcli.errors import UsageError
+from physcli.methods.videorepa import trd_loss
+from physcli.models.loading import load
+from physcli.recipe import Alignment, list_recipes, read_recipe
+from physcli.tasks.bench import finetune, full_size
+from physcli.tasks.bench.finetune import bench_finetune, recipes_for
+from physcli.tasks.bench.full_size import Checkpoint, RandomTrainee, bench_full_size, build_random
+from physcli.tasks.bench.kernels import bench_kernels, relations_by_copies
+from physcli.tasks.bench.timing import peak_memory, table_of
+
+CPU = torch.device("cpu")
+SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 18, "text_embed_dim": 16}
+SMALL |= {"time_embed_dim": 16, "max_text_seq_length": 4}
+METRICS = ("step_over_sft", "measured_over_sft", "average_over_sft", "seconds_per_step", "trained")
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The published checkpoints, 32 features wide and 18 blocks deep."""
+    for name, checkpoint in list(full_size.CHECKPOINTS.items()):
+        config = checkpoint.transformer | SMALL
+        small = Checkpoint(checkpoint.model, checkpoint.scaling_factor, checkpoint.snr_shift_scale, config)
+        monkeypatch.setitem(full_size.CHECKPOINTS, name, small)
+
+
+def by_group(rows):
+    found = {}
+    for row in rows:
+        found.setdefault(row["group"], {})[row["metric"]] = row["value"]
+    return found
+
+
+def test_every_recipe_of_a_generator_is_timed():
+    names = {n for n in list_recipes() if (r := read_recipe(n)).trains == "generator" and r.init == "pretrained"}
+    tiny, two, five = (set(recipes_for(m)) for m in ("cogvideox-tiny", "zai-org/CogVideoX-2b", "zai-org/CogVideoX-5b"))
+    assert tiny | {f"{n}-2b" for n in two} | {f"{n}-5b" for n in five} == names
+    assert tiny >= {"sft", "repa", "videorepa", "tsa", "m-tsa", "moalign", "lamo"}
+    assert two >= {"sft", "repa", "videorepa", "tsa", "m-tsa", "moalign", "lamo"}
+
+
+def test_recipes_with_a_method_and_overrides():
+    recipes = recipes_for("some/folder", ["repa"], ["train.batch_size=3"])
+    assert list(recipes) == ["sft", "repa"]
+    assert {(recipe.model, recipe.train.batch_size) for recipe in recipes.values()} == {("some/folder", 3)}
+    with pytest.raises(UsageError, match=r"Unknown method: 'videorep'\. Did you mean 'videorepa'") as error:
+        recipes_for("cogvideox-tiny", ["videorep"])
+    assert "moalign" in error.value.expected
+    with pytest.raises(UsageError, match="Unknown method: 'tsa'"):
+        recipes_for("zai-org/CogVideoX-5b", ["tsa"])
+
+
+def test_steps_of_the_embedded_default(monkeypatch):
+    """Of the trainees that `finetune` builds for the recipes."""
+    built, real = [], finetune.build_trainee
+    monkeypatch.setattr(finetune, "build_trainee", lambda *arguments: built.append(real(*arguments)) or built[-1])
+    rows = bench_finetune(methods=["moalign"], overrides=["train.batch_size=1"], rounds=1, device="cpu")
+    groups = by_group(rows)
+    assert list(groups) == ["moalign", "sft", "all"]
+    assert tuple(groups["moalign"]) == METRICS
+    values = groups["moalign"]
+    expected = values["step_over_sft"] + (values["measured_over_sft"] - values["step_over_sft"]) / 50
+    assert values["average_over_sft"] == pytest.approx(expected)
+    assert values["trained"] > groups["sft"]["trained"]
+    assert groups["all"]["peak_memory_gb"] > 0.1
+    columns, lines = table_of(rows)
+    assert len(columns) == len(lines[0]) == 7
+    before = load("cogvideox-tiny", device="cpu").transformer.state_dict()
+    assert [trainee.recipe.method.name for trainee in built] == ["sft", "moalign"]
+    for trainee in built:
+        assert not torch.equal(trainee.transformer.state_dict()["proj_out.weight"], before["proj_out.weight"])
+
+
+def test_the_published_configurations():
+    with torch.device("meta"):
+        counts = {
+            name: sum(p.numel() for p in full_size.CogVideoXTransformer3DModel(**checkpoint.transformer).parameters())
+            for name, checkpoint in full_size.CHECKPOINTS.items()
+        }
+    assert {name: round(count / 1e9, 2) for name, count in counts.items()} == {"2b": 1.69, "5b": 5.57}
+
+
+@pytest.mark.parametrize("name", ["2b", "5b"])
+def test_random_weights(narrow, name):
+    generator = build_random(full_size.CHECKPOINTS[name], dtype=torch.bfloat16, device=CPU)
+    assert generator.random_init
+    assert "random weights" in generator.name
+    transformer = generator.transformer
+    assert {p.dtype for p in transformer.parameters()} == {torch.bfloat16}
+    assert all(p.isfinite().all() for p in transformer.parameters())
+    assert transformer.get_parameter("transformer_blocks.0.norm1.norm.weight").eq(1).all()
+    assert transformer.get_parameter("proj_out.bias").eq(0).all()
+    positions = dict(transformer.named_buffers()).get("patch_embed.pos_embedding")
+    assert (positions is None) == (name == "5b")
+    if positions is not None:
+        plain = full_size.CogVideoXTransformer3DModel(**full_size.CHECKPOINTS[name].transformer)
+        assert torch.equal(positions, plain.patch_embed.pos_embedding.bfloat16())
+    assert generator.native_size == (480, 720)
+    assert generator.latent_grid(49, 480, 720) == (13, 30, 45)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("2b", m) for m in recipes_for("zai-org/CogVideoX-2b")] + [("5b", "lamo")]
+)
+def test_a_step_of_the_full_size(narrow, name, method):
+    """Every method of the large models runs, and what it learns from is what a cache would give."""
+    overrides = ["objective.frames=9", "train.batch_size=2"]
+    rows = bench_full_size(name, methods=[method], overrides=overrides, height=64, width=96, rounds=1, device="cpu")
+    groups = by_group(rows)
+    assert list(groups) == [*([method] if method != "sft" else []), "sft", "all"]
+    assert {row["subject"] for row in rows} == {f"CogVideoX-{name}, random weights"}
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_lora_is_float32_and_the_rest_is_left_alone(narrow):
+    rows = bench_full_size(
+        "2b", methods=["sft"], overrides=["objective.frames=9", "lora={}"], height=64, width=96, rounds=1, device="cpu"
+    )
+    blocks, width, rank = 18, 32, 128
+    assert by_group(rows)["sft"]["trained"] == blocks * 4 * 2 * width * rank
+
+
+def test_what_a_cache_would_give(narrow):
+    """At the published size: 13×30×45 tokens of the generator beside 24×10×15 of the teacher."""
+    generator = build_random(full_size.CHECKPOINTS["2b"], dtype=torch.float32, device=CPU)
+    shapes = {}
+    for name in ("m-tsa", "moalign"):
+        recipe = recipes_for("zai-org/CogVideoX-2b", [name])[name]
+        assert isinstance(recipe.method, Alignment)
+        trainee = RandomTrainee(generator, recipe=recipe, height=480, width=720, seed=0)
+        batch = trainee.batch([0], 1)
+        shapes[name] = {key: list(value.shape) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        if name == "m-tsa":
+            assert batch["saliency"].sum(dim=(2, 3)).unique().tolist() == [30]  # a fifth of 150
+    common = {"latents": [1, 13, 16, 60, 90], "noise": [1, 13, 16, 60, 90], "timesteps": [1], "text": [1, 4, 16]}
+    assert shapes["m-tsa"] == common | {"teacher": [1, 24, 10, 15, 768], "saliency": [1, 24, 10, 15]}
+    assert shapes["moalign"] == common | {"teacher": [1, 24, 10, 15, 64]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("3b", {}, "Unknown checkpoint: '3b'"),
+        ("2b", {"methods": ["repas"]}, "Unknown method: 'repas'"),
+        ("2b", {"dtype": "int8"}, "Unknown dtype: 'int8'"),
+        ("2b", {"height": 50}, "cannot take frames of 50x96"),
+        ("2b", {"overrides": ["objective.frames=6"]}, "cannot take clips of 6 frames"),
+        ("2b", {"overrides": ["objective.frames=5"], "methods": ["lamo"]}, "method.lag is 2"),
+    ],
+)
+def test_what_cannot_be(narrow, name, options, message):
+    arguments = {"methods": ["repa"], "overrides": ["objective.frames=9"], "height": 64, "width": 96, "rounds": 1}
+    with pytest.raises(UsageError, match=message):
+        bench_full_size(name, **arguments | {"device": "cpu"} | options)
+
+
+def test_a_teacher_nobody_described(narrow):
+    generator = build_random(full_size.CHECKPOINTS["2b"], dtype=torch.float32, device=CPU)
+    for change, message in (("method.teacher=x/y", "Unknown teacher: 'x/y'"), ("method.view.size=null", "size=None")):
+        recipe = read_recipe("repa-2b", [change])
+        with pytest.raises(UsageError, match=message):
+            RandomTrainee(generator, recipe=recipe, height=64, width=96, seed=0)
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------
+
+
+def test_relations_by_copies_are_trd():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 2, 4, 8, generator=generator) for _ in range(2))
+    torch.testing.assert_close(
+        relations_by_copies(student, teacher, margin=0.1), trd_loss(student, teacher, margin=0.1)
+    )
+
+
+def test_rows_of_the_kernels():
+    rows = bench_kernels(teacher_grid=(2, 3, 4), student_grid=(4, 8, 8), dim=16, rounds=1, device="cpu")
+    groups = by_group(rows)
+    assert {name: list(values) for name, values in groups.items()} == {
+        "2×3×4": ["over_products", "over_copies", "seconds"],
+        "4×8×8": ["extra_memory_gb"],
+    }
+    assert groups["4×8×8"]["extra_memory_gb"] < 1  # of a process of its own, not of this one
+
+
+def test_peak_memory_follows_what_is_held():
+    before = peak_memory(CPU)
+    held = torch.ones(50_000_000)
+    assert peak_memory(CPU) >= before
+    assert peak_memory(CPU) > held.nbytes

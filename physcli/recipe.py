@@ -44,6 +44,7 @@ class RecipeError(PhyscliError):
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Numbers = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Cached = Literal["latents", "text", "teacher", "saliency", "flow"]
 
 
 def _describe_fields(schema: dict[str, Any], section: type[BaseModel]) -> None:
@@ -68,6 +69,8 @@ class Data(_Section):
     `limit`: train on this many clips only, evenly spread over the set.
     `memory_gb`: decoded clips are kept in memory up to this size; the rest is decoded again each time.
     `max_bad`: share of the clips that may turn out unreadable before training stops.
+    `cache`: what is computed of them once and kept on disk. The rest is computed whenever it is read, by models that
+    then stay loaded: slower, for a disk that cannot hold it.
     """
 
     source: str = "simulated"
@@ -75,6 +78,7 @@ class Data(_Section):
     limit: PositiveInt | None = None
     memory_gb: NonNegativeFloat = 6.0
     max_bad: Share = 0.05
+    cache: tuple[Cached, ...] = ("latents", "text", "teacher", "saliency", "flow")
 
 
 class Optimizer(_Section):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from physcli.cli import render
-from physcli.cli.options import Output, Run, shared
+from physcli.cli.options import Output, Run, TrainRun, shared
 from physcli.errors import UsageError
 
 app = typer.Typer(
@@ -136,6 +137,73 @@ def inspect(
             ["file", "why"],
             [list(item) for item in found.problems],
         )
+
+
+@app.command("precompute")
+@shared(TrainRun)
+def precompute(
+    common: TrainRun,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe, as for finetune.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(help="A packaged recipe (videorepa, m-tsa, …) or a YAML file.", show_default=False),
+    ] = ...,  # type: ignore[assignment]
+    model: Annotated[
+        str | None, typer.Option(help="As for finetune.  \\[default: the recipe's]", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="As for finetune.  \\[default: the recipe's]", show_default=False)
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIGNAL,…",
+            help="Of latents, text, teacher, saliency and flow. finetune computes the rest, or whenever it reads it "
+            "where its data.cache names these alone.  \\[default: the recipe's data.cache]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compute and keep what finetune with the same recipe, data and seed reads, without training."""
+    from physcli.tasks.precompute import precompute as task
+    from physcli.tasks.run_dir import to_json
+
+    done = task(
+        recipe,
+        overrides=tuple(overrides or ()),
+        model=model,
+        data=data,
+        only=tuple(only.split(",")) if only else (),
+        out=common.out,
+        overwrite=common.overwrite,
+        seed=common.seed,
+        device=common.device,
+        cache_dir=common.cache_dir,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    if not done.is_main:
+        return
+    if common.json:
+        signals = [asdict(tally) for tally in done.tallies]
+        shown = {"run": done.path, "num_clips": done.num_clips, "signals": signals, "left_out": done.problems}
+        render.json_text(to_json(shown))
+        return
+    rows = [
+        [tally.signal, f"{tally.wanted:,}", f"{tally.kept:,}", f"{tally.computed:,}", render.size(tally.num_bytes)]
+        for tally in done.tallies
+    ]
+    render.table(
+        f"Kept for {done.num_clips:,} training clips",
+        ["signal", "windows or prompts", "kept before", "computed", "size"],
+        rows,
+        right=(1, 2, 3, 4),
+    )
+    render.files({tally.signal: tally.folder for tally in done.tallies})
+    if done.problems:
+        render.table(f"{len(done.problems)} clips left out", ["why"], [[problem] for problem in done.problems])
 
 
 def _cache_root(common: Output) -> Path:

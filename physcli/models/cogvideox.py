@@ -7,10 +7,12 @@ in bfloat16 the 5B schedule adds no noise at all at timesteps 0 and 1.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -25,7 +27,10 @@ from transformers import T5EncoderModel
 from physcli.errors import ModelError, UsageError
 from physcli.models import GUIDANCE_SCALE, LORA_FILE, OWN_FILE, read_guidance_scale
 from physcli.models.features import tapped
+from physcli.models.fingerprints import hash_files, hash_module
 from physcli.models.hub import explain_hub_errors, first_line
+from physcli.models.loading import quiet_libraries
+from physcli.models.parts import empty_part, is_empty, link_folder, read_part
 from physcli.models.tiny import seeded
 
 _PART_CLASSES: dict[str, Any] = {
@@ -33,8 +38,6 @@ _PART_CLASSES: dict[str, Any] = {
     "vae": AutoencoderKLCogVideoX,
     "text_encoder": T5EncoderModel,
 }
-# Computed from the config on loading, or tied to another weight.
-_REDUNDANT_WEIGHTS = frozenset({"patch_embed.pos_embedding", "encoder.embed_tokens.weight"})
 
 
 class NoiseLevel(NamedTuple):
@@ -141,6 +144,10 @@ class CogVideoX:
         self.transformer = self.pipeline.transformer
         self.vae = self.pipeline.vae
         self.latent_stats = LatentStats()
+        self._folders: dict[str, Path] = {}  # of parts that are in files
+        self._home: torch.device | str = "cpu"
+        self._dtype = self.transformer.dtype
+        self._reading = threading.Lock()
 
         config = self.transformer.config
         self.num_blocks: int = config.num_layers
@@ -187,26 +194,74 @@ class CogVideoX:
         dtype: torch.dtype = torch.float32,
         name: str | None = None,
         random_init: bool = False,
+        parts: Collection[str] = tuple(_PART_CLASSES),
     ) -> CogVideoX:
         """Load a pipeline folder in diffusers layout onto the CPU, strictly; then `place` it.
 
         `physcli.models.loading.load` is the usual way in.
+
+        Args:
+            path: The folder.
+            dtype: Of the weights.
+            name: Shown in tables.
+            random_init: The weights were never trained.
+            parts: Of transformer, vae and text_encoder, those to read now; the others have their configs, and their
+                weights are read when they are needed (`need`).
 
         Raises:
             ModelError: a part is missing or cannot be read, or its weights do not fit its class exactly.
         """
         folder = Path(path)
         with explain_hub_errors(str(folder)):
-            parts = {
-                part: _load_strictly(part_class, folder / part, dtype) for part, part_class in _PART_CLASSES.items()
+            made = {
+                part: read_part(part_class, folder / part, dtype)
+                if part in parts
+                else empty_part(part_class, folder / part)
+                for part, part_class in _PART_CLASSES.items()
             }
-            pipeline = CogVideoXPipeline.from_pretrained(str(folder), **parts)
-        return cls(
+            pipeline = CogVideoXPipeline.from_pretrained(str(folder), **made)
+        generator = cls(
             pipeline,
             name=name or folder.name,
             random_init=random_init,
             guidance_scale=read_guidance_scale(folder),
         )
+        generator._folders = {part: folder / part for part in (*_PART_CLASSES, "tokenizer", "scheduler")}
+        generator._dtype = dtype
+        return generator
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def need(self, *parts: str) -> None:
+        """Read the weights of these parts that have not been read, onto `device`; from any thread.
+
+        Raises:
+            ModelError: they cannot be read, or do not fit the class exactly.
+        """
+        with self._reading, quiet_libraries():
+            for part in parts:
+                if is_empty(getattr(self.pipeline, part)):
+                    made = read_part(_PART_CLASSES[part], self._folders[part], self._dtype)
+                    self._put(part, made.requires_grad_(False).eval().to(self._home))
+
+    def release(self, *parts: str) -> None:
+        """Give back the memory of parts whose weights are in files; they are read again when they are needed."""
+        for part in parts:
+            if part in self._folders and not is_empty(getattr(self.pipeline, part)):
+                self._put(part, empty_part(_PART_CLASSES[part], self._folders[part]))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _put(self, part: str, module: Any) -> None:
+        self.pipeline.register_modules(**{part: module})
+        if part != "text_encoder":
+            setattr(self, part, module)
+
+    def fingerprint(self, part: str) -> str:
+        """A hash of what determines a part's values: of its files, or where it is in none, of config and weights."""
+        folder = self._folders.get(part)
+        return hash_module(getattr(self.pipeline, part)) if folder is None else hash_files(folder).hex()
 
     def load_adapter(self, path: str | os.PathLike[str]) -> None:
         """Put a LoRA (a folder or a .safetensors file, diffusers' format) on the transformer.
@@ -244,7 +299,21 @@ class CogVideoX:
         """
         from peft import LoraConfig
 
+        chosen = self.lora_layers(targets)
         self.transformer.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
+        with seeded(seed):
+            self.transformer.add_adapter(config)
+        for parameter in self.transformer.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # small, and AdamW's steps vanish in bfloat16
+
+    def lora_layers(self, targets: Sequence[str]) -> list[str]:
+        """What names the linear layers that `targets` mean, for PEFT. No weights are needed.
+
+        Raises:
+            UsageError: no layer is called so.
+        """
         modules = dict(self.transformer.named_modules())
         matched = {name for name in modules if f".{name}".endswith(tuple(f".{end}" for end in targets))}
         linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
@@ -256,13 +325,7 @@ class CogVideoX:
                 expected=f"ends of {', '.join(ends)}",
             )
         # By ends, unless a convolution has such a name, too: PEFT would give it one.
-        chosen = list(targets) if matched <= linear else sorted(matched & linear)
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
-        with seeded(seed):
-            self.transformer.add_adapter(config)
-        for parameter in self.transformer.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # small, and AdamW's steps vanish in bfloat16
+        return list(targets) if matched <= linear else sorted(matched & linear)
 
     def save_lora(self, folder: Path) -> None:
         """Write the updates as diffusers' LoRA file; alpha is in its metadata, without which loaders take it for r."""
@@ -275,26 +338,35 @@ class CogVideoX:
         )
 
     def use_vae(self, path: str | os.PathLike[str]) -> None:
-        """Replace the VAE by the one in a folder (diffusers layout).
+        """Replace the VAE by the one in a folder (diffusers layout), read when it is needed.
 
         Raises:
             ModelError: it cannot be read, or has other latents.
         """
-        folder = Path(path)
-        with explain_hub_errors(str(folder)):
-            vae = _load_strictly(AutoencoderKLCogVideoX, folder, self.vae.dtype)
+        vae = empty_part(AutoencoderKLCogVideoX, Path(path))
         for key in ("latent_channels", "temporal_compression_ratio"):
             if vae.config[key] != self.vae.config[key]:
-                raise ModelError(
-                    f"The VAE in {folder} has {key} {vae.config[key]}.", expected=f"{self.vae.config[key]}"
-                )
-        self.pipeline.register_modules(vae=vae)
-        self.vae = vae
+                raise ModelError(f"The VAE in {path} has {key} {vae.config[key]}.", expected=f"{self.vae.config[key]}")
+        self._folders["vae"] = Path(path)
+        self._put("vae", vae)
 
-    def save(self, folder: Path) -> None:
-        """Write the pipeline as a diffusers folder that plain diffusers loads."""
-        self.pipeline.save_pretrained(folder, safe_serialization=True)
-        for file in (*folder.glob("*.json"), *folder.glob("*/*config.json")):
+    def save(self, folder: Path, *, frozen: Collection[str] = ()) -> None:
+        """Write the pipeline as a diffusers folder that plain diffusers loads.
+
+        Args:
+            folder: To be made.
+            frozen: Parts that are as they were read: they are linked from where they are (`link_folder`), as are those
+                that were not read at all. `vae`, `text_encoder`, `tokenizer`, …
+        """
+        self.pipeline.save_config(folder)
+        described_in = [*folder.glob("*.json")]
+        for part, module in self.pipeline.components.items():
+            if part in self._folders and (part in frozen or (part in _PART_CLASSES and is_empty(module))):
+                link_folder(self._folders[part], folder / part)
+            else:
+                module.save_pretrained(folder / part)
+                described_in += (folder / part).glob("*config.json")
+        for file in described_in:
             text = file.read_text(encoding="utf-8")
             # transformers 5 writes a class name that transformers 4 does not have; both know this one.
             described = json.loads(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
@@ -321,9 +393,10 @@ class CogVideoX:
             vae_tiling: Encode and decode large frames in tiles: less memory, faint seams.
             vae_slicing: Encode and decode the clips of a batch one after the other.
         """
-        for part in (self.transformer, self.vae, self.pipeline.text_encoder):
-            if part is not None:
-                part.requires_grad_(False).eval()
+        self._home = device
+        parts = [part for part in (self.transformer, self.vae, self.pipeline.text_encoder) if part is not None]
+        for part in parts:
+            part.requires_grad_(False).eval()
         if vae_tiling:
             self.vae.enable_tiling()
         if vae_slicing:
@@ -331,12 +404,15 @@ class CogVideoX:
         if cpu_offload:
             self.pipeline.enable_model_cpu_offload(device=device)
         else:
-            self.pipeline.to(device)
+            for part in parts:
+                if not is_empty(part):
+                    part.to(device)
 
     @property
     def device(self) -> torch.device:
         """Where the forward pass runs (with CPU offload, not where the weights rest)."""
-        return self.pipeline._execution_device
+        read = [module for module in (self.transformer, self.vae, self.pipeline.text_encoder) if not is_empty(module)]
+        return self.pipeline._execution_device if len(read) == len(_PART_CLASSES) else torch.device(self._home)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -428,6 +504,7 @@ class CogVideoX:
         if not (frames.min() >= -1e-3 and frames.max() <= 1 + 1e-3):
             raise ValueError(f"frames must lie in [0, 1], got [{frames.min():.3g}, {frames.max():.3g}]")
         self.latent_grid(frames.shape[1], *frames.shape[3:])
+        self.need("vae")
         pixels = frames.to(self.device, torch.float32).mul(2).sub(1).to(self.vae.dtype)
         return self.vae.encode(pixels.transpose(1, 2)).latent_dist  # the VAE takes [B, C, T, H, W]
 
@@ -449,6 +526,7 @@ class CogVideoX:
             num_frames = (latents.shape[1] - 1) * self.vae_scale_factor_temporal + 1
         self.check_num_frames(num_frames, decoding=True)
         latents = latents[:, -((num_frames - 1) // self.vae_scale_factor_temporal + 1) :]
+        self.need("vae")
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         pixels = self.vae.decode(scaled.transpose(1, 2).to(self.vae.dtype)).sample
         return pixels.float().transpose(1, 2).add(1).div(2).clamp(0, 1)
@@ -462,6 +540,7 @@ class CogVideoX:
         Returns:
             [B, L, D] in the text encoder's dtype, on `device`.
         """
+        self.need("text_encoder")
         return self.pipeline.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,
@@ -626,24 +705,3 @@ class CogVideoX:
         tokens = dict(sorted(hidden_states.items()))
         features = {tap: hidden.unflatten(1, grid) for tap, hidden in tokens.items()}
         return DenoiseOutput(None if features_only else output, features, tokens)
-
-
-def _load_strictly(part_class: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """`part_class.from_pretrained(folder)`, where missing or left-over weights are an error, not a warning."""
-    try:
-        part, info = part_class.from_pretrained(str(folder), torch_dtype=dtype, output_loading_info=True)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{folder} does not load as {part_class.__name__}: {first_line(error)}",
-            expected="weights and config.json of one checkpoint, whole",
-            fix="copy or download that folder again",
-        ) from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted({str(key) for key in info[problem]} - _REDUNDANT_WEIGHTS)
-        if names:
-            raise ModelError(
-                f"{folder}: {len(names)} {problem.replace('_keys', '')} weights, such as {', '.join(names[:5])}.",
-                expected=f"exactly the weights of {part_class.__name__} with that config.json",
-                fix="copy or download that folder again",
-            )
-    return part

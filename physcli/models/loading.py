@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from physcli.errors import ModelError, UsageError, unknown
 from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, LORA_FILE, PIPELINES, WEIGHT_SUFFIXES, Kind
 from physcli.models.encoders import ENCODERS, detect_family
+from physcli.models.fingerprints import hash_files
 from physcli.models.hub import explain_hub_errors
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from physcli.models.encoders.base import Encoder
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_HASHED_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".model", ".txt")
 _MODEL_PARTS = ("transformer", "vae", "text_encoder")
 _BIG_BYTES = 1e9  # above this, weights are held in bfloat16 on accelerators
 
@@ -281,6 +281,7 @@ def load(
     vae_tiling: bool = False,
     vae_slicing: bool = False,
     local_files_only: bool = False,
+    parts: Collection[str] = _MODEL_PARTS,
 ) -> CogVideoX | Encoder:
     """Load a model, whole and strictly, frozen and in evaluation mode.
 
@@ -294,6 +295,8 @@ def load(
         vae_tiling: Generators: encode and decode large frames in tiles.
         vae_slicing: Generators: encode and decode the clips of a batch one by one.
         local_files_only: Never reach for the network.
+        parts: Of a generator's transformer, vae and text_encoder, those to read now; the others are read when they are
+            needed. The transformer is, where there is an adapter.
 
     Returns:
         A generator or an encoder; `kind`, `name` and `random_init` are attributes of both.
@@ -322,7 +325,7 @@ def load(
     resolved = fetch(resolved, local_files_only=local_files_only)
     weight_dtype = pick_dtype(dtype, place, _weight_bytes(resolved.path))
     with quiet_libraries():
-        return _load(resolved, place, weight_dtype, cpu_offload, vae_tiling, vae_slicing)
+        return _load(resolved, place, weight_dtype, cpu_offload, vae_tiling, vae_slicing, parts)
 
 
 def _load(
@@ -332,6 +335,7 @@ def _load(
     cpu_offload: bool,
     vae_tiling: bool,
     vae_slicing: bool,
+    parts: Collection[str],
 ) -> CogVideoX | Encoder:
     table = GENERATORS if resolved.kind == "generator" else ENCODERS
     model_class = _import(table[resolved.family])
@@ -354,7 +358,8 @@ def _load(
         generator: CogVideoX = model_class(build_cogvideox(), name=resolved.name, random_init=True)
         generator.pipeline.to(dtype)
     else:
-        generator = model_class.from_pretrained(resolved.path, dtype=dtype, name=resolved.name)
+        parts = {*parts, "transformer"} if resolved.adapter is not None else parts
+        generator = model_class.from_pretrained(resolved.path, dtype=dtype, name=resolved.name, parts=parts)
     if resolved.adapter is not None:
         generator.load_adapter(resolved.adapter)
     generator.place(device, cpu_offload=cpu_offload, vae_tiling=vae_tiling, vae_slicing=vae_slicing)
@@ -443,8 +448,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device, num_bytes: int = 
 def fingerprint(resolved: Resolved, part: str | None = None) -> str:
     """A hash of everything that determines the model's features: weights, configs, tokenizer, adapter.
 
-    Fetches a hub model. File hashes are remembered in this process by path, size and time of change; random weights
-    are hashed by what they are drawn from.
+    Fetches a hub model. Random weights are hashed by what they are drawn from.
 
     Args:
         resolved: What `resolve` returned.
@@ -460,31 +464,10 @@ def fingerprint(resolved: Resolved, part: str | None = None) -> str:
     else:
         path = fetch(resolved).path
         assert path is not None
-        digest = hashlib.sha256(_hash_tree(path / part if part else path))
+        digest = hashlib.sha256(hash_files(path / part if part else path))
     if resolved.adapter is not None and part in (None, "transformer"):
-        digest.update(_hash_tree(resolved.adapter))
+        digest.update(hash_files(resolved.adapter))
     return digest.hexdigest()
-
-
-_FILE_HASHES: dict[tuple[str, int, int], bytes] = {}
-
-
-def _hash_tree(path: Path) -> bytes:
-    """Hash of a checkpoint file with the JSON files beside it, or of all model files below a folder."""
-    root = path if path.is_dir() else path.parent
-    files = [path, *root.glob("*.json")] if path.is_file() else list(root.rglob("*"))
-    digest = hashlib.sha256()
-    for file in sorted(set(files)):
-        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-        if not file.is_file() or file.suffix not in _HASHED_SUFFIXES or hidden:
-            continue
-        facts = file.stat()
-        key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
-        if key not in _FILE_HASHES:
-            with file.open("rb") as stream:
-                _FILE_HASHES[key] = hashlib.file_digest(stream, "sha256").digest()
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + _FILE_HASHES[key])
-    return digest.digest()
 
 
 def _weight_bytes(path: Path | None) -> int:

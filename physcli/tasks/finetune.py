@@ -252,7 +252,7 @@ def _export(trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: Trained, 
         part.mkdir()
         with loading.quiet_libraries():
             folder = trainee.export(part)
-        cast_weights(folder, recipe.save_dtype)
+        cast_weights(folder, recipe.save_dtype, frozen=trainee.frozen)
         write_card(
             folder,
             recipe,

@@ -11,7 +11,7 @@ from physcli.models.loading import load
 from physcli.recipe import Alignment, list_recipes, read_recipe
 from physcli.tasks.bench import finetune, full_size
 from physcli.tasks.bench.finetune import bench_finetune, recipes_for
-from physcli.tasks.bench.full_size import Checkpoint, RandomTrainee, bench_full_size, build_random
+from physcli.tasks.bench.full_size import Checkpoint, RandomSteps, bench_full_size, build_random
 from physcli.tasks.bench.kernels import bench_kernels, relations_by_copies
 from physcli.tasks.bench.timing import peak_memory, table_of
 
@@ -133,7 +133,7 @@ def test_what_a_cache_would_give(narrow):
     for name in ("m-tsa", "moalign"):
         recipe = recipes_for("zai-org/CogVideoX-2b", [name])[name]
         assert isinstance(recipe.method, Alignment)
-        trainee = RandomTrainee(generator, recipe=recipe, height=480, width=720, seed=0)
+        trainee = RandomSteps(generator, recipe=recipe, height=480, width=720, seed=0)
         batch = trainee.batch([0], 1)
         shapes[name] = {key: list(value.shape) for key, value in batch.items() if isinstance(value, torch.Tensor)}
         if name == "m-tsa":
@@ -165,7 +165,7 @@ def test_a_teacher_nobody_described(narrow):
     for change, message in (("method.teacher=x/y", "Unknown teacher: 'x/y'"), ("method.view.size=null", "size=None")):
         recipe = read_recipe("repa-2b", [change])
         with pytest.raises(UsageError, match=message):
-            RandomTrainee(generator, recipe=recipe, height=64, width=96, seed=0)
+            RandomSteps(generator, recipe=recipe, height=64, width=96, seed=0)
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------

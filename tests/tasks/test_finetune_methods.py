@@ -28,7 +28,7 @@ from physcli.methods.videorepa import trd_loss
 from physcli.models import BUILT_IN, LORA_FILE
 from physcli.models.cogvideox import CogVideoX
 from physcli.models.encoders.preprocessing import write_preprocessing
-from physcli.models.loading import load, quiet_libraries
+from physcli.models.loading import fingerprint, load, quiet_libraries, resolve
 from physcli.models.tiny import architecture, build_cogvideox, build_videomae
 from physcli.progress import Bar, Reporter
 from physcli.recipe import (
@@ -48,7 +48,6 @@ from physcli.tasks.finetune import finetune
 from physcli.tasks.training import generator as generator_module
 from physcli.tasks.training.alignment import MotionDrift, Pass, TeacherAlignment
 from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.signals import hash_module
 
 RECIPES = [name for name in list_recipes() if "pretrain/" not in name and read_recipe(name).model in BUILT_IN]
 LORA = ("lora.rank=2", "lora.alpha=6", "train.optimizer.lr=0.02")
@@ -281,7 +280,7 @@ def test_the_motion_projector_recipe(made, teacher):
     projector = MotionProjector.load(done.model)
     assert (projector.config["in_dim"], projector.config["dim"]) == (24, 16)
     assert (projector.info["encoder"], projector.info["flow"]) == (str(teacher), "exact")
-    assert projector.info["encoder_weights"] == hash_module(load(str(teacher), device="cpu"))
+    assert projector.info["encoder_weights"] == fingerprint(resolve(str(teacher)))
     assert all(row["loss"] > 0 and row["no_motion"] > 0 for row in log_of(done.path))
     assert [row["metric"] for row in done.rows] == ["flow_l1_px", "explained"]
     assert "MotionProjector.load" in (done.model / "README.md").read_text()

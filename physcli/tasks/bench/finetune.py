@@ -16,6 +16,7 @@ from physcli.data.clips import read_dataset
 from physcli.errors import UsageError, unknown
 from physcli.methods.moalign import MotionProjector
 from physcli.models import loading
+from physcli.models.fingerprints import hash_module
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe, MoAlign, MotionProjectorRecipe, Train, list_recipes, read_recipe
 from physcli.simulation.types import SCENARIOS
@@ -23,16 +24,14 @@ from physcli.tasks.bench.timing import alternate, peak_memory, ratio, row
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.training.build import build_trainee
-from physcli.tasks.training.generator import _MEASURE_EVERY as MEASURE_EVERY
-from physcli.tasks.training.generator import GeneratorTrainee
+from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
 from physcli.tasks.training.loop import to_device
 from physcli.tasks.training.optimization import build_optimizer
-from physcli.tasks.training.signals import hash_module
 
 CONTROL = "sft"
 DEFAULT_MODEL = "cogvideox-tiny"
 
-Build = Callable[[GeneratorRecipe], GeneratorTrainee]
+Build = Callable[[GeneratorRecipe], DenoisingSteps]
 
 
 def bench_finetune(
@@ -71,7 +70,7 @@ def bench_finetune(
         clips = read_dataset(temporary / "clips").clips
         training, held_out = ([clip for clip in clips if clip.split == split] for split in ("train", "test"))
 
-        def build(recipe: GeneratorRecipe) -> GeneratorTrainee:
+        def build(recipe: GeneratorRecipe) -> DenoisingSteps:
             if isinstance(recipe.method, MoAlign):
                 folder = _random_motion_projector(recipe.method, temporary / "motion_projector")
                 recipe = recipe.model_copy(
@@ -83,7 +82,7 @@ def bench_finetune(
             trainee = build_trainee(
                 recipe, training, held_out, seed, temporary / "cache", chosen, Processes(device), Reporter()
             )
-            assert isinstance(trainee, GeneratorTrainee)
+            assert isinstance(trainee, DenoisingSteps)
             return trainee
 
         recipes = recipes_for(model, methods, overrides)
@@ -170,7 +169,7 @@ def time_methods(
     return rows
 
 
-def _start(trainee: GeneratorTrainee, settings: Train, device: torch.device) -> GeneratorTrainee:
+def _start(trainee: DenoisingSteps, settings: Train, device: torch.device) -> DenoisingSteps:
     """As the training loop does."""
     trainee.to(device).train()
     if settings.gradient_checkpointing:
@@ -179,7 +178,7 @@ def _start(trainee: GeneratorTrainee, settings: Train, device: torch.device) -> 
 
 
 def _steps(
-    control: GeneratorTrainee, trainee: GeneratorTrainee, settings: Train, device: torch.device
+    control: DenoisingSteps, trainee: DenoisingSteps, settings: Train, device: torch.device
 ) -> dict[str, Callable[[], None]]:
     """A step of the control, one of the method, and one of the method that also compares gradients.
 
@@ -189,7 +188,7 @@ def _steps(
     parameters = dict.fromkeys([*control.parameters(), *trainee.parameters()])
     optimizer = build_optimizer(parameters, settings.optimizer, device, apart=trainee.apart())
 
-    def step(side: GeneratorTrainee, number: int) -> Callable[[], None]:
+    def step(side: DenoisingSteps, number: int) -> Callable[[], None]:
         batch = to_device(side.batch(range(settings.batch_size), number), device)
 
         def run() -> None:
@@ -205,7 +204,7 @@ def _steps(
     return {"control": step(control, 1), "plain": step(trainee, 1), "measured": step(trainee, 0)}
 
 
-def _count(trainee: GeneratorTrainee) -> int:
+def _count(trainee: DenoisingSteps) -> int:
     return sum(p.numel() for p in trainee.parameters() if p.requires_grad)
 
 

@@ -26,9 +26,7 @@ from physcli.tasks.bench.finetune import motion_stage, recipes_for, time_methods
 from physcli.tasks.processes import on_cpu
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.generator import _MEASURE_EVERY as MEASURE_EVERY
-from physcli.tasks.training.generator import GeneratorTrainee
-from physcli.tasks.training.trainee import Trainee
+from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ def bench_full_size(
     else:
         generator.transformer.requires_grad_(True)
 
-    def build(recipe: GeneratorRecipe) -> GeneratorTrainee:
-        return RandomTrainee(generator, recipe=recipe, height=height, width=width, seed=seed)
+    def build(recipe: GeneratorRecipe) -> DenoisingSteps:
+        return RandomSteps(generator, recipe=recipe, height=height, width=width, seed=seed)
 
     return time_methods(recipes, build, subject=generator.name, rounds=rounds, device=chosen, reporter=reporter)
 
@@ -154,8 +152,8 @@ def build_random(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.de
     return generator
 
 
-class RandomTrainee(GeneratorTrainee):
-    """A `GeneratorTrainee` that reads no clips: its loss of random latents, prompt embeddings and teacher features.
+class RandomSteps(DenoisingSteps):
+    """Steps on random latents, prompt embeddings and teacher features.
 
     Args:
         generator: Shared by several trainees; what of it is trained is settled.
@@ -169,26 +167,23 @@ class RandomTrainee(GeneratorTrainee):
     """
 
     def __init__(self, generator: CogVideoX, *, recipe: GeneratorRecipe, height: int, width: int, seed: int) -> None:
-        Trainee.__init__(self)  # not its own, which needs clips
-        self.generator, self.recipe, self.objective = generator, recipe, recipe.objective
-        self.seed, self.reporter = seed, Reporter()
-        self.transformer = generator.transformer
-        self._warned: set[str] = set()
-        frames = self.objective.frames
+        frames = recipe.objective.frames
         grid = generator.latent_grid(frames, height, width)
+        teacher_shape: tuple[int, ...] = ()
+        if isinstance(recipe.method, Alignment):
+            check_taps(recipe.method.taps or (), generator.num_blocks)
+            scale = (height / generator.native_size[0], width / generator.native_size[1])
+            teacher_shape = _teacher_shape(recipe.method, frames, scale)
+        method = build_method(
+            recipe.method, generator, student_grid=grid, teacher_shape=teacher_shape or None, seed=seed
+        )
+        super().__init__(generator, recipe=recipe, method=method, reporter=Reporter())
+        self.seed, self._teacher_shape = seed, teacher_shape
         self._latents_shape = (
             grid[0] * generator.patch_size_t,
             generator.latent_channels,
             grid[1] * generator.patch_size,
             grid[2] * generator.patch_size,
-        )
-        self._teacher_shape: tuple[int, ...] = ()
-        if isinstance(recipe.method, Alignment):
-            check_taps(recipe.method.taps or (), generator.num_blocks)
-            scale = (height / generator.native_size[0], width / generator.native_size[1])
-            self._teacher_shape = _teacher_shape(recipe.method, frames, scale)
-        self.method = build_method(
-            recipe.method, generator, student_grid=grid, teacher_shape=self._teacher_shape or None, seed=seed
         )
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:

@@ -44,16 +44,16 @@ class Pass:
     """One forward pass of the generator, for a method.
 
     `features`: block → [B, F, H, W, D] of each tap. `clean`, `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32.
-    `timesteps`: int64 [B]. `text`: [B, L, D] as the generator was given it. `signals`: by name, what is cached of the
-    windows and what the method drew for the samples.
+    `timesteps`: int64 [B]. `signals`: by name, what is cached of the windows and what the method drew for the samples.
+    `text`: [B, L, D] as the generator was given it.
     """
 
     features: dict[int, Tensor]
     clean: Tensor
     predicted_clean: Tensor
     timesteps: Tensor
-    text: Tensor
     signals: dict[str, Tensor] = field(default_factory=dict)
+    text: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -226,6 +226,7 @@ class MotionDrift(Method):
     def beside(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
         if self.field is None or self.settings.field is None:
             return None
+        assert seen.text is not None
         objective = self.settings.field
         loss, logs = field_loss(
             self.field,

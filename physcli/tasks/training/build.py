@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from physcli.errors import ModelError, UsageError
 from physcli.methods.moalign import MotionProjector
 from physcli.models import BUILT_IN, loading
 from physcli.models.encoders.videomae import VideoMAE
+from physcli.models.features import check_taps
+from physcli.models.fingerprints import hash_module
 from physcli.models.tiny import architecture, asset_folder, build_cogvideox, build_videomae
 from physcli.progress import Reporter
 from physcli.recipe import (
@@ -25,16 +28,41 @@ from physcli.recipe import (
     MoAlign,
     MotionFieldRecipe,
     MotionProjectorRecipe,
+    Tsa,
     VaeRecipe,
 )
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import ClipReader
+from physcli.tasks.training.compute import OnDemand, Signal
 from physcli.tasks.training.encoder import EncoderTrainee
 from physcli.tasks.training.generator import GeneratorTrainee
+from physcli.tasks.training.material import Material, Source
 from physcli.tasks.training.motion import FieldTrainee, MotionProjectorTrainee
-from physcli.tasks.training.signals import hash_module
+from physcli.tasks.training.signals import Prompts, flow_of, latents_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
+
+# Recipes whose training reads what is computed of clips before.
+Precomputed = GeneratorRecipe | MotionFieldRecipe | MotionProjectorRecipe
+
+_HELD_OUT = {"generator": 64, "motion-field": 256, "motion-projector": 256}  # clips, at most
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a recipe reads of its clips, computed, and the models that did it, whose memory was given back.
+
+    Attributes:
+        material: Windows with their signals.
+        generator: Where the recipe has one: its weights are read part by part, when they are needed.
+        prompts: Of the generator.
+        encoder: Fingerprint of the frozen encoder, where there is one.
+    """
+
+    material: Material
+    generator: Any = None
+    prompts: Prompts | None = None
+    encoder: str = ""
 
 
 def build_trainee(
@@ -47,7 +75,7 @@ def build_trainee(
     processes: Processes,
     reporter: Reporter,
 ) -> Trainee:
-    """What a recipe trains, with its data: models loaded, latents and whatever else it reads computed.
+    """What a recipe trains, with its data: latents and whatever else it reads computed, then the models loaded.
 
     Args:
         recipe: The recipe.
@@ -62,7 +90,7 @@ def build_trainee(
     Raises:
         UsageError: a model of the wrong kind, or a recipe that does not fit it.
         ModelError: a model that does not load.
-        DataError: clips that cannot be used, or a full disk.
+        DataError: clips that cannot be used, or a disk that is full or too small.
     """
 
     def reader(size: tuple[int, int]) -> ClipReader:
@@ -75,11 +103,6 @@ def build_trainee(
             reporter=reporter,
         )
 
-    _refuse_contradictions(recipe)
-    common: dict[str, Any] = {"training": training, "held_out": held_out, "seed": seed, "cache": cache}
-    common |= {"processes": processes, "reporter": reporter}
-    if isinstance(recipe, MotionProjectorRecipe):
-        return MotionProjectorTrainee(_frozen_encoder(recipe.model, "--model ", device), recipe=recipe, **common)
     if isinstance(recipe, EncoderRecipe):
         encoder = _encoder(recipe)
         height, width = encoder.preprocessing.height, encoder.preprocessing.width
@@ -90,8 +113,8 @@ def build_trainee(
             objective=recipe.objective,
             seed=seed,
         )
-    generator = _generator(recipe)
     if isinstance(recipe, VaeRecipe):
+        generator = _generator(recipe, parts=("vae",))
         return VaeTrainee(
             generator.vae,
             reader=reader(generator.native_size),
@@ -101,11 +124,17 @@ def build_trainee(
             seed=seed,
             subject=recipe.model,
         )
-    generator.place(device)
+    source = Source(training, held_out, recipe.data, seed, cache, processes, reporter)
+    made = prepare(recipe, source, device)
+    if isinstance(recipe, MotionProjectorRecipe):
+        return MotionProjectorTrainee(made.encoder, recipe=recipe, material=made.material, seed=seed)
+    assert made.prompts is not None
     if isinstance(recipe, MotionFieldRecipe):
-        return FieldTrainee(generator, recipe=recipe, **common)
-    teacher, head = _teacher(recipe, device)
-    trainee = GeneratorTrainee(generator, recipe=recipe, teacher=teacher, head=head, **common)
+        return FieldTrainee(made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed)
+    made.generator.need("transformer")
+    trainee = GeneratorTrainee(
+        made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed, reporter=reporter
+    )
     if not any(parameter.requires_grad for parameter in trainee.parameters()):
         raise UsageError(
             f"freeze=true with method.name={recipe.method.name}: nothing is left to train.",
@@ -115,7 +144,81 @@ def build_trainee(
     return trainee
 
 
-def _refuse_contradictions(recipe: AnyRecipe) -> None:
+def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepared:
+    """Compute what a recipe's training reads of its clips, unless it is kept already; models are loaded only for that.
+
+    Args:
+        recipe: The recipe.
+        source: Its clips, and where things are kept.
+        device: Where models run.
+
+    Raises:
+        UsageError: a model of the wrong kind, or a recipe that does not fit it.
+        ModelError: a model that does not load.
+        DataError: clips that cannot be used, or a disk that is full or too small.
+    """
+    if isinstance(recipe, MotionProjectorRecipe):
+        encoder, objective = _frozen_encoder(recipe.model, "--model ", device), recipe.objective
+        signals = {
+            "tokens": teacher_of(encoder, objective.view, cache=source.store("teacher")),
+            "flow": flow_of(encoder, objective.view, kind=objective.flow, cache=source.store("flow")),
+        }
+        return Prepared(_material(recipe, source, signals, validated=tuple(signals)), encoder=encoder.fingerprint)
+    _refuse_contradictions(recipe)
+    generator = _generator(recipe, parts=())
+    generator.place(device)
+    prompts = Prompts(
+        generator,
+        cache=source.store("text"),
+        room=recipe.data.memory_gb / 3,
+        processes=source.processes,
+        reporter=source.reporter,
+    )
+    signals, embedded = {"latents": latents_of(generator, cache=source.store("latents"))}, True
+    if isinstance(recipe, GeneratorRecipe):
+        _check_fit(recipe, generator)
+        signals |= _method_signals(recipe.method, source, device)
+        embedded = not recipe.objective.text_encoder
+        silent = {clip.path for clip in source.training if not clip.prompt}
+        if silent:
+            count = len(source.training)
+            source.reporter.warn(f"{len(silent)} of {count} clips have no caption, such as {min(silent)}.")
+    material = _material(recipe, source, signals, validated=("latents",), prompts=prompts if embedded else None)
+    return Prepared(material, generator, prompts)
+
+
+def _material(recipe: Precomputed, source: Source, signals: dict[str, Signal], **options: Any) -> Material:
+    held_out = _HELD_OUT[recipe.trains]
+    return Material(source, sampling=recipe.objective, signals=signals, num_held_out=held_out, **options)
+
+
+def _check_fit(recipe: GeneratorRecipe, generator: Any) -> None:
+    """Refuse what does not fit the generator before anything is computed."""
+    if isinstance(recipe.method, Alignment):
+        check_taps(recipe.method.taps or (), generator.num_blocks)
+    if recipe.lora is not None:
+        generator.lora_layers(recipe.lora.targets)
+    generator.check_num_frames(recipe.objective.frames, decoding=True)
+
+
+def _method_signals(method: Any, source: Source, device: torch.device) -> dict[str, Signal]:
+    """What a method reads of a window beside its latents."""
+    if not isinstance(method, Alignment):
+        return {}
+    teacher, head = _teacher(method, device)
+    signals = {"teacher": teacher_of(teacher, method.view, head=head, cache=source.store("teacher"))}
+    if isinstance(method, Tsa) and method.queries == "salient":
+        signals["saliency"] = saliency_of(
+            teacher,
+            method.view,
+            share=method.saliency_share,
+            ties=method.saliency_ties,
+            cache=source.store("saliency"),
+        )
+    return signals
+
+
+def _refuse_contradictions(recipe: Precomputed) -> None:
     if not isinstance(recipe, GeneratorRecipe):
         return
     for first, other in (
@@ -130,11 +233,8 @@ def _refuse_contradictions(recipe: AnyRecipe) -> None:
             )
 
 
-def _teacher(recipe: GeneratorRecipe, device: torch.device) -> tuple[Any, nn.Module | None]:
-    """The frozen encoder of the recipe's method and what maps its tokens further, each None if there is none."""
-    method = recipe.method
-    if not isinstance(method, Alignment):
-        return None, None
+def _teacher(method: Alignment, device: torch.device) -> tuple[OnDemand, nn.Module | None]:
+    """The frozen encoder of the recipe's method and what maps its tokens further, if anything does."""
     teacher = _frozen_encoder(method.teacher, "method.teacher=", device)
     if not isinstance(method, MoAlign):
         return teacher, None
@@ -145,7 +245,9 @@ def _teacher(recipe: GeneratorRecipe, device: torch.device) -> tuple[Any, nn.Mod
         raise ModelError(
             f"method.motion_projector={method.motion_projector}: {error}.", expected="a whole one"
         ) from error
-    if projector.info.get("encoder_weights") != hash_module(teacher):
+    # By its files; or, without files or in others, by its weights in memory.
+    known = projector.info.get("encoder_weights")
+    if known != teacher.fingerprint and known != hash_module(teacher.get()):
         raise UsageError(
             f"The motion projector {folder} was trained on another encoder than {method.teacher}: "
             f"{projector.info.get('encoder')}.",
@@ -160,11 +262,16 @@ def _teacher(recipe: GeneratorRecipe, device: torch.device) -> tuple[Any, nn.Mod
     return teacher, projector.to(device).eval().requires_grad_(False)
 
 
-def _frozen_encoder(name: str, said: str, device: torch.device) -> Any:
-    encoder: Any = loading.load(name, device=device, dtype="float32")
-    if encoder.kind != "encoder":
+def _frozen_encoder(name: str, said: str, device: torch.device) -> OnDemand:
+    resolved = loading.fetch(loading.resolve(name))
+    if resolved.kind != "encoder":
         raise UsageError(f"{said}{name} is a generator.", expected="an encoder")
-    return encoder.requires_grad_(False)
+
+    def load() -> Any:
+        encoder: Any = loading.load(resolved, device=device, dtype="float32")
+        return encoder.requires_grad_(False)
+
+    return OnDemand(loading.fingerprint(resolved), load)
 
 
 def _part_folder(name: str, part: str) -> Path:
@@ -207,8 +314,8 @@ def _encoder(recipe: EncoderRecipe) -> Any:
     return encoder
 
 
-def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe) -> Any:
-    """The generator on the CPU in float32, with the recipe's VAE."""
+def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts: Sequence[str]) -> Any:
+    """The generator on the CPU in float32, with the recipe's VAE; of one that is in files, these parts are read."""
     from physcli.models.cogvideox import CogVideoX
 
     generator: Any
@@ -217,7 +324,7 @@ def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe) -> Any:
             pipeline = build_cogvideox(recipe.architecture or architecture(recipe.model))
         generator = CogVideoX(pipeline, name=recipe.model, random_init=True)
     else:
-        generator = loading.load(recipe.model, device="cpu", dtype="float32")
+        generator = loading.load(recipe.model, device="cpu", dtype="float32", parts=parts)
         if generator.kind != "generator":
             raise UsageError(f"--model {recipe.model} is an encoder.", expected="a generator")
     if isinstance(recipe, GeneratorRecipe) and recipe.vae is not None:

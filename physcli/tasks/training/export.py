@@ -71,9 +71,17 @@ _OBJECTIVES = {
 }
 
 
-def cast_weights(folder: Path, dtype: str) -> None:
-    """Rewrite the float32 weights below `folder` in another dtype; configs stay, so loading gives float32 again."""
+def cast_weights(folder: Path, dtype: str, *, frozen: Sequence[str] = ()) -> None:
+    """Rewrite the float32 weights below `folder` in another dtype; configs stay, so loading gives float32 again.
+
+    Args:
+        folder: Of a model.
+        dtype: float32, bfloat16 or float16.
+        frozen: Folders in it that are left as they are.
+    """
     for path in sorted(folder.rglob("*.safetensors")):
+        if path.relative_to(folder).parts[0] in frozen:
+            continue
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         tensors = {

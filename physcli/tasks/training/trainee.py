@@ -15,16 +15,11 @@ from physcli.stats import stderr_of_mean
 from physcli.tasks.training.optimization import Apart
 
 
-class Trainee(nn.Module, ABC):
-    """A model, its data and its objective, joined. Its trainable parameters are what is trained.
+class Steps(nn.Module, ABC):
+    """What steps of training need of a model, its data and its objective, joined. Its trainable parameters are trained.
 
     `forward` takes a batch and gives the loss of each sample, so that wrappers (DDP, FSDP, compile) see one module.
-
-    Attributes:
-        num_windows: Of the training clips, those whose latents or features are kept; 0 where clips are decoded anew.
     """
-
-    num_windows = 0
 
     @abstractmethod
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
@@ -38,6 +33,36 @@ class Trainee(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each sample [B] and what else is worth logging, each [B]."""
+
+    def apart(self) -> Apart:
+        """Modules with a learning rate of their own."""
+        return ()
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        for module in self.modules():
+            for switch in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers, transformers
+                if callable(turn_on := getattr(module, switch, None)):
+                    turn_on()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class Trainee(Steps):
+    """What a run trains, measures and leaves behind.
+
+    Attributes:
+        num_windows: Of the training clips, those whose latents or features are kept; 0 where clips are decoded anew.
+        frozen: Folders of what is exported that hold what was there before: they stay as they are.
+    """
+
+    num_windows = 0
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ()
 
     @abstractmethod
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
@@ -54,21 +79,6 @@ class Trainee(nn.Module, ABC):
     def facts(self) -> dict[str, Any]:
         """What the model card's usage example needs."""
         return {}
-
-    def apart(self) -> Apart:
-        """Modules with a learning rate of their own."""
-        return ()
-
-    def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        for module in self.modules():
-            for switch in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers, transformers
-                if callable(turn_on := getattr(module, switch, None)):
-                    turn_on()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def problems(self) -> list[str]:
         """Clips that could not be read so far, in words."""

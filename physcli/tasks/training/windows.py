@@ -1,8 +1,8 @@
-"""Windows of clips that training draws from: chosen frames of each, with their signals computed."""
+"""Windows of clips that training draws from: chosen frames of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,57 +12,53 @@ from physcli.progress import Reporter
 from physcli.recipe import Sampling
 from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.features import View, views_of
-from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import refuse_too_many_bad, rng_of, sample_order
-from physcli.tasks.training.signals import Signal, compute_signals
 
 
 class Windows:
-    """Windows of every usable clip.
+    """Windows of clips; `settle` says which of them can be used.
 
     Args:
         clips: To choose from.
         sampling: How many frames, how far apart, how many windows a clip.
-        signals: Computed for every window that is not kept yet.
         seed: Of where windows begin and of the order of clips.
-        max_bad: Share of the clips that may be unreadable.
-        processes: Each computes its part.
         reporter: Told of every clip that is left out.
 
     Attributes:
         problems: Why clips were left out.
-        views: All windows.
-
-    Raises:
-        DataError: no clip is long enough, or too many are unreadable.
+        views: All windows, once settled those that can be used.
     """
 
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        *,
-        sampling: Sampling,
-        signals: Sequence[Signal],
-        seed: int,
-        max_bad: float,
-        processes: Processes,
-        reporter: Reporter,
-    ) -> None:
+    def __init__(self, clips: Sequence[Clip], *, sampling: Sampling, seed: int, reporter: Reporter) -> None:
         self.sampling, self.seed, self.reporter = sampling, seed, reporter
         self.problems: list[str] = []
-        views = self._choose(clips)
-        for problem in compute_signals(views, signals, processes=processes, reporter=reporter):
+        self._num_clips = len(clips)
+        self._by_clip: list[list[list[View]]] = []
+        self.views = self._choose(clips)
+
+    def settle(self, usable: Callable[[View], bool], problems: Sequence[str], *, max_bad: float) -> None:
+        """Leave out what cannot be read.
+
+        Args:
+            usable: Whether all that is kept of a window is there.
+            problems: Why clips could not be read, a line each.
+            max_bad: Share of the clips that may be left out.
+
+        Raises:
+            DataError: no clip is long enough, or too many are unreadable.
+        """
+        for problem in problems:
             self._leave_out(problem)
         by_clip: dict[int, dict[int, list[View]]] = {}
-        for view in views:
-            if all(view.key in signal.cache for signal in signals):
+        for view in self.views:
+            if usable(view):
                 by_clip.setdefault(id(view.clip), {}).setdefault(stride_of(view), []).append(view)
         if not by_clip:
             raise DataError(
-                f"None of the {len(clips)} clips has {sampling.frames} frames that can be read.",
+                f"None of the {self._num_clips} clips has {self.sampling.frames} frames that can be read.",
                 expected="longer clips, or fewer frames in objective.frames",
             )
-        refuse_too_many_bad(self.problems, len(clips), max_bad)
+        refuse_too_many_bad(self.problems, self._num_clips, max_bad)
         self._by_clip = [list(strides.values()) for strides in by_clip.values()]
         self.views = [view for strides in self._by_clip for views in strides for view in views]
 

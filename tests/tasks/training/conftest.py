@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from physcli.models.cogvideox import CogVideoX
+from physcli.models.fingerprints import hash_module
 from physcli.models.tiny import architecture, build_cogvideox, build_videomae
 from physcli.progress import Bar, Reporter
 from physcli.recipe import Train
 from physcli.tasks.run_dir import RunDir
 from physcli.tasks.training.checkpoints import find_checkpoint
 from physcli.tasks.training.clips import rng_of
+from physcli.tasks.training.compute import OnDemand
 from physcli.tasks.training.loop import build_accelerator, train
 from physcli.tasks.training.trainee import Trainee
 
@@ -149,3 +151,9 @@ def small_encoder():
         return build_videomae(model)
 
     return make
+
+
+@pytest.fixture
+def on_demand():
+    """`on_demand(encoder)`: a model in memory where one that is loaded when needed is expected."""
+    return lambda encoder: OnDemand(hash_module(encoder), lambda: encoder)

@@ -11,10 +11,14 @@ from physcli.data.clips import read_dataset
 from physcli.errors import UsageError
 from physcli.methods.lamo import MotionField, field_loss, pool_prompt
 from physcli.methods.moalign import MotionProjector, flow_loss, token_flows
+from physcli.models.fingerprints import hash_module
 from physcli.recipe import MotionFieldRecipe, MotionProjectorRecipe
 from physcli.tasks.processes import Processes
+from physcli.tasks.training import build as build_module
+from physcli.tasks.training.build import prepare
+from physcli.tasks.training.material import Source
 from physcli.tasks.training.motion import FieldTrainee, MotionProjectorTrainee
-from physcli.tasks.training.signals import flow_of, hash_module, teacher_of
+from physcli.tasks.training.signals import flow_of, teacher_of
 from physcli.tasks.training.windows import prompt_of
 
 KINDS = ("field", "projector")
@@ -25,7 +29,7 @@ SIZES = {
 
 
 @pytest.fixture
-def build(simulated, session_cache, small_generator, small_encoder, heard):
+def build(simulated, session_cache, small_generator, small_encoder, on_demand, heard, monkeypatch):
     """`build("field", seed=0, key=value, …)`: on six clips, four held out; keys are the objective's."""
     clips = read_dataset(simulated).clips
     split = {which: [clip for clip in clips if clip.split == which] for which in ("train", "test")}
@@ -43,16 +47,13 @@ def build(simulated, session_cache, small_generator, small_encoder, heard):
                 "objective": {"frames": frames, **SIZES[kind], **objective},
             }
         )
-        return trainee(
-            small_generator() if kind == "field" else small_encoder(),
-            recipe=recipe,
-            training=split["train"][:6],
-            held_out=split["test"][:4],
-            seed=seed,
-            cache=session_cache,
-            processes=Processes(),
-            reporter=heard(),
-        )
+        source = Source(split["train"][:6], split["test"][:4], recipe.data, seed, session_cache, Processes(), heard())
+        monkeypatch.setattr(build_module, "_generator", lambda *_, **__: small_generator())
+        monkeypatch.setattr(build_module, "_frozen_encoder", lambda *_: on_demand(small_encoder()))
+        made = prepare(recipe, source, torch.device("cpu"))
+        if kind == "field":
+            return trainee(made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed)
+        return trainee(made.encoder, recipe=recipe, material=made.material, seed=seed)
 
     return make
 
@@ -102,7 +103,7 @@ def test_what_the_field_is_shown(build, small_generator):
     pooled = torch.stack([pool_prompt(trainee._prompts.embedding(prompt)[None])[0] for prompt in prompts])
     assert {tuple(row) for row in batch["prompt"].tolist()} == {tuple(row) for row in pooled.tolist()}
     # mean + std·ε of one of the windows
-    posteriors = torch.stack(trainee._latents.get(list(seen))).float()
+    posteriors = torch.stack(trainee._latents.get(list(seen.values()))).float()
     distance = (batch["latents"][:, None] - posteriors[:, 0]).div(posteriors[:, 1]).square().mean((2, 3, 4, 5))
     assert distance.amin(dim=1).mean() == pytest.approx(1, abs=0.05)
 
@@ -139,7 +140,7 @@ def test_the_fields_loss(build):
 
 
 @pytest.mark.parametrize("flows_per_token", [1, 4])
-def test_the_projectors_loss(build, small_encoder, session_cache, flows_per_token):
+def test_the_projectors_loss(build, small_encoder, on_demand, session_cache, flows_per_token):
     """By hand: tokens and flow as the signals give them, moving places counting for more."""
     trainee = build("projector", flows_per_token=flows_per_token, scale_px=0.5, moving_weight=3.0)
     batch = trainee.batch([0, 5], 0)
@@ -147,10 +148,10 @@ def test_the_projectors_loss(build, small_encoder, session_cache, flows_per_toke
     assert batch["flow"].shape == (2, 7, 2, 32, 32)
     views = [trainee._windows.views[0]]
     view = trainee.objective.view
-    stored = trainee._load([views[0].key])
+    stored = trainee._load(views)
     for name, signal in (
-        ("tokens", teacher_of(small_encoder(), view, cache=session_cache)),
-        ("flow", flow_of(small_encoder(), view, kind="exact", cache=session_cache)),
+        ("tokens", teacher_of(on_demand(small_encoder()), view, cache=session_cache)),
+        ("flow", flow_of(on_demand(small_encoder()), view, kind="exact", cache=session_cache)),
     ):
         direct = signal.compute(views, [views[0].clip.read(views[0].frames)]).float()
         torch.testing.assert_close(stored[name], direct, rtol=1e-2, atol=2e-3)
@@ -175,7 +176,7 @@ def test_validation_of_the_field(build, tmp_path):
     assert row["higher_is_better"]
     trainee.field.output_proj.bias.data += 0.05
     views = trainee._held_windows.first()
-    latents = torch.stack([value[0] for value in trainee._latents.get([view.key for view in views])]).float()
+    latents = torch.stack([value[0] for value in trainee._latents.get(views)]).float()
     prompts = torch.cat([pool_prompt(trainee._prompts.embedding(prompt_of(view))[None]) for view in views])
     with torch.no_grad():
         (row,) = trainee.validate(tmp_path, final=False)
@@ -242,7 +243,7 @@ def test_what_the_projector_records(build, small_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "objective", "message"),
     [
-        ("field", {"lag": 3}, r"objective\.lag is 3, and a clip has 3 latent frames"),
+        ("field", {"lag": 3}, r"The motion field.s lag is 3, and a clip has 3 latent frames"),
         ("projector", {"upscale": 17}, r"objective: flow of \[32, 32\] is coarser than the predicted \[34, 34\]"),
         ("projector", {"flows_per_token": 5}, r"objective: flows_per_token must be 1 to 4"),
         ("projector", {"kernel": 2}, r"objective: kernel must be odd, got 2"),

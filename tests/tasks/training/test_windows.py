@@ -8,17 +8,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
-from physcli.data.cache import TensorCache
 from physcli.data.clips import Clip, read_dataset
 from physcli.data.video import write_video
 from physcli.errors import DataError, UsageError
 from physcli.recipe import Sampling
 from physcli.tasks.features import View
-from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import rng_of
-from physcli.tasks.training.signals import Signal
 from physcli.tasks.training.windows import Windows, prompt_at, prompt_of, stride_of
 
 
@@ -43,21 +39,25 @@ def video(tmp_path):
 
 
 @pytest.fixture
-def windows(tmp_path, heard):
-    """`windows(clips, strides=(1, 3), …)`: of nine frames, a mean computed of each."""
+def windows(heard):
+    """`windows(clips, strides=(1, 3), …)`: of nine frames, those that can be read."""
 
     def make(clips, *, seed=0, max_bad=1.0, reporter=None, frames=9, **sampling):
-        cache = TensorCache(tmp_path / "cache", "features", {})
-        mean = Signal("means", cache, lambda _, frames: torch.tensor([[images.mean()] for images in frames]))
-        return Windows(
-            clips,
-            sampling=Sampling(frames=frames, **sampling),
-            signals=[mean],
-            seed=seed,
-            max_bad=max_bad,
-            processes=Processes(),
-            reporter=reporter or heard(),
-        )
+        sampling = Sampling(frames=frames, **sampling)
+        made = Windows(clips, sampling=sampling, seed=seed, reporter=reporter or heard())
+        problems = {}
+
+        def usable(view):
+            try:
+                view.clip.read(view.frames)
+            except DataError as error:
+                problems.setdefault(view.clip.path, f"{view.clip.path}: {error.received}")
+                return False
+            return True
+
+        bad = [view for view in made.views if not usable(view)]
+        made.settle(lambda view: view not in bad, list(problems.values()), max_bad=max_bad)
+        return made
 
     return make
 

@@ -1,0 +1,362 @@
+"""What training reads, computed beforehand: all of it, once, resumable; then no model is loaded that is not trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
+from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel, VideoMAEModel
+
+from physcli.errors import DataError, UsageError
+from physcli.methods.moalign import MotionProjector
+from physcli.models.cogvideox import CogVideoX
+from physcli.models.encoders.preprocessing import write_preprocessing
+from physcli.models.loading import fingerprint, load, quiet_libraries, resolve
+from physcli.models.parts import is_empty
+from physcli.models.tiny import architecture, build_cogvideox, build_videomae
+from physcli.progress import Bar, Reporter
+from physcli.tasks import finetune as finetune_module
+from physcli.tasks.finetune import finetune
+from physcli.tasks.precompute import precompute
+from physcli.tasks.training import compute as compute_module
+from physcli.tasks.training import generator as generator_module
+
+
+class Heard(Reporter):
+    """Remembers what was said; ends the run as Ctrl-C would once so many windows are computed."""
+
+    def __init__(self, stop_at=None):
+        self.said, self.bars, self.stop_at = [], {}, stop_at
+
+    def note(self, message):
+        self.said.append(message)
+
+    warn = note
+
+    @contextmanager
+    def bar(self, description, total, unit="it"):
+        outer = self
+        self.bars[description] = total
+
+        class Counting(Bar):
+            count = 0
+
+            def advance(self, amount=1):
+                self.count += amount
+                if unit == "window" and outer.stop_at and self.count >= outer.stop_at:
+                    raise KeyboardInterrupt
+
+        yield Counting()
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(generator_module, "contact_sheet", lambda path, **options: path.touch())
+    monkeypatch.setattr(finetune_module, "loss_curve", lambda *arguments, **options: None)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a pipeline of 16×16 pixels, of its encoder, and of a motion projector for it, with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    model = architecture("cogvideox-tiny")
+    model["transformer"] |= {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4}
+    model["transformer"] |= {"out_channels": 4, "time_embed_dim": 16, "text_embed_dim": 16}
+    model["transformer"] |= {"sample_height": 4, "sample_width": 4}
+    model["vae"] |= {"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "latent_channels": 4}
+    model["vae"] |= {"sample_height": 16, "sample_width": 16}
+    model["text_encoder"] |= {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    encoder = architecture("videomae-tiny")
+    encoder["encoder"] |= {"image_size": 16, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder["encoder"] |= {"intermediate_size": 32}
+    encoder["preprocessor"]["size"] = {"height": 16, "width": 16}
+    with quiet_libraries():
+        CogVideoX(build_cogvideox(model), name="base").save(folder / "base")
+        teacher = build_videomae(encoder)
+        teacher.model.save_pretrained(folder / "teacher")
+    write_preprocessing(folder / "teacher", teacher.preprocessing)
+    projector = MotionProjector(in_dim=24, dim=4, hidden_dim=8)
+    view = {"layout": "whole", "size": None, "drop_first": True}
+    projector.info = {"encoder_weights": fingerprint(resolve(str(folder / "teacher"))), "view": view}
+    projector.save(folder / "motion_projector")
+    return folder
+
+
+@pytest.fixture
+def given(models, simulated, tmp_path):
+    """`given("m-tsa", "key=value", …)`: arguments that `precompute` and `finetune` share."""
+
+    def make(name, *overrides, **options):
+        changes = ["data.limit=4", "train.batch_size=2", "train.mixed_precision=no"]
+        if name in ("m-tsa", "moalign", "sft"):
+            changes += ["objective.samples=0"]
+        if name in ("m-tsa", "moalign"):
+            changes += [f"method.teacher={models / 'teacher'}", "method.projector.hidden_dim=20"]
+        if name == "moalign":
+            changes += [f"method.motion_projector={models / 'motion_projector'}"]
+        common = {
+            "recipe_name": name,
+            "overrides": (*changes, *overrides),
+            "model": str(models / ("teacher" if name == "moalign-motion" else "base")),
+            "data": str(simulated),
+            "device": "cpu",
+            "cache_dir": tmp_path / "cache",
+            "out": tmp_path / f"run-{len(list(tmp_path.iterdir()))}",
+        }
+        return common | options
+
+    return make
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Names of the classes whose weights are read from now on."""
+    names = []
+    for kind in (AutoencoderKLCogVideoX, T5EncoderModel, VideoMAEModel):
+        real = kind.from_pretrained.__func__
+
+        def reading(cls, *arguments, real=real, **options):
+            names.append(cls.__name__)
+            return real(cls, *arguments, **options)
+
+        monkeypatch.setattr(kind, "from_pretrained", classmethod(reading))
+    return names
+
+
+def shards(cache):
+    return {path for path in cache.rglob("*.safetensors") if "simulated" not in path.parts}
+
+
+def counts(done):
+    return {tally.signal: (tally.wanted, tally.kept, tally.computed) for tally in done.tallies}
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "signals"),
+    [
+        ("sft", {"latents", "text"}),
+        ("m-tsa", {"latents", "text", "teacher", "saliency"}),
+        ("moalign", {"latents", "text", "teacher"}),
+        ("lamo-field", {"latents", "text"}),
+        ("moalign-motion", {"teacher", "flow"}),
+    ],
+)
+def test_training_finds_everything_there(given, loaded, tmp_path, name, signals):
+    done = precompute(**given(name))
+    assert {tally.signal for tally in done.tallies} == signals
+    for tally in done.tallies:
+        assert (tally.kept, tally.computed) == (0, tally.wanted)
+        stored = sum(path.stat().st_size for path in tally.folder.glob("*.safetensors"))
+        assert 0 < tally.num_bytes < stored  # each file has a header beside its values
+    before = shards(tmp_path / "cache")
+    loaded.clear()
+    heard = Heard()
+    finetune(**given(name), steps=1, reporter=heard)
+    assert shards(tmp_path / "cache") == before
+    assert loaded == []
+    assert set(heard.bars.values()) == {0, 1}  # nothing to compute, one step to train
+    again = precompute(**given(name))
+    assert all((tally.kept, tally.computed) == (tally.wanted, 0) for tally in again.tallies)
+    assert loaded == []
+
+
+def test_what_it_leaves(given, tmp_path):
+    done = precompute(**given("sft", seed=3))
+    assert {path.name for path in done.path.iterdir()} == {"run.json", "recipe.yaml", "metrics.json"}
+    record = json.loads((done.path / "run.json").read_text())
+    assert (record["command"], record["status"], record["unreadable_clips"]) == ("data precompute", "finished", [])
+    rows = json.loads((done.path / "metrics.json").read_text())
+    values = {(row["group"], row["metric"]): row["value"] for row in rows}
+    assert values["latents", "computed"] == values["latents", "wanted"] > 0
+    shutil.rmtree(tmp_path / "cache" / "latents")
+    again = precompute(**given("sft", seed=3, out=done.path))  # the folder says finished, the cache knows better
+    assert counts(again)["latents"][1:] == (0, values["latents", "computed"])
+    assert counts(again)["text"][2] == 0
+
+
+def test_another_seed_has_other_windows(given):
+    first, second = (counts(precompute(**given("sft", "objective.windows=2", seed=seed)))["latents"] for seed in (0, 1))
+    assert first[1] == 0
+    assert 0 < second[1] < second[0]  # every clip's first window is the same
+
+
+def test_only_some(given, loaded):
+    done = precompute(**given("m-tsa", only=("teacher",)))
+    assert counts(done).keys() == {"teacher"}
+    assert loaded == ["VideoMAEModel"]
+    rest = precompute(**given("m-tsa"))
+    assert {tally.signal: tally.computed > 0 for tally in rest.tallies} == {
+        **{"latents": True, "teacher": False, "saliency": True, "text": True}
+    }
+    with pytest.raises(UsageError, match="latent") as error:
+        precompute(**given("m-tsa", only=("latent",)))
+    assert "latents" in str(error.value)
+
+
+def test_a_recipe_that_reads_nothing_of_the_kind(given):
+    with pytest.raises(UsageError, match="reads clips as they are: there is nothing to compute"):
+        precompute(**given("pretrain/vae-tiny"))
+
+
+# -- killed, damaged, changed, too much --------------------------------------------------------------------------
+
+
+def test_killed_and_given_again(given, monkeypatch, tmp_path):
+    monkeypatch.setattr(compute_module, "COMPUTED_AT_ONCE", 2)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(**given("m-tsa"), reporter=Heard(stop_at=4))
+    (tmp_path / "cache" / "latents" / next(os.walk(tmp_path / "cache" / "latents"))[1][0] / ".x.1.part").write_text("")
+    done = counts(precompute(**given("m-tsa")))
+    assert done["latents"][1] == done["teacher"][1] == done["saliency"][1] == 4
+    assert all(kept + computed == wanted for wanted, kept, computed in done.values())
+
+
+def test_a_damaged_shard_is_computed_again(given, monkeypatch):
+    monkeypatch.setattr(compute_module, "COMPUTED_AT_ONCE", 2)
+    monkeypatch.setattr(compute_module, "BATCHES_A_SHARD", 1)
+    first = precompute(**given("sft"))
+    (latents,) = (tally for tally in first.tallies if tally.signal == "latents")
+    shard = sorted(latents.folder.glob("*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1  # one bit of one value
+    shard.write_bytes(content)
+    heard = Heard()
+    again = precompute(**given("sft"), reporter=heard)
+    assert counts(again)["latents"] == (latents.wanted, latents.wanted - 2, 2)
+    assert any(said.startswith("Damaged cache file of latents, computed again") for said in heard.said)
+
+
+def test_what_is_left_out_is_named(given, simulated, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for path in sorted((simulated / "physion_mp4s" / "train").glob("*.mp4"))[:5]:
+        shutil.copy(path, folder)
+    broken = sorted(folder.glob("*.mp4"))[1]
+    broken.write_bytes(broken.read_bytes()[:2000])
+    heard = Heard()
+    done = precompute(**given("sft", "data.max_bad=0.5", data=str(folder)), reporter=heard)
+    named = [said for said in (*heard.said, *done.problems) if broken.name in said]
+    assert named
+    assert all(tally.kept + tally.computed <= tally.wanted for tally in done.tallies)
+
+
+def test_a_disk_that_is_too_small(given, monkeypatch, tmp_path):
+    real = shutil.disk_usage
+    monkeypatch.setattr(compute_module.shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
+    with pytest.raises(DataError, match=r"GB are to be kept \(latents .*, text ") as error:
+        precompute(**given("sft"))
+    assert "data.cache" in error.value.fix
+    assert not (tmp_path / "run-0").exists()
+
+
+# -- what is not kept --------------------------------------------------------------------------------------------
+
+
+def test_on_the_fly_is_the_same(given, loaded, tmp_path):
+    """Nothing is kept, and the losses are those of a run that keeps everything."""
+    kept = finetune(**given("m-tsa"), steps=2)
+    cache = tmp_path / "other"
+    loaded.clear()
+    fresh = finetune(**given("m-tsa", "data.cache=[]", cache_dir=cache), steps=2)
+    assert shards(cache) == set()
+    assert set(loaded) == {"AutoencoderKLCogVideoX", "T5EncoderModel", "VideoMAEModel"}
+    for mine, theirs in zip(fresh.steps, kept.steps, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+# -- a warm cache ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_warm_cache_needs_no_frozen_part(given, models, monkeypatch, tmp_path, lora):
+    overrides = ("lora.rank=2", "lora.alpha=2") if lora else ()
+    cold = finetune(**given("m-tsa", *overrides), steps=2)
+
+    def refuse(cls, *arguments, **options):
+        raise AssertionError(f"{cls.__name__} was loaded")
+
+    with monkeypatch.context() as patched:
+        for kind in (AutoencoderKLCogVideoX, T5EncoderModel, VideoMAEModel):
+            patched.setattr(kind, "from_pretrained", classmethod(refuse))
+        trainees = []
+        build = finetune_module.build_trainee
+        patched.setattr(finetune_module, "build_trainee", lambda *a: trainees.append(build(*a)) or trainees[-1])
+        warm = finetune(**given("m-tsa", *overrides), steps=2)
+    assert [row["loss"] for row in warm.steps] == [row["loss"] for row in cold.steps]
+    assert warm.rows == cold.rows
+    (trainee,) = trainees
+    assert is_empty(trainee.generator.vae)
+    assert is_empty(trainee.generator.pipeline.text_encoder)
+    assert all("text_encoder" not in name for name in trainee.state_dict())  # nor in checkpoints
+    if lora:
+        return
+    for file in models.joinpath("base").rglob("*"):
+        name = file.relative_to(models / "base")
+        if file.is_file() and name.parts[0] in ("vae", "text_encoder", "tokenizer", "scheduler"):
+            made = warm.model / name
+            assert not made.is_symlink()
+            assert os.path.samefile(made, file)
+    whole = CogVideoXPipeline.from_pretrained(warm.model)
+    base = load(str(models / "base"), device="cpu")
+    for part in ("vae", "text_encoder"):
+        mine, theirs = (getattr(one, part).state_dict() for one in (whole, base.pipeline))
+        assert all(torch.equal(mine[key], value) for key, value in theirs.items())
+    changed = [
+        name
+        for name, value in whole.transformer.state_dict().items()
+        if not torch.equal(value, base.transformer.state_dict()[name])
+    ]
+    assert changed
+    assert load(str(warm.path), device="cpu").fingerprint("vae") == base.fingerprint("vae")
+    videos = whole("a ball", num_frames=9, height=16, width=16, num_inference_steps=1, max_sequence_length=32).frames
+    assert len(videos[0]) == 9
+
+
+def test_frozen_parts_are_copied_where_they_cannot_be_linked(given, models, monkeypatch):
+    def no_links(*arguments, **options):
+        raise OSError("other disk")
+
+    monkeypatch.setattr(os, "link", no_links)
+    done = finetune(**given("sft", "save_dtype=float16"), steps=1)
+    for name in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        made, source = done.model / name, models / "base" / name
+        assert made.read_bytes() == source.read_bytes()  # whatever the dtype of what was trained
+        assert not os.path.samefile(made, source)
+    half = load(str(done.model / "."), device="cpu", dtype="float32")
+    assert all(torch.equal(p, p.half().float()) for p in half.transformer.parameters())
+
+
+def test_samples_bring_back_what_they_need(given, loaded):
+    precompute(**given("sft"))
+    loaded.clear()
+    done = finetune(**given("sft", "objective.samples=1"), steps=1)
+    assert sorted(loaded) == ["AutoencoderKLCogVideoX", "T5EncoderModel"]
+    assert {row["metric"] for row in done.rows} >= {"v_mse"}
+
+
+@pytest.mark.parametrize("change", ["weights", "config"])
+def test_a_changed_part_is_another(models, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(models / "base", copy)
+    base, same = (load(str(folder), device="cpu", parts=()) for folder in (models / "base", copy))
+    parts = ("vae", "text_encoder", "transformer")
+    assert [same.fingerprint(part) for part in parts] == [base.fingerprint(part) for part in parts]
+    if change == "weights":
+        file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        next(iter(tensors.values())).flatten()[0].add_(1e-3)
+        save_file(tensors, file, metadata={"format": "pt"})
+    else:
+        file = copy / "vae" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": 1.0}))
+    other = load(str(copy), device="cpu", parts=())
+    assert [other.fingerprint(part) == base.fingerprint(part) for part in parts] == [False, True, True]

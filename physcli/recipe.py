@@ -324,10 +324,11 @@ _METHODS: dict[Any, type[_Section]] = {
 
 class Lora(_Section):
     """Low-rank updates in place of full fine-tuning (PEFT). `targets`: ends of the names of the linear layers that
-    get one."""
+    get one. `base_dtype`: in which the weights below them, which stay as they are, are held."""
 
     rank: PositiveInt = 128
     alpha: PositiveInt = 64
+    base_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
 

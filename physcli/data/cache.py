@@ -3,7 +3,8 @@
 One folder a kind and settings: `<root>/<kind>/<hash of the settings>/`. The settings (model weights, preprocessing,
 block, σ, …) are in its `settings.json`; a changed setting is another folder, so nothing stale is ever met. Inside,
 each item has a key (a content hash), and items lie in shards of safetensors named by the SHA-256 of their own bytes:
-a shard cut short or altered is seen when it is opened, is put aside, and its items count as missing.
+a shard cut short or altered since it was last hashed is seen when the cache is opened, is put aside, and its items
+count as missing.
 
 Several processes may write at once (each writes whole shards under its own name); a killed run loses only the shard
 it was filling.
@@ -30,6 +31,8 @@ from physcli.hashing import content_hash, settings_hash
 # First-level folders of the cache root. Only these are ever counted or cleared: a user may point the cache at a
 # folder that holds other things.
 KINDS = ("simulated", "latents", "features", "text")
+
+_VERIFIED = ".verified.json"
 
 
 class TensorCache:
@@ -67,19 +70,42 @@ class TensorCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take note of shards other processes have written since."""
+        """Take note of shards other processes have written since.
+
+        A shard's bytes are hashed once: `.verified.json` remembers its size and time of change, so that a cache of
+        hundreds of gigabytes is opened in seconds.
+        """
         known = set(self._where.values())
+        verified = self._verified()
+        before = dict(verified)
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard in known:
                 continue
-            if content_hash(shard)[:32] != shard.stem:
-                self._set_aside(shard)
+            try:
+                facts = shard.stat()
+            except FileNotFoundError:  # another process has put it aside
                 continue
+            if verified.get(shard.name) != [facts.st_size, facts.st_mtime_ns]:
+                if content_hash(shard)[:32] != shard.stem:
+                    self._set_aside(shard)
+                    continue
+                verified[shard.name] = [facts.st_size, facts.st_mtime_ns]
             try:
                 with safe_open(shard, framework="pt") as tensors:
                     self._where.update(dict.fromkeys(tensors.keys(), shard))
             except SafetensorError:
                 self._set_aside(shard)
+        if verified != before:
+            with contextlib.suppress(OSError):  # a full or read-only disk: hashed again next time
+                _write_bytes(self.folder / _VERIFIED, json.dumps(verified).encode())
+
+    def _verified(self) -> dict[str, Any]:
+        """Shard → [size, time of change] when its bytes were last found to be whole."""
+        try:
+            found = json.loads((self.folder / _VERIFIED).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _set_aside(self, shard: Path) -> None:
         self.broken.append(shard.name)

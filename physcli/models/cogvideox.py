@@ -232,8 +232,12 @@ class CogVideoX:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    def need(self, *parts: str) -> None:
+    def need(self, *parts: str, dtype: torch.dtype | None = None) -> None:
         """Read the weights of these parts that have not been read, onto `device`; from any thread.
+
+        Args:
+            parts: transformer, vae, text_encoder.
+            dtype: Another than the generator was loaded in.
 
         Raises:
             ModelError: they cannot be read, or do not fit the class exactly.
@@ -241,7 +245,7 @@ class CogVideoX:
         with self._reading, quiet_libraries():
             for part in parts:
                 if is_empty(getattr(self.pipeline, part)):
-                    made = read_part(_PART_CLASSES[part], self._folders[part], self._dtype)
+                    made = read_part(_PART_CLASSES[part], self._folders[part], dtype or self._dtype)
                     self._put(part, made.requires_grad_(False).eval().to(self._home))
 
     def release(self, *parts: str) -> None:

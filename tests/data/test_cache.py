@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
+from physcli.data import cache as cache_module
 from physcli.data.cache import TensorCache, cache_sizes, clear_cache
 from physcli.errors import DataError
 from physcli.hashing import settings_hash
@@ -48,6 +51,23 @@ def test_a_damaged_shard_counts_as_missing(tmp_path, damage):
     assert again.broken == [shard.name]
     again.put({"a": torch.ones(100)})
     assert TensorCache(tmp_path, "latents", {}).missing(["a", "b"]) == []
+
+
+def test_a_shard_is_hashed_once(tmp_path, monkeypatch):
+    cache = TensorCache(tmp_path, "latents", {})
+    cache.put({"a": torch.ones(100)})
+    cache.put({"b": torch.zeros(100)})
+    TensorCache(tmp_path, "latents", {})
+    hashed = []
+    monkeypatch.setattr(cache_module, "content_hash", lambda path: hashed.append(path.stem) or path.stem)
+    assert len(TensorCache(tmp_path, "latents", {})) == 2
+    assert hashed == []
+    os.utime(cache._where["b"])
+    assert len(TensorCache(tmp_path, "latents", {})) == 2
+    assert hashed == [cache._where["b"].stem]
+    (cache.folder / ".verified.json").write_text("[")  # of no use: all are hashed again
+    assert len(TensorCache(tmp_path, "latents", {})) == 2
+    assert len(hashed) == 3
 
 
 def test_a_half_written_shard_is_never_seen(tmp_path):

@@ -10,23 +10,25 @@ from diffusers import CogVideoXPipeline
 from safetensors import safe_open
 from transformers import VideoMAEModel
 
+from physcli.data.clips import read_dataset
 from physcli.hashing import content_hash
+from physcli.methods.lamo import MotionField, field_loss, pool_prompt
+from physcli.methods.moalign import MotionProjector
 from physcli.models import BUILT_IN
-from physcli.models.loading import load, resolve
+from physcli.models.loading import fingerprint, load, resolve
 from physcli.models.tiny import ASSETS, architecture, asset_folder, vocabulary
+from physcli.recipe import read_recipe
+from physcli.simulation.prompts import with_rate
 
 
 def test_all_fit_the_budget():
     assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 25e6
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [*BUILT_IN, "motion-projector-tiny", "motion-field-tiny"])
 def test_whole_and_as_the_card_says(name):
     folder = asset_folder(name)
     assert folder is not None
-    resolved = resolve(name)
-    assert (resolved.random_init, resolved.path) == (False, folder)
-    assert resolve(f"{name}:random").random_init
     card = (folder / "README.md").read_text(encoding="utf-8")
     files = sorted(folder.rglob("*.safetensors"))
     stated = dict(re.findall(r"^- `(\S+)` `([0-9a-f]{64})`$", card, flags=re.MULTILINE))
@@ -35,6 +37,13 @@ def test_whole_and_as_the_card_says(name):
         with safe_open(path, framework="pt") as tensors:
             dtypes = {tensors.get_tensor(key).dtype for key in tensors.keys()}  # noqa: SIM118 (not a dict)
         assert dtypes == {torch.float16}, path
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_name_means_the_trained_one(name):
+    resolved = resolve(name)
+    assert (resolved.random_init, resolved.path) == (False, asset_folder(name))
+    assert resolve(f"{name}:random").random_init
 
 
 def test_the_encoder_is_a_plain_one_and_not_the_random_one():
@@ -75,15 +84,38 @@ def test_the_generator_is_a_plain_pipeline():
     assert generator.max_text_seq_length == 32
 
 
-def test_the_vae_keeps_clips_and_gives_latents_of_unit_size(simulated):
-    from physcli.data.clips import read_dataset
-
-    generator = load("cogvideox-tiny", device="cpu")
-    clips = read_dataset(simulated).clips[::5]
+def seen(clips):
+    """Float [B, 17, 3, H, W]: every third frame."""
     frames = torch.stack([torch.from_numpy(clip.read(range(0, 49, 3))) for clip in clips])
-    frames = frames.permute(0, 1, 4, 2, 3).float() / 255
+    return frames.permute(0, 1, 4, 2, 3).float() / 255
+
+
+def test_the_vae_keeps_clips_and_gives_latents_of_unit_size(simulated):
+    generator = load("cogvideox-tiny", device="cpu")
+    frames = seen(read_dataset(simulated).clips[::5])
     latents = generator.encode_video(frames)
     decoded = generator.decode_latents(latents)
     psnr = -10 * torch.log10((decoded - frames).square().mean(dim=(1, 2, 3, 4)))
     assert psnr.mean() >= 30
     assert 0.85 < latents.std() < 1.15
+
+
+def test_the_motion_field_knows_how_latents_change(simulated):
+    """Clips of another stream than its own: it must beat predicting no change by a fifth."""
+    generator, clips = load("cogvideox-tiny", device="cpu"), read_dataset(simulated).clips[::2]
+    field = MotionField.load(asset_folder("motion-field-tiny"))
+    assert sum(p.numel() for p in field.parameters()) <= 0.3e6
+    assert field.scaling_factor == generator.vae.config.scaling_factor
+    latents = generator.encode_video(seen(clips))
+    prompts = pool_prompt(generator.encode_prompt([with_rate(clip.prompt, 3) for clip in clips]))
+    change = (latents[:, 1:] - latents[:, :-1]).square().mean()
+    with torch.no_grad():
+        assert field_loss(field, latents, prompts)[1]["mse"].mean() <= 0.8 * change
+
+
+def test_the_motion_projector_is_the_teacher_s():
+    projector = MotionProjector.load(asset_folder("motion-projector-tiny"))
+    method = read_recipe("moalign").method
+    assert method.motion_projector == "motion-projector-tiny"
+    assert projector.info["encoder_weights"] == fingerprint(resolve(method.teacher))
+    assert projector.info["view"] == method.view.model_dump(mode="json")

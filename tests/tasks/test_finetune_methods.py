@@ -546,6 +546,16 @@ def test_lora(run, trainees, base):
 # -- freezing ----------------------------------------------------------------------------------------------------
 
 
+def test_a_lora_on_weights_in_half_the_bytes(run, trainees):
+    done = run("sft", "out", *LORA, "lora.base_dtype=bfloat16")
+    weights = dict(trainees[0].transformer.named_parameters())
+    assert {value.dtype for name, value in weights.items() if ".lora_" in name} == {torch.float32}
+    assert {value.dtype for name, value in weights.items() if ".lora_" not in name} == {torch.bfloat16}
+    assert all(math.isfinite(row["loss"]) for row in done.steps)
+    # Under bf16 autocast, products see the same numbers whichever way the weights are held.
+    assert done.steps[0]["loss"] == pytest.approx(run("sft", "whole", *LORA).steps[0]["loss"], rel=0.01)
+
+
 def test_a_frozen_generator(run, base):
     done = run("videorepa", "out", "freeze=true", "train.checkpoint_every=1", *EXACT)
     same(weights_of(base), weights_of(done.model))

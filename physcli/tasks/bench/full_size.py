@@ -99,7 +99,7 @@ def bench_full_size(
     reporter.note(f"{generator.name}: only times and memory mean anything.")
     first = next(iter(recipes.values()))
     if first.lora is not None:
-        generator.add_lora(**first.lora.model_dump(), seed=seed)
+        generator.add_lora(**first.lora.model_dump(exclude={"base_dtype"}), seed=seed)
     else:
         generator.transformer.requires_grad_(True)
 

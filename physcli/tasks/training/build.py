@@ -131,7 +131,7 @@ def build_trainee(
     assert made.prompts is not None
     if isinstance(recipe, MotionFieldRecipe):
         return FieldTrainee(made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed)
-    made.generator.need("transformer")
+    made.generator.need("transformer", dtype=getattr(torch, recipe.lora.base_dtype) if recipe.lora else None)
     trainee = GeneratorTrainee(
         made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed, reporter=reporter
     )
@@ -206,6 +206,8 @@ def _method_signals(method: Any, source: Source, device: torch.device) -> dict[s
     if not isinstance(method, Alignment):
         return {}
     teacher, head = _teacher(method, device)
+    if isinstance(method, MoAlign):
+        source.reporter.note(f"The motion subspace is that of {method.motion_projector}.")
     signals = {"teacher": teacher_of(teacher, method.view, head=head, cache=source.store("teacher"))}
     if isinstance(method, Tsa) and method.queries == "salient":
         signals["saliency"] = saliency_of(

@@ -55,7 +55,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             generator.guidance_scale = objective.guidance_scale
         generator.transformer.requires_grad_(not recipe.freeze)
         if recipe.lora is not None:
-            generator.add_lora(**recipe.lora.model_dump(), seed=seed_from(seed, "lora"))
+            generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))
         text_encoder: nn.Module | None = None  # a part of this module, and of checkpoints, where it is trained
         if objective.text_encoder:
             generator.need("text_encoder")

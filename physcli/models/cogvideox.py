@@ -286,6 +286,18 @@ class CogVideoX:
                 fix="name the model it was trained on with --model",
             ) from error
 
+    @property
+    def has_adapter(self) -> bool:
+        """A LoRA lies on the transformer."""
+        return bool(getattr(self.transformer, "peft_config", None))
+
+    def merge_adapter(self) -> None:
+        """Add a loaded LoRA's updates to the transformer's weights for good; nothing if there is none."""
+        if self.has_adapter:
+            self.pipeline.fuse_lora(components=["transformer"])
+            self.pipeline.unload_lora_weights()
+            self._folders.pop("transformer", None)  # its weights are in no file now
+
     def add_lora(
         self, *, rank: int, alpha: int, dropout: float = 0.0, targets: Sequence[str] = LORA_TARGETS, seed: int = 0
     ) -> None:

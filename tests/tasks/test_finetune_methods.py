@@ -551,6 +551,18 @@ def test_lora(run, trainees, base):
 # -- freezing ----------------------------------------------------------------------------------------------------
 
 
+def test_on_from_a_lora(run, trainees):
+    """Its updates are part of the model that is trained on, and of what that leaves."""
+    first = run("sft", "first", *LORA, *EXACT)
+    done = run("sft", "second", *EXACT, "train.optimizer.lr=1e-12", model=str(first.path), steps=1)
+    second = load(str(done.path), device="cpu")
+    assert not [name for name in weights_of(done.model) if "lora" in name]
+    theirs = denoised(load(str(first.path), device="cpu"))
+    torch.testing.assert_close(denoised(second), theirs, rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="which has a LoRA itself"):
+        run("sft", "third", *LORA, model=str(first.path))
+
+
 def test_a_lora_on_weights_in_half_the_bytes(run, trainees):
     done = run("sft", "out", *LORA, "lora.base_dtype=bfloat16")
     weights = dict(trainees[0].transformer.named_parameters())

@@ -329,6 +329,13 @@ def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts
         generator = loading.load(recipe.model, device="cpu", dtype="float32", parts=parts)
         if generator.kind != "generator":
             raise UsageError(f"--model {recipe.model} is an encoder.", expected="a generator")
+        if generator.has_adapter and isinstance(recipe, GeneratorRecipe) and recipe.lora is not None:
+            raise UsageError(
+                f"lora with --model {recipe.model}, which has a LoRA itself: what both lie on would be in no file.",
+                expected="a whole model",
+                fix="leave lora out: the first one is merged then",
+            )
+        generator.merge_adapter()
     if isinstance(recipe, GeneratorRecipe) and recipe.vae is not None:
         generator.use_vae(_vae_folder(recipe.vae))
     return generator

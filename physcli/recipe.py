@@ -109,7 +109,7 @@ class Train(_Section):
     schedule: Schedule = Schedule()
     clip_norm: NonNegativeFloat = 1.0  # 0: not clipped
     ema: Decay = 0.0  # 0: none
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"  # auto: bf16 where the device computes in it, else no
     gradient_checkpointing: bool = False
     compile: bool = False
     checkpoint_every: PositiveInt = 500

@@ -191,6 +191,50 @@ def finetune(
     _show(common, title, rows, settings, caption)
 
 
+@app.command("sample")
+@shared(ModelRun)
+def sample(
+    common: ModelRun,
+    model: Annotated[str, typer.Option(help="A generator.")] = "cogvideox-tiny",
+    motion_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|random",
+            help="A motion field; random: of the released size, random weights.  \\[default: as sample finds it]",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Videos a pass.")] = 4,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Of a video.  \\[default: the model's own]", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="In pixels.  \\[default: the model's own]", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps of a video.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed videos of each kind, after one that is not.")] = 8,
+) -> None:
+    """What sampling costs beside bare diffusers, and what motion prior guidance adds."""
+    from physcli.tasks.bench.sample import bench_sample
+
+    settings: dict[str, Any] = {
+        "model": model,
+        "motion_field": motion_field,
+        "device": common.device,
+        "dtype": common.dtype,
+        "batch_size": batch_size,
+        "num_frames": num_frames,
+        "size": None if size is None else parse_size(size),
+        "steps": steps,
+        "rounds": rounds,
+        "seed": common.seed,
+    }
+    rows = bench_sample(**settings, reporter=render.RichReporter(quiet=common.quiet))
+    caption = "whole videos timed in turn, every step guided; medians of ratios, and of seconds without guidance"
+    _show(common, "bench sample", rows, settings, caption)
+
+
 def _refuse(where: str, others: dict[str, Any], fix: str) -> None:
     """Refuse options that mean nothing where they stand.
 

@@ -42,7 +42,7 @@ def read_captions(root: Path, videos: Sequence[Path]) -> Captions:
         DataError: a table without the columns that are needed, lists of different length, or a file that cannot be
             read.
     """
-    for name, read in (("metadata.jsonl", read_jsonl), ("metadata.csv", _read_csv)):
+    for name, read in (("metadata.jsonl", read_jsonl), ("metadata.csv", read_csv)):
         if (root / name).is_file():
             return _from_table(root, root / name, read(root / name))
     lists = root / "prompts.txt", root / "videos.txt"
@@ -52,10 +52,10 @@ def read_captions(root: Path, videos: Sequence[Path]) -> Captions:
     if len(tables) == 1:
         with tables[0].open(encoding="utf-8", newline="") as file:
             columns = next(csv.reader(file), [])
-        if _first(columns, VIDEO_COLUMNS) and _first(columns, PROMPT_COLUMNS):  # or it is of something else
-            return _from_table(root, tables[0], _read_csv(tables[0]))
+        if first_of(columns, VIDEO_COLUMNS) and first_of(columns, PROMPT_COLUMNS):  # or it is of something else
+            return _from_table(root, tables[0], read_csv(tables[0]))
     beside = {path: path.with_suffix(".txt") for path in videos}
-    found = {path: {"prompt": _read_text(text).strip()} for path, text in beside.items() if text.is_file()}
+    found = {path: {"prompt": read_text(text).strip()} for path, text in beside.items() if text.is_file()}
     return Captions(found, None)
 
 
@@ -65,7 +65,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: a line that is not a JSON object.
     """
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -81,8 +81,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True)
+def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, row) of every row below the head line; a text may hold commas, quotes and line breaks.
+
+    Raises:
+        DataError: not a CSV table in UTF-8.
+    """
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True), strict=True)
     try:
         for row in reader:
             yield reader.line_num, dict(row)
@@ -93,7 +98,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _from_table(root: Path, path: Path, table: Iterator[tuple[int, dict[str, Any]]]) -> Captions:
     rows: dict[Path, dict[str, Any]] = {}
     for number, row in table:
-        video, prompt = _first(row, VIDEO_COLUMNS), _first(row, PROMPT_COLUMNS)
+        video, prompt = first_of(row, VIDEO_COLUMNS), first_of(row, PROMPT_COLUMNS)
         if video is None or not isinstance(row[video], str) or not row[video]:
             raise DataError(
                 f"{path}, line {number}: no file_name; it has {', '.join(map(str, row))}.",
@@ -111,7 +116,7 @@ def _from_table(root: Path, path: Path, table: Iterator[tuple[int, dict[str, Any
 
 
 def _from_lists(root: Path, prompts: Path, videos: Path) -> Captions:
-    texts, names = (_read_text(path).strip("\n").split("\n") for path in (prompts, videos))
+    texts, names = (read_text(path).strip("\n").split("\n") for path in (prompts, videos))
     if len(texts) != len(names):
         raise DataError(
             f"{prompts} has {len(texts)} lines and {videos.name} has {len(names)}.",
@@ -122,11 +127,17 @@ def _from_lists(root: Path, prompts: Path, videos: Path) -> Captions:
     return Captions({root / name.strip(): {"prompt": text.strip()} for name, text in pairs}, videos)
 
 
-def _first(row: Any, names: Sequence[str]) -> str | None:
+def first_of(row: Any, names: Sequence[str]) -> str | None:
+    """The first of some columns that a row has."""
     return next((name for name in names if name in row), None)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

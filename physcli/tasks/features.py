@@ -111,8 +111,9 @@ def choose_taps(model: Any, layers: Sequence[int] | str | None, sigmas: Sequence
     return [Tap(block, sigma) for sigma in levels for block in blocks]
 
 
-# A batch of views and their frames (uint8 [T, H, W, 3] each) → block → tokens [B, F, H, W, D].
-_Compute = Callable[[list[View], list[np.ndarray]], dict[int, Tensor]]
+# A batch of views, and of an encoder their frames (uint8 [T, H, W, 3] each), of a generator their latents
+# ([F, C, h, w] each) → block → tokens [B, F, H, W, D].
+_Compute = Callable[[list[View], list[Any]], dict[int, Tensor]]
 
 
 class FeatureExtractor:
@@ -196,15 +197,16 @@ class FeatureExtractor:
             return
         if self.model.kind == "generator":
             assert sigma is not None
-            compute: _Compute = self._generator(sorted(caches), sigma)
+            latents = self._encoded(views)
+            compute, batches = self._generator(sorted(caches), sigma), self._stored(views, latents)
         else:
-            compute = self._encoder(sorted(caches))
+            compute, batches = self._encoder(sorted(caches)), _decoded(views, self.batch_size)
         what = self.model.name if sigma is None else f"{self.model.name}, σ={sigma:.2g}"
         held: dict[int, dict[str, Tensor]] = {block: {} for block in caches}
         try:
             with self.reporter.bar(f"Features of {what}", len(views), "clip") as bar:
-                for number, (batch, frames) in enumerate(_batches(views, self.batch_size), start=1):
-                    for block, tokens in compute(batch, frames).items():
+                for number, (batch, inputs) in enumerate(batches, start=1):
+                    for block, tokens in compute(batch, inputs).items():
                         pooled = pool_tokens(tokens, self.pool, self.num_latent_frames).float().cpu()
                         held[block].update({view.key: row.clone() for view, row in zip(batch, pooled, strict=True)})
                     if number % _BATCHES_A_SHARD == 0:
@@ -228,35 +230,52 @@ class FeatureExtractor:
         return compute
 
     def _generator(self, blocks: list[int], sigma: float) -> _Compute:
-        latents_cache = TensorCache(
-            self.cache,
-            "latents",
-            {
-                "version": VERSION,
-                "vae": self.vae_fingerprint,
-                "dtype": str(self.model.dtype),
-                "preprocessing": _preprocessing(self.model),
-            },
-        )
         timestep = self.model.nearest_timestep(sigma).timestep
         prompt_embeds = self.model.encode_prompt([""])
 
         @torch.no_grad()
-        def compute(batch: list[View], frames: list[np.ndarray]) -> dict[int, Tensor]:
-            missing = set(latents_cache.missing(view.key for view in batch))
-            todo = [(view, images) for view, images in zip(batch, frames, strict=True) if view.key in missing]
-            if todo:
-                pixels = to_tensor([resize(images, *self.model.native_size) for _, images in todo])
-                encoded = self.model.encode_video(pixels).cpu()
-                latents_cache.put({view.key: row for (view, _), row in zip(todo, encoded, strict=True)})
-            stored = latents_cache.get(view.key for view in batch)
-            latents = torch.stack([stored[view.key] for view in batch])
-            noise = torch.stack([self._noise(view, latents.shape[1:]) for view in batch])
+        def compute(batch: list[View], latents: list[Tensor]) -> dict[int, Tensor]:
+            clean = torch.stack(latents)
+            noise = torch.stack([self._noise(view, clean.shape[1:]) for view in batch])
             timesteps = torch.full((len(batch),), timestep)
-            noisy = self.model.add_noise(latents, noise, timesteps)
+            noisy = self.model.add_noise(clean, noise, timesteps)
             return self.model.denoise(noisy, timesteps, prompt_embeds, taps=blocks, features_only=True).features
 
         return compute
+
+    def _encoded(self, views: Sequence[View]) -> TensorCache:
+        """The VAE's latents of all views: those that are not kept are computed now, and only their clips decoded."""
+        settings = {
+            "version": VERSION,
+            "vae": self.vae_fingerprint,
+            "dtype": str(self.model.dtype),
+            "preprocessing": _preprocessing(self.model),
+        }
+        cache = TensorCache(self.cache, "latents", settings)
+        missing = set(cache.missing(view.key for view in views))
+        todo = [view for view in views if view.key in missing]
+        held: dict[str, Tensor] = {}
+        if not todo:
+            return cache
+        try:
+            with self.reporter.bar(f"Latents of {self.model.name}", len(todo), "clip") as bar:
+                for number, (batch, frames) in enumerate(_decoded(todo, self.batch_size), start=1):
+                    pixels = to_tensor([resize(images, *self.model.native_size) for images in frames])
+                    encoded = self.model.encode_video(pixels).cpu()
+                    held |= {view.key: row.clone() for view, row in zip(batch, encoded, strict=True)}
+                    if number % _BATCHES_A_SHARD == 0:
+                        cache.put(held)
+                        held = {}
+                    bar.advance(len(batch))
+        finally:
+            cache.put(held)
+        return cache
+
+    def _stored(self, views: Sequence[View], latents: TensorCache) -> Iterator[tuple[list[View], list[Any]]]:
+        for first in range(0, len(views), self.batch_size):
+            batch = list(views[first : first + self.batch_size])
+            stored = latents.get(view.key for view in batch)
+            yield from _alike(batch, [stored[view.key] for view in batch])
 
     def _noise(self, view: View, shape: torch.Size) -> Tensor:
         generator = torch.Generator().manual_seed(seed_from(self.seed, view.key))
@@ -274,21 +293,26 @@ def to_tensor(frames: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255
 
 
-def _batches(views: Sequence[View], batch_size: int) -> Iterator[tuple[list[View], list[np.ndarray]]]:
+def _decoded(views: Sequence[View], batch_size: int) -> Iterator[tuple[list[View], list[Any]]]:
     """Batches of clips alike in size, decoded by threads one batch ahead."""
 
     def read(view: View) -> np.ndarray:
         return view.clip.read(view.frames)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        chunks = [views[i : i + batch_size] for i in range(0, len(views), batch_size)]
+        chunks = [list(views[i : i + batch_size]) for i in range(0, len(views), batch_size)]
         ahead = [pool.submit(read, view) for view in chunks[0]]
         for number, chunk in enumerate(chunks):
             decoded = [future.result() for future in ahead]
             ahead = [pool.submit(read, view) for view in chunks[number + 1]] if number + 1 < len(chunks) else []
-            for shape in dict.fromkeys(images.shape for images in decoded):
-                alike = [i for i, images in enumerate(decoded) if images.shape == shape]
-                yield [chunk[i] for i in alike], [decoded[i] for i in alike]
+            yield from _alike(chunk, decoded)
+
+
+def _alike(views: list[View], values: list[Any]) -> Iterator[tuple[list[View], list[Any]]]:
+    """Views and their values, those of one shape together."""
+    for shape in dict.fromkeys(value.shape for value in values):
+        alike = [i for i, value in enumerate(values) if value.shape == shape]
+        yield [views[i] for i in alike], [values[i] for i in alike]
 
 
 def check_finite(features: np.ndarray, views: Sequence[View], subject: str) -> None:

@@ -20,6 +20,7 @@ from physcli.data.clips import Clip
 from physcli.errors import UsageError
 from physcli.hashing import settings_hash
 from physcli.models import KNOWN_HUB, loading
+from physcli.models.loading import computes_in_bfloat16
 from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, dump_recipe, list_recipes, read_recipe
 from physcli.report.plots import loss_curve
@@ -40,6 +41,7 @@ from physcli.tasks.training.export import cast_weights, write_card
 from physcli.tasks.training.loop import Trained, build_accelerator, train
 from physcli.tasks.training.trainee import Trainee
 
+_PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
 _RESULTS = ("model", "adapter", "vae", "motion_field", "motion_projector")  # folders that a run may leave
 
 # What may differ between a run and its continuation: it changes no weight.
@@ -122,8 +124,13 @@ def finetune(
         per_step = recipe.train.batch_size * recipe.train.accumulate * accelerator.num_processes
         reporter.note(
             f"Training {count / 1e6:.2f} M parameters on {len(training):,} clips, {per_step} a step, "
-            f"{recipe.train.steps:,} steps, on {accelerator.device}."
+            f"{recipe.train.steps:,} steps, on {accelerator.device} in {_PRECISIONS[accelerator.mixed_precision]}."
         )
+        if accelerator.mixed_precision == "bf16" and not computes_in_bfloat16(accelerator.device):
+            reporter.warn(
+                f"This {accelerator.device.type} has no instructions for bfloat16 and takes about three times as long "
+                "with it as in float32: train.mixed_precision=auto uses it only where it is faster."
+            )
         if processes.is_main:  # not before: a run that cannot begin leaves no folder behind
             write_text(run.path / "recipe.yaml", dump_recipe(recipe))
         trained = train(
@@ -145,7 +152,11 @@ def finetune(
             loss_curve(run.path / "loss.png", trained.steps, title=f"{recipe.model}: {recipe.trains}")
             folder = _export(trainee, recipe, run, trained, num_clips=len(training), seed=seed)
             run.record["unreadable_clips"] = problems
-            run.record["training"] = {"seconds": round(trained.seconds, 1), "resumed_at": trained.resumed}
+            run.record["training"] = {
+                "seconds": round(trained.seconds, 1),
+                "resumed_at": trained.resumed,
+                "mixed_precision": accelerator.mixed_precision,
+            }
             run.write_metrics(trained.rows)
     processes.finish()
     return FinetuneResult(run.path, folder, trained.rows, trained.steps, trained.seconds, processes.is_main)

@@ -2,11 +2,13 @@
 
     OUT/videos/<prompt>-<hash>-<index>.mp4
     OUT/videos.jsonl           a row a video: its file, its prompt, and all it takes to make it again
+    OUT/items.jsonl            a row a video: what it cost, its file's hash, what guidance did at every step
     OUT/contact_sheet.png      five moments of each
     OUT/metrics.json, run.json
 
 A video's noise depends on (seed, prompt, index) alone. Each video has its own random numbers, drawn on the CPU, so
-neither the batch size nor the device nor the other prompts change them.
+neither the batch size nor the device nor the other prompts nor the number of processes change them. A video is written
+as soon as it is made, and a run that was broken off makes only those that are missing or not whole.
 """
 
 from __future__ import annotations
@@ -19,62 +21,87 @@ import re
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from physcli.data.video import resize, write_video
-from physcli.errors import ModelError, UsageError
-from physcli.hashing import seed_from
+from physcli.data.flow import dis_flow
+from physcli.data.prompts import Prompt
+from physcli.data.video import read_video, resize, write_video
+from physcli.errors import UsageError, unknown
+from physcli.hashing import content_hash, seed_from
 from physcli.models import BUILT_IN, read_guidance_scale
-from physcli.models.loading import Resolved, fingerprint, load, pick_device, pick_dtype, quiet_libraries, resolve
+from physcli.models.fingerprints import hash_files
+from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, quiet_libraries, resolve
 from physcli.progress import Reporter
 from physcli.report.plots import contact_sheet
 from physcli.simulation.prompts import RATES
 from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.stats import stderr_of_mean
-from physcli.tasks.run_dir import RunDir, read_metrics, write_jsonl
+from physcli.tasks.motion_fields import check_field, find_field, read_field
+from physcli.tasks.processes import Processes
+from physcli.tasks.run_dir import RunDir, read_metrics, to_json, write_jsonl
+from physcli.tasks.sampling import SCHEDULERS, Guide, Sampled, generate, use_scheduler
+
+GUIDANCES = ("none", "lamo")
+REDUCTIONS = ("mean", "sum", "normalized")
+MOTION_SCALE = 15.0  # LaMo's released λ
+MOTION_RATIO = 0.8
 
 _SLUG_LENGTH = 32
 _SHEET_VIDEOS = 24
 _SHEET_COLUMNS = 5
 _SHEET_HEIGHT = 160  # pixels of a frame on the sheet, at most
 _CAPTION_LENGTH = 72
+_LEAST_FLOW_SIDE = 16  # pixels
 
 
 @dataclass(frozen=True)
 class SampleSettings:
     """All that bears on the videos. Meanings as in `physcli sample --help`; sizes are (height, width) in pixels."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[str | Prompt, ...]
     model: str = "cogvideox-tiny"
     adapter: str | None = None
     num_samples: int = 1
     steps: int = 50
     guidance_scale: float | None = None  # the model's own
+    scheduler: str | None = None  # the checkpoint's own
     size: tuple[int, int] | None = None
     num_frames: int | None = None
+    guidance: str = "none"
+    motion_scale: float | None = None
+    motion_reduction: str | None = None
+    motion_lag: int | None = None  # the field's own
+    motion_ratio: float | None = None
+    motion_window: str | None = None
+    motion_field: str | None = None
     seed: int = 0
     dtype: str = "auto"
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """The rows of `videos.jsonl` and of `metrics.json`, and where they are."""
+    """The rows of `videos.jsonl`, `items.jsonl` and `metrics.json`, and where they are."""
 
     path: Path
     videos: list[dict[str, Any]]
+    items: list[dict[str, Any]]
     rows: list[dict[str, Any]]
+    is_main: bool = True
 
     @property
     def label(self) -> str:
         """The model as tables show it: random weights are never mistaken for trained ones."""
         model, random_init = self.videos[0]["model"], self.videos[0]["random_init"]
         return f"{model.removesuffix(':random')} (random init)" if random_init else model
+
+    def value(self, metric: str) -> float | None:
+        """A value of `metrics.json`, or None."""
+        return next((row["value"] for row in self.rows if row["metric"] == metric), None)
 
     def files(self) -> dict[str, Path]:
         return {
@@ -89,13 +116,13 @@ class SampleResult:
 class _Item:
     """One video to make."""
 
-    prompt: str
+    prompt: Prompt
     index: int
     seed: int
 
     @property
     def file_name(self) -> str:
-        return f"videos/{slug(self.prompt)}-{self.index}.mp4"
+        return video_name(self.prompt.text, self.index)
 
 
 def sample(
@@ -105,6 +132,9 @@ def sample(
     overwrite: bool = False,
     device: str = "auto",
     batch_size: int = 1,
+    cpu_offload: bool = False,
+    vae_tiling: bool = False,
+    vae_slicing: bool = False,
     reporter: Reporter | None = None,
 ) -> SampleResult:
     """Make videos.
@@ -115,14 +145,18 @@ def sample(
         overwrite: Replace a run with other settings.
         device: Where the model runs.
         batch_size: Videos a pass; changes nothing but speed and memory.
+        cpu_offload: On a GPU, keep each part in main memory until it runs.
+        vae_tiling: Decode large frames in tiles.
+        vae_slicing: Decode the videos of a batch one by one.
         reporter: Receives progress.
 
     Raises:
         UsageError: settings no video can have, or that this model cannot take.
-        ModelError: the model does not load, or makes videos that are not numbers.
+        ModelError: the model or the motion field does not load, or makes videos that are not numbers.
         DataError: the run directory cannot be written.
     """
-    reporter = reporter or Reporter()
+    processes = Processes(device)
+    reporter = reporter if reporter is not None and processes.is_main else Reporter()
     settings = _checked(settings, device, batch_size, reporter)
     resolved = resolve(settings.model, adapter=settings.adapter)
     if resolved.kind != "generator":
@@ -132,84 +166,123 @@ def sample(
         )
     if settings.guidance_scale is None:
         settings = replace(settings, guidance_scale=read_guidance_scale(resolved.path))
-    with RunDir(out, "sample", asdict(settings), overwrite=overwrite, reporter=reporter) as run:
-        run.check_inputs({"model": fingerprint(resolved)})
-        if run.already_finished:
-            lost = _missing(run.path)
-            if not lost:
-                reporter.note(f"{run.path} already holds these videos; nothing is made again.")
-                return _read_result(run.path)
-            reporter.warn(f"{run.path} lacks {len(lost)} files, such as {lost[0]}: all its videos are made again.")
-            run.redo()
+    field_at = find_field(settings.motion_field, resolved) if settings.guidance == "lamo" else None
+    run = RunDir(out, "sample", asdict(settings), overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    with run:
+        run.path = Path(processes.tell(str(run.path)))
+        inputs = {"model": fingerprint(resolved)}
+        if field_at is not None:
+            inputs["motion field"] = hash_files(field_at).hex()
+        run.check_inputs(inputs)
+        items = [
+            _Item(prompt, index, seed_from(settings.seed, prompt.text, index))
+            for prompt in settings.prompts
+            if isinstance(prompt, Prompt)
+            for index in range(settings.num_samples)
+        ]
+        finished = processes.tell(run.already_finished)
+        done = processes.tell(_whole(run.path, items) if processes.is_main else {})
+        if finished and len(done) == len(items):
+            reporter.note(f"{run.path} already holds these videos; nothing is made again.")
+            processes.finish()
+            return read_result(run.path, processes.is_main)
+        if finished:
+            lost = [item.file_name for item in items if item.file_name not in done]
+            reporter.warn(f"{run.path} lacks {len(lost)} whole videos, made again: {lost[0]}" + " …" * (len(lost) > 1))
+            if processes.is_main:
+                run.redo()
+        elif done:
+            reporter.note(f"{len(done)} of {len(items)} videos are there already.")
 
         # 1. The model, and whether it can take these sizes, steps and prompts.
-        generator: Any = load(resolved, device=device, dtype=settings.dtype)
+        generator: Any = load(
+            resolved,
+            device=device,
+            dtype=settings.dtype,
+            cpu_offload=cpu_offload,
+            vae_tiling=vae_tiling,
+            vae_slicing=vae_slicing,
+        )
         height, width = settings.size or generator.native_size
         num_frames = generator.native_num_frames if settings.num_frames is None else settings.num_frames
         generator.check_num_frames(num_frames, decoding=True)
         generator.latent_grid(num_frames, height, width)
+        use_scheduler(generator, settings.scheduler)
         _check_steps(generator, settings.steps)
+        guide = _guide(settings, generator, field_at, reporter)
         if resolved.random_init:
             reporter.warn(f"{resolved.name} has random weights: its videos show what an untrained network makes.")
-        for prompt in settings.prompts:
+        for prompt in dict.fromkeys(item.prompt.text for item in items):
             _warn_of_lost_words(generator, prompt, reporter)
 
-        # 2. The videos, a batch at a time; each is written as soon as it is made.
+        # 2. The videos, a batch at a time; each is written, and its row with it, as soon as it is made.
         rate_unsaid = _native_frame_rate(generator, built_in=resolved.base in BUILT_IN)
-        items = [
-            _Item(prompt, index, seed_from(settings.seed, prompt, index))
-            for prompt in settings.prompts
-            for index in range(settings.num_samples)
-        ]
-        on_sheet = set(sorted(items, key=lambda item: item.index)[:_SHEET_VIDEOS])  # every prompt's first sample first
-        shown: list[tuple[str, np.ndarray]] = []
-        moments = np.linspace(0, num_frames - 1, min(_SHEET_COLUMNS, num_frames)).round().astype(int)
-        videos: list[dict[str, Any]] = []
-        seconds: list[float] = []
-        with reporter.bar("Sampling", len(items) * settings.steps, "step") as bar:
-            for first in range(0, len(items), batch_size):
-                batch = items[first : first + batch_size]
+        mine = [item for item in processes.share(items) if item.file_name not in done]
+        log = run.path / f"items-{processes.rank}.part.jsonl"
+        with reporter.bar("Sampling", len(mine) * settings.steps, "step") as bar:
+            for first in range(0, len(mine), batch_size):
+                batch = mine[first : first + batch_size]
                 start = time.perf_counter()
-                clips = generate(
+                made = generate(
                     generator,
-                    [item.prompt for item in batch],
+                    [item.prompt.text for item in batch],
                     [item.seed for item in batch],
                     num_frames=num_frames,
                     height=height,
                     width=width,
                     steps=settings.steps,
                     guidance_scale=settings.guidance_scale,
+                    guide=guide,
                     each_step=functools.partial(bar.advance, len(batch)),
                 )
-                seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
-                for item, frames in zip(batch, clips, strict=True):
-                    row = _row(item, frames, settings, resolved, frame_rate_of(item.prompt, rate_unsaid))
-                    _write(run.path / row["video"], frames, row["fps"])
-                    videos.append(row)
-                    if item in on_sheet:
-                        shown.append((_caption(item, settings, resolved), _thumbnails(frames[moments])))
+                seconds = (time.perf_counter() - start) / len(batch)
+                for number, item in enumerate(batch):
+                    path, frames = run.path / item.file_name, made.frames[number]
+                    path.parent.mkdir(exist_ok=True)  # only now: a run that makes no video leaves no folder behind
+                    write_clip(path, frames, frame_rate_of(item.prompt.text, rate_unsaid))
+                    row = {"video": item.file_name, "sha256": content_hash(path), "seconds": round(seconds, 3)}
+                    row |= {"motion_px": motion_of(frames), **_measured(made, number)}
+                    with log.open("a", encoding="utf-8") as file:
+                        file.write("\n" + to_json(row, indent=None))  # the line before may be of a kill, cut short
+        processes.wait()
 
-        # 3. The list, the picture, the figures.
-        write_jsonl(run.path / "videos.jsonl", videos)
-        with warnings.catch_warnings():
-            # The font has no Chinese and no emoji; a box in the picture is bearable, the list has the words.
-            warnings.filterwarnings("ignore", message="Glyph")
-            contact_sheet(run.path / "contact_sheet.png", rows=shown, columns=[f"frame {n}" for n in moments])
-        rows = [
-            {
-                "benchmark": "sample",
-                "task": "text-to-video",
-                "subject": resolved.name,
-                "split": "all",
-                "group": "all",
-                "metric": "seconds_per_video",
-                "value": float(np.mean(seconds)),
-                "stderr": stderr_of_mean(np.array(seconds), clusters=[i // batch_size for i in range(len(seconds))]),
-                "n": len(videos),
-                "higher_is_better": False,
+        # 3. The lists, the picture, the figures.
+        if processes.is_main:
+            done = _whole(run.path, items)
+            made_rows = [done[item.file_name] for item in items]
+            videos = [
+                {
+                    "video": item.file_name,
+                    "caption": item.prompt.caption,  # what a rater is asked about; `prompt` is what the model was given
+                    "prompt": item.prompt.text,
+                    "seed": item.seed,
+                    "index": item.index,
+                    "model": settings.model,
+                    "random_init": resolved.random_init,
+                    "adapter": None if resolved.adapter is None else str(resolved.adapter),
+                    "guidance_scale": settings.guidance_scale,
+                    "scheduler": type(generator.pipeline.scheduler).__name__,
+                    "steps": settings.steps,
+                    "num_frames": num_frames,
+                    "height": height,
+                    "width": width,
+                    "fps": frame_rate_of(item.prompt.text, rate_unsaid),
+                    "guidance": settings.guidance,
+                    "motion": None if guide is None else _motion_settings(settings, field_at),
+                    "columns": dict(item.prompt.columns),
+                }
+                for item in items
+            ]
+            write_jsonl(run.path / "items.jsonl", made_rows)
+            write_jsonl(run.path / "videos.jsonl", videos)
+            for part in run.path.glob("items-*.part.jsonl"):
+                part.unlink()
+            draw_sheet(run.path, videos)
+            common = {
                 "random_init": resolved.random_init,
                 "steps": settings.steps,
                 "guidance_scale": settings.guidance_scale,
+                "guidance": settings.guidance,
                 "num_frames": num_frames,
                 "height": height,
                 "width": width,
@@ -217,72 +290,14 @@ def sample(
                 "device": str(generator.device),
                 "dtype": str(generator.dtype),
             }
-        ]
-        run.write_metrics(rows)
-    return _read_result(run.path)
+            run.write_metrics([row | common for row in rows_of(made_rows, resolved.name)])
+    processes.finish()
+    return read_result(run.path, processes.is_main)
 
 
-def generate(
-    generator: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    num_frames: int,
-    height: int,
-    width: int,
-    steps: int = 50,
-    guidance_scale: float | None = None,
-    each_step: Callable[[], None] | None = None,
-) -> np.ndarray:
-    """One batch of videos from the stock pipeline, its scheduler as the checkpoint has it.
-
-    Args:
-        generator: A generator adapter, already where it shall run.
-        prompts: B texts.
-        seeds: B seeds, of each video's first noise and of what the scheduler adds.
-        num_frames: Pixel frames T.
-        height: In pixels.
-        width: In pixels.
-        steps: Denoising steps.
-        guidance_scale: Classifier-free guidance against the empty prompt; none at 1 and below. Default: the model's.
-        each_step: Called after every denoising step.
-
-    Returns:
-        uint8 [B, T, H, W, 3], RGB.
-
-    Raises:
-        ModelError: the output is not finite.
-    """
-
-    def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if each_step is not None:
-            each_step()
-        return {}
-
-    generator.pipeline.set_progress_bar_config(disable=True)
-    with quiet_libraries():  # prompts that are too long are told of by `sample`, in its own words
-        made = generator.pipeline(
-            list(prompts),
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=generator.guidance_scale if guidance_scale is None else guidance_scale,
-            max_sequence_length=generator.max_text_seq_length,
-            # On the CPU whatever the device, so that every device gets the same noise.
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=[],
-            output_type="np",
-        ).frames
-    pixels = np.asarray(made)
-    if not np.isfinite(pixels).all():
-        raise ModelError(
-            f"The videos of {generator.name} are not numbers (NaN), in {generator.dtype}.",
-            expected="finite pixels",
-            fix="try --dtype float32 or bfloat16; if it stays so, the weights are damaged",
-        )
-    return (pixels * 255).round().astype(np.uint8)
+def video_name(prompt: str, index: int) -> str:
+    """Where a prompt's video lies in a run directory."""
+    return f"videos/{slug(prompt)}-{index}.mp4"
 
 
 def slug(prompt: str) -> str:
@@ -306,30 +321,118 @@ def shorten(prompt: str, length: int = 80) -> str:
     return words if len(words) <= length else words[: length - 1] + "…"
 
 
+def write_clip(path: Path, frames: np.ndarray, frame_rate_hz: float) -> None:
+    """Write a video that was made. Large ones keep their colours in 4:2:0 as well, and only that plays in browsers."""
+    write_video(path, frames, frame_rate_hz, full_chroma=min(frames.shape[1:3]) < 256)
+
+
+def motion_of(frames: np.ndarray) -> float | None:
+    """Mean length of the optical flow (DIS) between neighbouring frames, in pixels; None of less than two, or tiny."""
+    if len(frames) < 2 or min(frames.shape[1:3]) < _LEAST_FLOW_SIDE:
+        return None
+    return round(float(np.linalg.norm(dis_flow(frames), axis=-1).mean()), 5)
+
+
 def _checked(settings: SampleSettings, device: str, batch_size: int, reporter: Reporter) -> SampleSettings:
-    """The settings with every prompt once.
+    """The settings with every prompt once, as a `Prompt`, and with the guidance's own defaults filled in.
 
     Raises:
         UsageError: settings that are wrong for any model.
     """
     pick_dtype(settings.dtype, pick_device(device))
     if not settings.prompts:
-        raise UsageError("No --prompt.", expected="at least one", fix='add --prompt "a red ball rolls down a slope"')
-    for prompt in settings.prompts:
+        raise UsageError(
+            "No prompt.",
+            expected="--prompt or --prompts",
+            fix='add --prompt "a red ball rolls down a slope", or --prompts FILE',
+        )
+    prompts: dict[str, Prompt] = {}
+    for given in settings.prompts:
+        prompt = given if isinstance(given, Prompt) else Prompt(given)
         try:
-            prompt.encode()
+            prompt.text.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"--prompt {prompt!a} is not valid text.", expected="UTF-8") from None
+            raise UsageError(f"The prompt {prompt.text!a} is not valid text.", expected="UTF-8") from None
+        prompts.setdefault(prompt.text, prompt)
+    if len(prompts) < len(settings.prompts):
+        reporter.warn("Prompts that were given more than once are sampled once; --num-samples makes several of each.")
     for option, value in (("--num-samples", settings.num_samples), ("--batch-size", batch_size)):
         if value < 1:
             raise UsageError(f"{option} {value}.", expected="at least 1")
     scale = settings.guidance_scale
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise UsageError(f"--guidance-scale {scale}.", expected="a number of at least 0; 1 or less is no guidance")
-    prompts = tuple(dict.fromkeys(settings.prompts))
-    if len(prompts) < len(settings.prompts):
-        reporter.warn("Prompts that were given more than once are sampled once; --num-samples makes several of each.")
-    return replace(settings, prompts=prompts)
+    if settings.scheduler is not None and settings.scheduler not in SCHEDULERS:
+        raise unknown("scheduler", settings.scheduler, SCHEDULERS)
+    return replace(_checked_motion(settings), prompts=tuple(prompts.values()))
+
+
+def _checked_motion(settings: SampleSettings) -> SampleSettings:
+    """The settings of motion guidance, defaults filled in.
+
+    Raises:
+        UsageError: values that cannot be, or any of them without the guidance.
+    """
+    if settings.guidance not in GUIDANCES:
+        raise unknown("guidance", settings.guidance, GUIDANCES)
+    names = ("scale", "reduction", "lag", "ratio", "window", "field")
+    given = [f"--motion-{name}" for name in names if getattr(settings, f"motion_{name}") is not None]
+    if settings.guidance == "none":
+        if given:
+            raise UsageError(
+                f"{given[0]} without --guidance lamo.", expected="both or neither", fix="add --guidance lamo"
+            )
+        return settings
+    filled = replace(
+        settings,
+        motion_scale=MOTION_SCALE if settings.motion_scale is None else settings.motion_scale,
+        motion_reduction=settings.motion_reduction or "mean",
+        motion_ratio=MOTION_RATIO if settings.motion_ratio is None else settings.motion_ratio,
+        motion_window=settings.motion_window or "exact",
+    )
+    assert filled.motion_scale is not None
+    assert filled.motion_ratio is not None
+    if not 0 <= filled.motion_scale < math.inf:
+        raise UsageError(f"--motion-scale {filled.motion_scale}.", expected="a number of at least 0; 0 only measures")
+    if not 0 < filled.motion_ratio <= 1:
+        raise UsageError(f"--motion-ratio {filled.motion_ratio}.", expected="above 0, at most 1")
+    if filled.motion_lag is not None and filled.motion_lag < 1:
+        raise UsageError(f"--motion-lag {filled.motion_lag}.", expected="at least 1 latent frame")
+    if filled.motion_reduction not in REDUCTIONS:
+        raise unknown("reduction", str(filled.motion_reduction), REDUCTIONS)
+    if filled.motion_window not in ("exact", "released"):
+        raise unknown("window", str(filled.motion_window), ("exact", "released"))
+    return filled
+
+
+def _guide(settings: SampleSettings, generator: Any, field_at: Path | None, reporter: Reporter) -> Guide | None:
+    if field_at is None:
+        return None
+    field = read_field(field_at)
+    check_field(field, generator, str(field_at))
+    reporter.note(f"The motion field is {field_at.name}, lag {field.lag}.")
+    if settings.motion_lag not in (None, field.lag):
+        reporter.warn(
+            f"--motion-lag {settings.motion_lag}, but the motion field predicts {field.lag} latent frames ahead."
+        )
+    motion: dict[str, Any] = {
+        name: getattr(settings, f"motion_{name}") for name in ("scale", "reduction", "lag", "ratio", "window")
+    }
+    return Guide(field.to(generator.device).eval().requires_grad_(False), **motion)
+
+
+def _motion_settings(settings: SampleSettings, field_at: Path | None) -> dict[str, Any]:
+    names = ("scale", "reduction", "lag", "ratio", "window")
+    return {name: getattr(settings, f"motion_{name}") for name in names} | {"field": str(field_at)}
+
+
+def _measured(made: Sampled, number: int) -> dict[str, Any]:
+    """What guidance measured of one video of a batch: lists over the guided steps."""
+    if made.measured is None:
+        return {}
+    return {"guided_steps": list(made.guided)} | {
+        name: [float(f"{value:.6g}") for value in values[number]] for name, values in made.measured.items()
+    }
 
 
 def _check_steps(generator: Any, steps: int) -> None:
@@ -358,52 +461,70 @@ def _warn_of_lost_words(generator: Any, prompt: str, reporter: Reporter) -> None
         if not tokenizer.is_fast:  # only these say which characters a token stands for
             return
         tokens = tokenizer(prompt, truncation=False, return_offsets_mapping=True)
-    unknown = [
+    unknown_words = [
         prompt[start:end]
         for token, (start, end) in zip(tokens.input_ids, tokens.offset_mapping, strict=True)
         if token == tokenizer.unk_token_id
     ]
-    if unknown:
-        words = " ".join(dict.fromkeys(unknown))
+    if unknown_words:
+        words = " ".join(dict.fromkeys(unknown_words))
         reporter.warn(
             f"{generator.name} does not know these words, and takes all for one: {words} (in: {shorten(prompt)})"
         )
 
 
-def _row(
-    item: _Item, frames: np.ndarray, settings: SampleSettings, resolved: Resolved, frame_rate_hz: float
-) -> dict[str, Any]:
-    num_frames, height, width, _ = frames.shape
-    return {
-        "video": item.file_name,
-        "caption": item.prompt,  # what a rater is asked about; `prompt` is what the model was given
-        "prompt": item.prompt,
-        "seed": item.seed,
-        "index": item.index,
-        "model": settings.model,
-        "random_init": resolved.random_init,
-        "adapter": None if resolved.adapter is None else str(resolved.adapter),
-        "guidance_scale": settings.guidance_scale,
-        "steps": settings.steps,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "fps": frame_rate_hz,
-    }
+def rows_of(made: Sequence[Mapping[str, Any]], subject: str) -> list[dict[str, Any]]:
+    """Rows of metrics.json over rows of items.jsonl: what a video costs, how much moves, what guidance did."""
+
+    def row(metric: str, values: Sequence[float], higher: bool | None) -> dict[str, Any]:
+        return {
+            "benchmark": "sample",
+            "task": "text-to-video",
+            "subject": subject,
+            "split": "all",
+            "group": "all",
+            "metric": metric,
+            "value": float(np.mean(values)),
+            "stderr": stderr_of_mean(np.array(values)),
+            "n": len(values),
+            "higher_is_better": higher,
+        }
+
+    rows = []
+    if "seconds" in made[0]:
+        rows.append(row("seconds_per_video", [item["seconds"] for item in made], False))
+    if moving := [item["motion_px"] for item in made if item["motion_px"] is not None]:
+        rows.append(row("motion_px", moving, None))
+    if "update_ratio" in made[0]:
+        rows.append(row("update_ratio", [float(np.mean(item["update_ratio"])) for item in made], None))
+        rows.append(row("update_changed", [float(np.mean(item["changed"])) for item in made], None))
+        rows.append(row("motion_residual", [item["guidance_loss"][-1] for item in made], False))
+    return rows
 
 
-def _write(path: Path, frames: np.ndarray, frame_rate_hz: float) -> None:
-    path.parent.mkdir(exist_ok=True)
-    # Large clips keep their colours in 4:2:0 as well, and only that plays in browsers.
-    write_video(path, frames, frame_rate_hz, full_chroma=min(frames.shape[1:3]) < 256)
+def draw_sheet(folder: Path, videos: Sequence[Mapping[str, Any]]) -> None:
+    """The contact sheet of rows of videos.jsonl: five moments each, every prompt's first sample before a second."""
+    num_frames = min(row["num_frames"] for row in videos)
+    moments = [int(n) for n in np.linspace(0, num_frames - 1, min(_SHEET_COLUMNS, num_frames)).round()]
+    several = any(row["index"] for row in videos)
+    chosen = {row["video"] for row in sorted(videos, key=lambda row: row["index"])[:_SHEET_VIDEOS]}
+    shown = [
+        (_caption(row, several), _thumbnails(read_video(folder / row["video"], moments)))
+        for row in videos
+        if row["video"] in chosen
+    ]
+    with warnings.catch_warnings():
+        # The font has no Chinese and no emoji; a box in the picture is bearable, the list has the words.
+        warnings.filterwarnings("ignore", message="Glyph")
+        contact_sheet(folder / "contact_sheet.png", rows=shown, columns=[f"frame {n}" for n in moments])
 
 
-def _caption(item: _Item, settings: SampleSettings, resolved: Resolved) -> str:
+def _caption(row: Mapping[str, Any], several: bool) -> str:
     """A line of the contact sheet."""
-    head = "random init: " if resolved.random_init else ""
-    tail = f" ({item.index})" if settings.num_samples > 1 else ""
-    words = shorten(item.prompt, _CAPTION_LENGTH - len(head) - len(tail))
-    return f"{head}{words}{tail}".replace("$", r"\$")  # matplotlib sets what is between dollars as mathematics
+    before = "random init: " if row["random_init"] else ""
+    after = f" ({row['index']})" if several else ""
+    words = shorten(row["prompt"], _CAPTION_LENGTH - len(before) - len(after))
+    return f"{before}{words}{after}".replace("$", r"\$")  # matplotlib sets what is between dollars as mathematics
 
 
 def _thumbnails(frames: np.ndarray) -> np.ndarray:
@@ -412,18 +533,26 @@ def _thumbnails(frames: np.ndarray) -> np.ndarray:
     return resize(frames, shrunk, max(1, round(width * shrunk / height)))
 
 
-def _missing(path: Path) -> list[str]:
-    """Files a finished run should have and has not."""
-    try:
-        videos = _read_videos(path)
-    except (OSError, ValueError):
-        return ["videos.jsonl"]
-    return [name for name in [row["video"] for row in videos] if not (path / name).is_file()]
+def _whole(path: Path, items: Sequence[_Item]) -> dict[str, dict[str, Any]]:
+    """Videos that are there as they were written: file name → row of items.jsonl, or of a part of a broken-off run."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in (path / "items.jsonl", *sorted(path.glob("items-*.part.jsonl"))):
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:  # empty, or cut short by a kill
+                continue
+            found[row["video"]] = row
+    rows = {item.file_name: found[item.file_name] for item in items if item.file_name in found}
+    return {n: row for n, row in rows.items() if (path / n).is_file() and content_hash(path / n) == row["sha256"]}
 
 
-def _read_videos(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "videos.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _read_result(path: Path) -> SampleResult:
-    return SampleResult(path, _read_videos(path), read_metrics(path))
+def read_result(path: Path, is_main: bool = True) -> SampleResult:
+    """What a finished run holds; of processes other than the main one, nothing."""
+    if not is_main:
+        return SampleResult(path, [], [], [], is_main=False)
+    videos, items = (
+        [json.loads(line) for line in (path / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("videos.jsonl", "items.jsonl")
+    )
+    return SampleResult(path, videos, items, read_metrics(path))

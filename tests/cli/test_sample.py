@@ -36,13 +36,13 @@ def test_table_then_json_of_the_same_run(tmp_path):
     assert again.stderr == ""
     assert [row["prompt"] for row in found["videos"]] == ['a "red" [ball]', "猫"]
     assert all((tmp_path / "run" / row["video"]).is_file() for row in found["videos"])
-    assert [row["metric"] for row in found["rows"]] == ["seconds_per_video"]
+    assert [row["metric"] for row in found["rows"]] == ["seconds_per_video", "motion_px"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "No --prompt"),
+        ([], "No prompt"),
         (["--prompt", "a ball", "--size", "big"], "--size 'big'"),
         (["--prompt", "a ball", "--size", "60x64"], "60x64"),
         (["--prompt", "a ball", "--num-frames", "16"], "16 frames"),
@@ -57,3 +57,52 @@ def test_errors_are_one_message(arguments, said, tmp_path):
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "cannot be read"), ("\n", "holds no prompt")])
+def test_a_list_without_prompts(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "list.txt").write_text(text)
+    done = run("--prompts", "list.txt", cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_processes_make_the_set_of_one(tmp_path):
+    (tmp_path / "list.csv").write_text(
+        "caption,detailed_caption,kind\n" + "".join(f"c{i},ball {i},k{i}\n" for i in range(5))
+    )
+    made = (
+        *MODEL,
+        "--prompts",
+        tmp_path / "list.csv",
+        "--limit",
+        3,
+        "--steps",
+        1,
+        "--num-frames",
+        9,
+        "--size",
+        "32x32",
+    )
+    done = run(*made, "--out", tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [*launch, "physcli", "sample", *map(str, made), "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = ((tmp_path / name / "videos.jsonl").read_text() for name in ("one", "two"))
+    assert one == two
+    rows = [json.loads(line) for line in one.splitlines()]
+    assert [(row["caption"], row["prompt"], row["columns"]) for row in rows] == [
+        (f"c{i}", f"ball {i}", {"kind": f"k{i}"}) for i in (0, 1, 3)
+    ]
+    for row in rows:
+        assert (tmp_path / "one" / row["video"]).read_bytes() == (tmp_path / "two" / row["video"]).read_bytes()
+    assert not list((tmp_path / "two").glob("*.part*"))

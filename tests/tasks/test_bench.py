@@ -13,7 +13,9 @@ from physcli.tasks.bench import finetune, full_size
 from physcli.tasks.bench.finetune import bench_finetune, recipes_for
 from physcli.tasks.bench.full_size import Checkpoint, RandomSteps, bench_full_size, build_random
 from physcli.tasks.bench.kernels import bench_kernels, relations_by_copies
-from physcli.tasks.bench.timing import peak_memory, table_of
+from physcli.tasks.bench.sample import bench_sample
+from physcli.tasks.bench.timing import table_of
+from physcli.tasks.training.loop import peak_memory
 
 CPU = torch.device("cpu")
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 18, "text_embed_dim": 16}
@@ -194,3 +196,12 @@ def test_peak_memory_follows_what_is_held():
     held = torch.ones(50_000_000)
     assert peak_memory(CPU) >= before
     assert peak_memory(CPU) > held.nbytes
+
+
+def test_sampling_is_timed_beside_diffusers():
+    rows = bench_sample(batch_size=1, num_frames=9, size=(32, 32), steps=2, rounds=1)
+    values = {row["metric"]: row["value"] for row in rows}
+    assert {*values} == {
+        *("over_diffusers", "guided_over_plain", "guided_step_over_plain", "seconds_per_step", "seconds_per_video")
+    }
+    assert all(value > 0 for value in values.values())

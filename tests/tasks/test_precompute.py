@@ -15,17 +15,15 @@ from transformers import T5EncoderModel, VideoMAEModel
 
 from physcli.errors import DataError, UsageError
 from physcli.methods.moalign import MotionProjector
-from physcli.models.cogvideox import CogVideoX
-from physcli.models.encoders.preprocessing import write_preprocessing
-from physcli.models.loading import fingerprint, load, quiet_libraries, resolve
+from physcli.models.loading import fingerprint, load, resolve
 from physcli.models.parts import is_empty
-from physcli.models.tiny import architecture, build_cogvideox, build_videomae
 from physcli.progress import Bar, Reporter
 from physcli.tasks import finetune as finetune_module
 from physcli.tasks.finetune import finetune
 from physcli.tasks.precompute import precompute
 from physcli.tasks.training import compute as compute_module
-from physcli.tasks.training import generator as generator_module
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 class Heard(Reporter):
@@ -55,32 +53,12 @@ class Heard(Reporter):
         yield Counting()
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(generator_module, "contact_sheet", lambda path, **options: path.touch())
-    monkeypatch.setattr(finetune_module, "loss_curve", lambda *arguments, **options: None)
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(base, encoder_folder, tmp_path_factory):
     """Folders of a pipeline of 16×16 pixels, of its encoder, and of a motion projector for it, with random weights."""
     folder = tmp_path_factory.mktemp("models")
-    model = architecture("cogvideox-tiny")
-    model["transformer"] |= {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4}
-    model["transformer"] |= {"out_channels": 4, "time_embed_dim": 16, "text_embed_dim": 16}
-    model["transformer"] |= {"sample_height": 4, "sample_width": 4}
-    model["vae"] |= {"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "latent_channels": 4}
-    model["vae"] |= {"sample_height": 16, "sample_width": 16}
-    model["text_encoder"] |= {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    encoder = architecture("videomae-tiny")
-    encoder["encoder"] |= {"image_size": 16, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    encoder["encoder"] |= {"intermediate_size": 32}
-    encoder["preprocessor"]["size"] = {"height": 16, "width": 16}
-    with quiet_libraries():
-        CogVideoX(build_cogvideox(model), name="base").save(folder / "base")
-        teacher = build_videomae(encoder)
-        teacher.model.save_pretrained(folder / "teacher")
-    write_preprocessing(folder / "teacher", teacher.preprocessing)
+    shutil.copytree(base, folder / "base")
+    shutil.copytree(encoder_folder("teacher", 0), folder / "teacher")
     projector = MotionProjector(in_dim=24, dim=4, hidden_dim=8)
     view = {"layout": "whole", "size": None, "drop_first": True}
     projector.info = {"encoder_weights": fingerprint(resolve(str(folder / "teacher"))), "view": view}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,15 +15,17 @@ import torch
 from diffusers import CogVideoXPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
+from physcli.data.prompts import Prompt
 from physcli.data.video import read_video, video_info
 from physcli.errors import ModelError, UsageError
-from physcli.hashing import seed_from
+from physcli.hashing import content_hash, seed_from
 from physcli.models.cogvideox import CogVideoX
 from physcli.models.loading import load
 from physcli.models.tiny import architecture, build_cogvideox
-from physcli.progress import Reporter
+from physcli.progress import Bar, Reporter
 from physcli.tasks import sample as task
-from physcli.tasks.sample import SampleSettings, frame_rate_of, generate, sample, shorten, slug
+from physcli.tasks.sample import SampleSettings, frame_rate_of, sample, shorten, slug
+from physcli.tasks.sampling import generate
 
 SIMULATED = "a red ball rolls towards a yellow box and hits it, filmed at 7 frames per second"
 STRANGE = 'A "zebra" costs $5/$6 — 猫 😀\n' + "ball " * 60
@@ -30,19 +34,32 @@ SETTINGS = SampleSettings(prompts=(SIMULATED, STRANGE), model=MODEL, num_samples
 ROW_KEYS = {"benchmark", "task", "subject", "split", "group", "metric", "value", "stderr", "n", "higher_is_better"}
 VIDEO_KEYS = {
     *("video", "caption", "prompt", "seed", "index", "model", "random_init", "adapter"),
-    *("guidance_scale", "steps", "num_frames", "height", "width", "fps"),
+    *("guidance_scale", "scheduler", "steps", "num_frames", "height", "width", "fps", "guidance", "motion", "columns"),
 }
 
 
 class Heard(Reporter):
-    def __init__(self):
-        self.notes, self.warnings = [], []
+    """Remembers what was said; ends the run as Ctrl-C would after denoising step `stop_at`."""
+
+    def __init__(self, stop_at=None):
+        self.notes, self.warnings, self.stop_at = [], [], stop_at
 
     def note(self, message):
         self.notes.append(message)
 
     def warn(self, message):
         self.warnings.append(message)
+
+    @contextmanager
+    def bar(self, description, total, unit="it"):
+        outer, steps = self, itertools.count(1)
+
+        class Stopping(Bar):
+            def advance(self, amount=1):
+                if next(steps) == outer.stop_at:
+                    raise KeyboardInterrupt
+
+        yield Stopping()
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +98,11 @@ def test_files_and_rows(made):
         assert info.frame_rate_hz == pytest.approx(row["fps"])
         assert (row["seed"], row["caption"]) == (seed_from(5, row["prompt"], row["index"]), row["prompt"])
     assert (result.path / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
-    [cost] = json.loads((result.path / "metrics.json").read_text())
-    assert cost.keys() >= ROW_KEYS
-    assert (cost["metric"], cost["n"], cost["random_init"]) == ("seconds_per_video", 4, True)
+    rows = json.loads((result.path / "metrics.json").read_text())
+    assert [row["metric"] for row in rows] == ["seconds_per_video", "motion_px"]
+    assert all(row.keys() >= ROW_KEYS and (row["n"], row["random_init"]) == (4, True) for row in rows)
+    assert [item["video"] for item in result.items] == [row["video"] for row in listed]
+    assert all(item["sha256"] == content_hash(result.path / item["video"]) for item in result.items)
     assert json.loads((result.path / "run.json").read_text())["status"] == "finished"
 
 
@@ -117,7 +136,7 @@ def test_the_row_is_enough_for_plain_diffusers(made, tiny):
         generator=torch.Generator().manual_seed(row["seed"]),
         output_type="np",
     ).frames
-    [frames] = generate(tiny, [row["prompt"]], [row["seed"]], num_frames=17, height=64, width=64, steps=2)
+    [frames] = generate(tiny, [row["prompt"]], [row["seed"]], num_frames=17, height=64, width=64, steps=2).frames
     assert np.abs(frames / 255 - expected).max() <= 0.5 / 255 + 1e-6
     assert np.abs(read_video(result.path / row["video"]).astype(float) - 255 * expected).mean() < 2  # H.264's part
 
@@ -126,8 +145,8 @@ def test_batch_size_and_company_change_nothing(made, tiny, tmp_path):
     """Before encoding: at most one level of 255 apart, in at most one value of a thousand (sums in another order)."""
     prompts, seeds = [SIMULATED, "a", ""], [1, 2, 3]
     size = {"num_frames": 9, "height": 64, "width": 64, "steps": 6}
-    together = generate(tiny, prompts, seeds, **size).astype(int)
-    alone = np.concatenate([generate(tiny, [p], [s], **size) for p, s in zip(prompts, seeds, strict=True)])
+    together = generate(tiny, prompts, seeds, **size).frames.astype(int)
+    alone = np.concatenate([generate(tiny, [p], [s], **size).frames for p, s in zip(prompts, seeds, strict=True)])
     assert together.shape == (3, 9, 64, 64, 3)
     assert np.abs(together - alone).max() <= 1
     assert (together != alone).mean() < 1e-3
@@ -166,8 +185,92 @@ def test_a_finished_run_that_lost_a_video_is_made_again(tmp_path):
     video.unlink()
     heard = Heard()
     sample(settings, out=tmp_path / "run", reporter=heard)
-    assert f"lacks 1 files, such as videos/{video.name}" in heard.warnings[0]
+    assert f"lacks 1 whole videos, made again: videos/{video.name}" in heard.warnings[0]
     assert video.read_bytes() == before
+
+
+def test_a_run_that_was_broken_off_makes_only_the_rest(made, tmp_path, monkeypatch):
+    result, _ = made
+    with pytest.raises(KeyboardInterrupt):
+        sample(SETTINGS, out=tmp_path / "run", reporter=Heard(stop_at=5))  # in the third video's first step
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert len(list((tmp_path / "run" / "videos").iterdir())) == 2
+    part = tmp_path / "run" / "items-0.part.jsonl"
+    part.write_text(part.read_text() + '\n{"video": "videos/half')  # a kill in the middle of a line
+    batches = []
+
+    def counting(generator, prompts, *arguments, **options):
+        batches.append(len(prompts))
+        return generate(generator, prompts, *arguments, **options)
+
+    monkeypatch.setattr(task, "generate", counting)
+    heard = Heard()
+    done = sample(SETTINGS, out=tmp_path / "run", batch_size=3, reporter=heard)
+    assert "2 of 4 videos are there already." in heard.notes
+    assert batches == [2]
+    assert done.videos == result.videos
+    assert {path.name for path in done.path.iterdir()} == {path.name for path in result.path.iterdir()}
+    for row in done.videos:
+        one, other = (read_video(path / row["video"]).astype(int) for path in (done.path, result.path))
+        assert np.abs(one - other).mean() < 1
+
+
+def test_a_video_that_was_cut_short_is_made_again(tmp_path):
+    settings = SampleSettings(prompts=("a ball", "a box"), model=MODEL, steps=1, num_frames=9, size=(32, 32))
+    result = sample(settings, out=tmp_path / "run")
+    cut, whole = (result.path / row["video"] for row in result.videos)
+    before, time_of_whole = cut.read_bytes(), whole.stat().st_mtime_ns
+    cut.write_bytes(before[: len(before) // 2])
+    heard = Heard()
+    again = sample(settings, out=tmp_path / "run", reporter=heard)
+    assert f"lacks 1 whole videos, made again: videos/{cut.name}" in heard.warnings[0]
+    assert (cut.read_bytes(), whole.stat().st_mtime_ns) == (before, time_of_whole)
+    assert again.videos == result.videos
+
+
+def test_captions_and_columns_stay_with_their_videos(tmp_path):
+    prompt = Prompt("a red ball rolls and rolls", "A ball rolls.", {"states_of_matter": "solid_solid"})
+    settings = SampleSettings(prompts=(prompt, "a box"), model=MODEL, steps=1, num_frames=1)
+    first, second = sample(settings, out=tmp_path / "run").videos
+    assert (first["caption"], first["prompt"]) == ("A ball rolls.", "a red ball rolls and rolls")
+    assert first["columns"] == {"states_of_matter": "solid_solid"}
+    assert (second["caption"], second["columns"]) == ("a box", {})
+    again = sample(settings, out=tmp_path / "run", reporter=(heard := Heard()))
+    assert "nothing is made again" in heard.notes[0]
+    assert again.videos == [first, second]
+
+
+GUIDED = SampleSettings(prompts=("a red ball", "a box"), steps=3, num_frames=9, size=(32, 32), guidance="lamo")
+
+
+def test_guided_videos_say_how(tmp_path):
+    heard = Heard()
+    settings = dataclasses.replace(GUIDED, motion_scale=0.1, motion_reduction="normalized", motion_ratio=0.7)
+    done = sample(settings, out=tmp_path / "run", batch_size=2, reporter=heard)
+    assert "The motion field is motion-field-tiny, lag 1." in heard.notes
+    motion = done.videos[0]["motion"]
+    assert {key: motion[key] for key in ("scale", "reduction", "lag", "ratio", "window")} == {
+        "scale": 0.1,
+        "reduction": "normalized",
+        "lag": None,
+        "ratio": 0.7,
+        "window": "exact",
+    }
+    assert [row["guidance"] for row in done.videos] == ["lamo", "lamo"]
+    for item in done.items:
+        assert item["guided_steps"] == [0, 1, 2]
+        assert item["update_ratio"] == pytest.approx([0.1] * 3, rel=1e-4)
+        assert len(item["guidance_loss"]) == 3
+    values = {row["metric"]: row["value"] for row in done.rows}
+    assert values["update_ratio"] == pytest.approx(0.1, rel=1e-4)
+    assert values["motion_residual"] == pytest.approx(np.mean([item["guidance_loss"][-1] for item in done.items]))
+    assert "motion field" in json.loads((done.path / "run.json").read_text())["inputs"]
+
+
+def test_scale_0_makes_the_files_of_no_guidance(tmp_path):
+    plain = sample(dataclasses.replace(GUIDED, guidance="none"), out=tmp_path / "plain")
+    measured = sample(dataclasses.replace(GUIDED, motion_scale=0), out=tmp_path / "measured")
+    assert [item["sha256"] for item in measured.items] == [item["sha256"] for item in plain.items]
 
 
 def test_what_the_text_encoder_does_not_see_is_said(made):
@@ -255,14 +358,14 @@ def test_size_frames_and_a_folder_with_an_adapter(pipeline_folder, tmp_path):
 
 def test_guidance_is_the_models_own_unless_another_is_asked_for(made, pipeline_folder, tmp_path):
     result, _ = made
-    assert [row["guidance_scale"] for row in [*result.videos, *result.rows]] == [6] * 5
+    assert [row["guidance_scale"] for row in [*result.videos, *result.rows]] == [6] * 6
     assert json.loads((result.path / "run.json").read_text())["settings"]["guidance_scale"] == 6
 
     shutil.copytree(pipeline_folder, tmp_path / "model")
     (tmp_path / "model" / "physcli.json").write_text('{"guidance_scale": 1.5}')
     settings = SampleSettings(prompts=("a ball",), model=str(tmp_path / "model"), steps=2, size=(32, 32), num_frames=9)
     own = sample(settings, out=tmp_path / "own")
-    assert [row["guidance_scale"] for row in [*own.videos, *own.rows]] == [1.5, 1.5]
+    assert [row["guidance_scale"] for row in [*own.videos, *own.rows]] == [1.5] * 3
     assert json.loads((own.path / "videos.jsonl").read_text())["guidance_scale"] == 1.5
     assert json.loads((own.path / "metrics.json").read_text())[0]["guidance_scale"] == 1.5
     heard = Heard()
@@ -274,9 +377,11 @@ def test_guidance_is_the_models_own_unless_another_is_asked_for(made, pipeline_f
 
     generator = load(str(tmp_path / "model"), device="cpu")
     seeds, size = [own.videos[0]["seed"]], {"num_frames": 9, "height": 32, "width": 32, "steps": 2}
-    made_again = generate(generator, ["a ball"], seeds, **size)
-    np.testing.assert_array_equal(made_again, generate(generator, ["a ball"], seeds, guidance_scale=1.5, **size))
-    assert (made_again != generate(generator, ["a ball"], seeds, guidance_scale=6, **size)).mean() > 0.01
+    made_again, named, other = (
+        generate(generator, ["a ball"], seeds, guidance_scale=scale, **size).frames for scale in (None, 1.5, 6)
+    )
+    np.testing.assert_array_equal(made_again, named)
+    assert (made_again != other).mean() > 0.01
 
     (tmp_path / "model" / "physcli.json").write_text("{")
     with pytest.raises(ModelError, match=r"physcli\.json"):
@@ -311,7 +416,7 @@ def test_nan_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"prompts": ()}, "No --prompt"),
+        ({"prompts": ()}, "No prompt"),
         ({"prompts": ("caf\udce9",)}, "not valid text"),
         ({"model": "videomae-tiny"}, "--model videomae-tiny is an encoder"),
         ({"model": "cogvideox-tyni"}, "Did you mean 'cogvideox-tiny'"),
@@ -321,6 +426,15 @@ def test_nan_is_an_error(tmp_path, monkeypatch):
         ({"num_frames": 0}, "0 frames"),
         ({"steps": 0}, "--steps 0"),
         ({"steps": 1001}, "(?s)--steps 1001.*1 to 1000"),
+        ({"scheduler": "euler"}, "Unknown scheduler: 'euler'"),
+        ({"guidance": "llamo"}, "Did you mean 'lamo'"),
+        ({"motion_scale": 1.0}, "--motion-scale without --guidance lamo"),
+        ({"guidance": "lamo", "motion_scale": -1.0}, "--motion-scale -1"),
+        ({"guidance": "lamo", "motion_ratio": 0.0}, "--motion-ratio 0"),
+        ({"guidance": "lamo", "motion_lag": 0}, "--motion-lag 0"),
+        ({"guidance": "lamo"}, "VAE scaling factor 2.0394 for 2.95"),
+        ({"guidance": "lamo", "motion_lag": 5, "model": "cogvideox-tiny"}, "--motion-lag 5 with 17 frames"),
+        ({"guidance": "lamo", "motion_reduction": "total"}, "Unknown reduction: 'total'"),
         ({"guidance_scale": float("nan")}, "--guidance-scale nan"),
         ({"guidance_scale": -1.0}, "--guidance-scale -1"),
         ({"num_samples": 0}, "--num-samples 0"),

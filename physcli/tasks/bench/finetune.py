@@ -20,12 +20,12 @@ from physcli.models.fingerprints import hash_module
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe, MoAlign, MotionProjectorRecipe, Train, list_recipes, read_recipe
 from physcli.simulation.types import SCENARIOS
-from physcli.tasks.bench.timing import alternate, peak_memory, ratio, row
+from physcli.tasks.bench.timing import alternate, ratio, row
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
-from physcli.tasks.training.loop import to_device
+from physcli.tasks.training.loop import peak_memory, pick_precision, to_device
 from physcli.tasks.training.optimization import build_optimizer
 
 CONTROL = "sft"
@@ -192,7 +192,7 @@ def _steps(
         batch = to_device(side.batch(range(settings.batch_size), number), device)
 
         def run() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision != "no"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=pick_precision(settings, device) != "no"):
                 losses, _ = side(batch)
             losses.float().mean().backward()
             nn.utils.clip_grad_norm_(side.parameters(), settings.clip_norm)

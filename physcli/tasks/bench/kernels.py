@@ -17,8 +17,9 @@ from physcli.methods.similarity import unit
 from physcli.methods.videorepa import trd_loss
 from physcli.models import loading
 from physcli.progress import Reporter
-from physcli.tasks.bench.timing import alternate, peak_memory, ratio, row
+from physcli.tasks.bench.timing import alternate, ratio, row
 from physcli.tasks.processes import on_cpu
+from physcli.tasks.training.loop import peak_memory
 
 MARGIN = 0.1
 TEACHER_GRID: Grid = (24, 10, 15)  # 3,600 tokens: where VideoREPA compares

@@ -1,18 +1,13 @@
-"""What every benchmark uses: rows, sides timed in turn, memory."""
+"""What every benchmark uses: rows, and sides timed in turn."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from physcli.tasks.training.loop import most_memory
-
-_STATUS = Path("/proc/self/status")
 
 
 def row(task: str, subject: str, group: str, metric: str, value: float, n: int, higher: bool | None) -> dict[str, Any]:
@@ -48,16 +43,6 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The median over rounds of one side's time over another's."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most bytes that were held: on a GPU reserved there, else by this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_reserved(device))
-    if _STATUS.is_file():  # Linux, where getrusage also counts what the process held that started this one
-        lines = _STATUS.read_text(encoding="utf-8").splitlines()
-        return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), most_memory())
-    return most_memory()
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

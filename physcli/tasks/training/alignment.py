@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.methods.grids import Grid, resample
-from physcli.methods.lamo import MotionField, drift_loss, drift_weight, field_loss, pool_prompt
+from physcli.methods.lamo import MotionField, drift_loss, drift_weight, pool_prompt
 from physcli.methods.moalign import soft_relational_loss
 from physcli.methods.projector import Projector
 from physcli.methods.repa import repa_loss
@@ -28,7 +28,7 @@ from physcli.methods.videorepa import trd_loss
 from physcli.models.features import default_tap
 from physcli.models.tiny import seeded
 from physcli.recipe import Alignment, LaMo, Tsa
-from physcli.tasks.training.field import FIELD_DRAWS, draw_field, new_field
+from physcli.tasks.training.field import FIELD_DRAWS, draw_field, loss_of_field, new_field
 from physcli.tasks.training.optimization import Apart
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -227,16 +227,9 @@ class MotionDrift(Method):
         if self.field is None or self.settings.field is None:
             return None
         assert seen.text is not None
-        objective = self.settings.field
-        loss, logs = field_loss(
-            self.field,
-            seen.clean,
-            pool_prompt(seen.text.detach()),
-            lag=objective.lag,
-            cosine_weight=objective.cosine_weight,
-            noise_scale=objective.noise_scale,
-            **{name: seen.signals[f"field_{name}"] for name in FIELD_DRAWS},
-        )
+        drawn = {name: seen.signals[f"field_{name}"] for name in FIELD_DRAWS}
+        prompts = pool_prompt(seen.text.detach())
+        loss, logs = loss_of_field(self.field, self.settings.field, seen.clean, prompts, drawn)
         return loss, {f"field_{name}": value for name, value in {"loss": loss.detach(), **logs}.items()}
 
 

@@ -31,6 +31,7 @@ from physcli.recipe import (
     Tsa,
     VaeRecipe,
 )
+from physcli.tasks.motion_fields import part_folder
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import ClipReader
 from physcli.tasks.training.compute import OnDemand, Signal
@@ -240,7 +241,7 @@ def _teacher(method: Alignment, device: torch.device) -> tuple[OnDemand, nn.Modu
     teacher = _frozen_encoder(method.teacher, "method.teacher=", device)
     if not isinstance(method, MoAlign):
         return teacher, None
-    folder = _part_folder(method.motion_projector, "motion_projector")
+    folder = part_folder(method.motion_projector, "motion_projector", "method.motion_projector=")
     try:
         projector = MotionProjector.load(folder)
     except ValueError as error:
@@ -274,20 +275,6 @@ def _frozen_encoder(name: str, said: str, device: torch.device) -> OnDemand:
         return encoder.requires_grad_(False)
 
     return OnDemand(loading.fingerprint(resolved), load)
-
-
-def _part_folder(name: str, part: str) -> Path:
-    """A motion projector: one of the package's, that of a run, or the folder itself."""
-    if Path(name).name == name and (shipped := asset_folder(name)) is not None:
-        return shipped
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise ModelError(
-            f"{part}: {name} is not there.",
-            expected="the run of `physcli finetune --recipe moalign-motion`, or its motion_projector/",
-            fix="train one first, or name it: method.motion_projector=DIR",
-        )
-    return folder / part if (folder / part).is_dir() else folder
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
-from physcli.methods.lamo import MotionField
+from physcli.methods.lamo import MotionField, field_loss
 from physcli.models.tiny import seeded
 from physcli.recipe import FieldSettings
 from physcli.tasks.training.clips import noise_of, rng_of
@@ -35,13 +35,37 @@ def draw_field(
     frames, *rest = latent_shape
     pairs = frames - objective.lag
     rng = rng_of(seed, "field", sample)
-    levels = (1 - alphas_cumprod).sqrt().float().cpu()
+    mask = rng.random(pairs) < objective.noise_share
+    drawn = alphas_cumprod[torch.from_numpy(rng.integers(len(alphas_cumprod), size=pairs))]
     return {
         "noise": noise_of(seed, "field noise", sample, shape=(pairs, *rest)),
-        "noise_mask": torch.from_numpy(rng.random(pairs) < objective.noise_share),
-        "sigmas": levels[torch.from_numpy(rng.integers(len(levels), size=pairs))],
+        "noise_mask": torch.from_numpy(mask),
+        "sigmas": (1 - drawn).sqrt().float().cpu(),
         "prompt_keep": torch.from_numpy(rng.random(pairs) >= objective.caption_dropout),
     }
+
+
+def loss_of_field(
+    field: MotionField, objective: FieldSettings, latents: Tensor, prompts: Tensor, drawn: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`field_loss` as a recipe sets it.
+
+    Args:
+        field: The motion field.
+        objective: The recipe's.
+        latents: Clean x0 [B, F, C, h, w].
+        prompts: Pooled [B, D].
+        drawn: FIELD_DRAWS of every sample, and whatever else; [B, …] each.
+    """
+    return field_loss(
+        field,
+        latents,
+        prompts,
+        lag=objective.lag,
+        cosine_weight=objective.cosine_weight,
+        noise_scale=objective.noise_scale,
+        **{name: drawn[name] for name in FIELD_DRAWS},
+    )
 
 
 def new_field(

@@ -15,13 +15,13 @@ from physcli.hashing import seed_from
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.report.plots import contact_sheet
-from physcli.tasks.features import View
-from physcli.tasks.sample import generate, shorten
+from physcli.tasks.sample import shorten
+from physcli.tasks.sampling import generate
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of, spread
 from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
 from physcli.tasks.training.material import Material
-from physcli.tasks.training.signals import Prompts
+from physcli.tasks.training.signals import Prompts, draw_latents
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import prompt_at, prompt_of
 
@@ -86,7 +86,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         for sample in samples:
             rng = rng_of(self.seed, "sample", sample)
             views.append(self._windows.draw(sample, rng))
-            latents.append(self._draw(views[-1], "posterior", sample))
+            latents.append(draw_latents(self._latents, views[-1], self.seed, "posterior", sample))
             noise.append(noise_of(self.seed, "noise", sample, shape=latents[-1].shape))
             timesteps.append(self._timestep(rng))
             dropped = rng.random() < self.objective.caption_dropout
@@ -107,11 +107,6 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             return int(self.generator.nearest_timestep(float(rng.random())).timestep)
         return int(rng.integers(len(self.generator.alphas_cumprod)))
 
-    def _draw(self, view: View, *parts: object) -> Tensor:
-        """A point of a window's posterior (mean and standard deviation), float32 [F, C, h, w]."""
-        mean, std = self._latents.get([view])[0].float()
-        return mean + std * noise_of(self.seed, *parts, shape=mean.shape)
-
     def _text(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [B, L] of a text encoder that is trained, embeddings [B, L, D] of one that is not."""
         one = self._prompts.tokens if self.objective.text_encoder else self._prompts.embedding
@@ -124,7 +119,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         for first in range(0, len(views), 16):
             some = views[first : first + 16]
             batch = {
-                "latents": torch.stack([self._draw(v, "held-out", v.key) for v in some]),
+                "latents": torch.stack([draw_latents(self._latents, v, self.seed, "held-out", v.key) for v in some]),
                 "timesteps": torch.tensor(
                     [seed_from(self.seed, "t", v.key) % len(self.generator.alphas_cumprod) for v in some]
                 ),
@@ -151,9 +146,8 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         for first in range(0, len(prompts), 8):
             some = prompts[first : first + 8]
             seeds = [seed_from(self.seed, prompt, 0) for prompt in some]
-            videos += list(
-                generate(self.generator, some, seeds, num_frames=self.objective.frames, height=height, width=width)
-            )
+            size = {"num_frames": self.objective.frames, "height": height, "width": width}
+            videos += list(generate(self.generator, some, seeds, **size).frames)
         self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
         every = self.objective.frames // 4
         columns = [str(i) for i in range(0, self.objective.frames, every)]

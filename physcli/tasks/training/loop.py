@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from physcli.errors import MissingExtra, PhyscliError, UsageError
 from physcli.hashing import seed_from
-from physcli.models.loading import pick_device
+from physcli.models.loading import computes_in_bfloat16, pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Train
 from physcli.tasks.processes import on_cpu
@@ -40,6 +40,7 @@ from physcli.tasks.training.optimization import Ema, build_optimizer, learning_r
 from physcli.tasks.training.trainee import Trainee
 
 _BATCHES_AHEAD = 2
+_STATUS = Path("/proc/self/status")
 _TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
 
 
@@ -69,7 +70,7 @@ def build_accelerator(settings: Train, *, device: str, folder: Path) -> Accelera
     chosen = pick_device("cpu" if on_cpu(device) else device)
     if settings.mixed_precision == "fp16" and chosen.type == "cpu":
         raise UsageError(
-            "train.mixed_precision=fp16 on the CPU.", expected="bf16 or no", fix="use train.mixed_precision=bf16"
+            "train.mixed_precision=fp16 on the CPU.", expected="auto, bf16 or no", fix="use train.mixed_precision=auto"
         )
     for name in settings.trackers:  # accelerate leaves out what is not installed without a word
         if name not in [str(tracker) for tracker in get_available_trackers()]:
@@ -81,12 +82,19 @@ def build_accelerator(settings: Train, *, device: str, folder: Path) -> Accelera
     AcceleratorState._reset_state(reset_partial_state=alone)
     return Accelerator(
         cpu=chosen.type == "cpu",
-        mixed_precision=settings.mixed_precision,
+        mixed_precision=pick_precision(settings, chosen),
         gradient_accumulation_steps=settings.accumulate,
         log_with=list(settings.trackers) or None,
         project_dir=str(folder),
         step_scheduler_with_optimizer=False,
     )
+
+
+def pick_precision(settings: Train, device: torch.device) -> str:
+    """`train.mixed_precision` on this device: no, bf16 or fp16."""
+    if settings.mixed_precision != "auto":
+        return settings.mixed_precision
+    return "bf16" if computes_in_bfloat16(device) else "no"
 
 
 def train(
@@ -150,6 +158,9 @@ class _Loop:
             trainee.compile()
         optimizer = build_optimizer(trainee.parameters(), settings.optimizer, accelerator.device, apart=trainee.apart())
         self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
+        self._apart = [list(module.parameters()) for module, _ in trainee.apart()]
+        apart = {p for parameters in self._apart for p in parameters}
+        self._together = [p for p in self.model.parameters() if p not in apart]
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         if settings.trackers:
@@ -274,11 +285,9 @@ class _Loop:
 
     def _clip(self, largest: float) -> Tensor:
         """Clip the gradients, those of the trainee's modules apart by themselves; the norm of the others."""
-        modules = [list(module.parameters()) for module, _ in self.trainee.apart()]
-        own = {p for parameters in modules for p in parameters}
-        others = [p for p in self.model.parameters() if p not in own]
-        norm: Tensor = self.accelerator.clip_grad_norm_(others, largest)  # takes fp16's scale off all gradients
-        for parameters in modules:
+        # It takes fp16's scale off all gradients.
+        norm: Tensor = self.accelerator.clip_grad_norm_(self._together, largest)
+        for parameters in self._apart:
             nn.utils.clip_grad_norm_(parameters, largest)
         return norm
 
@@ -346,8 +355,17 @@ class _Loop:
         return f"loss {row['loss']:.4g} · grad {row['grad_norm']:.3g} · lr {row['lr']:.2g} · {memory:.1f} GB"
 
 
+def peak_memory(device: torch.device) -> float:
+    """The most bytes that were held: on a GPU reserved there, else by this process."""
+    return float(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else most_memory()
+
+
 def most_memory() -> float:
     """Bytes of main memory that this process held at most."""
+    if _STATUS.is_file():  # Linux, where getrusage also counts what the process held that started this one
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return 1024.0 * int(line.split()[1])
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 

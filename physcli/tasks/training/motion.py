@@ -17,10 +17,10 @@ from physcli.methods.moalign import FlowDecoder, MotionProjector, flow_loss, tok
 from physcli.models.tiny import seeded
 from physcli.recipe import MotionFieldRecipe, MotionProjectorRecipe
 from physcli.tasks.features import View
-from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.field import draw_field, new_field
+from physcli.tasks.training.clips import rng_of
+from physcli.tasks.training.field import draw_field, loss_of_field, new_field
 from physcli.tasks.training.material import Material
-from physcli.tasks.training.signals import Prompts
+from physcli.tasks.training.signals import Prompts, draw_latents
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import prompt_of
 
@@ -57,7 +57,7 @@ class FieldTrainee(_MotionTrainee):
         super().__init__(recipe, material, seed)
         self.objective = objective = recipe.objective
         self._latents, self._prompts = material.values["latents"], prompts
-        self._levels = generator.alphas_cumprod
+        self._alphas_cumprod = generator.alphas_cumprod
         self.field = new_field(
             objective,
             latent_shape=self._latents.one().shape[1:],
@@ -70,9 +70,8 @@ class FieldTrainee(_MotionTrainee):
         rows: list[dict[str, Tensor]] = []
         for sample in samples:
             view = self._windows.draw(sample, rng_of(self.seed, "sample", sample))
-            mean, std = self._latents.get([view])[0].float()
-            latents = mean + std * noise_of(self.seed, "posterior", sample, shape=mean.shape)
-            drawn = draw_field(self.objective, latents.shape, self._levels, sample=sample, seed=self.seed)
+            latents = draw_latents(self._latents, view, self.seed, "posterior", sample)
+            drawn = draw_field(self.objective, latents.shape, self._alphas_cumprod, sample=sample, seed=self.seed)
             rows.append({"latents": latents, "prompt": self._pooled(prompt_of(view)), **drawn})
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -80,17 +79,7 @@ class FieldTrainee(_MotionTrainee):
         return pool_prompt(self._prompts.embedding(prompt)[None])[0]
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = dict(batch)
-        objective = self.objective
-        return field_loss(
-            self.field,
-            batch.pop("latents"),
-            batch.pop("prompt"),
-            lag=objective.lag,
-            cosine_weight=objective.cosine_weight,
-            noise_scale=objective.noise_scale,
-            **batch,
-        )
+        return loss_of_field(self.field, self.objective, batch["latents"], batch["prompt"], batch)
 
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
         """On clean held-out latents: the share of the change that is predicted (0: predicting no motion)."""

@@ -23,7 +23,7 @@ from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate, suite_size
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.clips import read_clips
-from physcli.tasks.training.loop import most_memory, to_device
+from physcli.tasks.training.loop import peak_memory, pick_precision, to_device
 from physcli.tasks.training.optimization import build_optimizer
 
 _STEPS = 2  # the second is timed; the first also allocates
@@ -102,7 +102,7 @@ def make_plan(recipe: AnyRecipe, *, seed: int, device: str, cache: Path, reporte
         cache_bytes=cache_bytes,
         cache_seconds=built * share,
         step_seconds=step_seconds,
-        memory_bytes=_peak(chosen),
+        memory_bytes=peak_memory(chosen),
         checkpoint_bytes=4 * (whole + (_FLOATS_IN_A_CHECKPOINT - 1 + bool(recipe.train.ema)) * trained),
         free_bytes=shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free,
     )
@@ -129,7 +129,7 @@ def _measure(trainee: Any, recipe: AnyRecipe, device: torch.device) -> float:
     """Seconds of one optimizer step."""
     train = recipe.train
     optimizer = build_optimizer(trainee.parameters(), train.optimizer, device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.mixed_precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision(train, device))
     seconds = 0.0
     for step in range(_STEPS):
         start = time.perf_counter()
@@ -145,9 +145,3 @@ def _measure(trainee: Any, recipe: AnyRecipe, device: torch.device) -> float:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
     return seconds
-
-
-def _peak(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_reserved(device))
-    return most_memory()

@@ -26,7 +26,8 @@ from physcli.progress import Reporter
 from physcli.recipe import TeacherView
 from physcli.tasks.features import View, to_tensor
 from physcli.tasks.processes import Processes
-from physcli.tasks.training.compute import BATCHES_A_SHARD, COMPUTED_AT_ONCE, Kept, OnDemand, Signal, Tally
+from physcli.tasks.training.clips import noise_of
+from physcli.tasks.training.compute import BATCHES_A_SHARD, COMPUTED_AT_ONCE, Kept, OnDemand, Signal, Tally, Values
 
 _VERSION = 2
 
@@ -48,6 +49,12 @@ def latents_of(generator: Any, *, cache: Path | None) -> Signal:
         return generator.encode_posterior(pixels).half()
 
     return Signal("latents", _cache(cache, "latents", settings), compute, lambda: generator.release("vae"))
+
+
+def draw_latents(posteriors: Values, view: View, seed: int, *parts: object) -> Tensor:
+    """A point of a window's posterior, float32 [F, C, h, w]; its noise is known by the seed and `parts`."""
+    mean, std = posteriors.get([view])[0].float()
+    return mean + std * noise_of(seed, *parts, shape=mean.shape)
 
 
 def teacher_of(

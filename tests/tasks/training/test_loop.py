@@ -372,6 +372,14 @@ def test_bfloat16_and_back_in_one_process(run_toy):
     same_weights(first, again)
 
 
+@pytest.mark.parametrize(("has_bfloat16", "chosen"), [(True, "bf16"), (False, "no")])
+def test_auto_is_bfloat16_where_the_device_computes_in_it(monkeypatch, tmp_path, has_bfloat16, chosen):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    accelerator = build_accelerator(Train(steps=1, mixed_precision="auto"), device="cpu", folder=tmp_path)
+    assert accelerator.mixed_precision == chosen
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "said"),
     [

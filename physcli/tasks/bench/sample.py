@@ -1,0 +1,108 @@
+"""`physcli bench sample`: what sampling costs beside the bare diffusers pipeline, and what guidance adds to it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from physcli.methods.lamo import MotionField
+from physcli.models.loading import load, resolve
+from physcli.progress import Reporter
+from physcli.tasks.bench.timing import alternate, ratio, row
+from physcli.tasks.motion_fields import check_field, find_field, read_field
+from physcli.tasks.sampling import Guide, generate
+
+_PROMPT = "a red ball rolls into a yellow box"
+
+
+def bench_sample(
+    *,
+    model: str = "cogvideox-tiny",
+    motion_field: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 4,
+    num_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    steps: int = 10,
+    rounds: int = 8,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> list[dict[str, Any]]:
+    """Time whole videos (prompt to pixels) in turn: by diffusers alone, by us, and by us with every step guided.
+
+    Args:
+        model: A generator.
+        motion_field: A motion field; the one that sampling would take by default. `random` is one of the released
+            size with random weights, for a model that has none.
+        device: Where.
+        dtype: In which precision.
+        batch_size: Videos a pass.
+        num_frames: Pixel frames; the model's own by default.
+        size: (height, width); the model's own by default.
+        steps: Denoising steps of a video.
+        rounds: Timed videos of each kind.
+        seed: Of the noise.
+        reporter: Receives progress.
+
+    Returns:
+        Rows: `over_diffusers`, our time over that of the bare pipeline; `guided_over_plain`, with guidance over
+        without, of whole videos; `guided_step_over_plain`, the same of the denoising steps alone; seconds of each.
+    """
+    reporter = reporter or Reporter()
+    resolved = resolve(model)
+    generator: Any = load(resolved, device=device, dtype=dtype)
+    height, width = size or generator.native_size
+    frames = num_frames or generator.native_num_frames
+    if motion_field == "random":
+        reporter.note("The motion field has random weights: its time is what matters.")
+        field = MotionField(channels=generator.latent_channels, text_dim=generator.transformer.config.text_embed_dim)
+    else:
+        path = find_field(motion_field, resolved)
+        field = read_field(path)
+        check_field(field, generator, str(path))
+    field = field.to(generator.device).eval().requires_grad_(False)
+    prompts, seeds = [_PROMPT] * batch_size, [seed + i for i in range(batch_size)]
+    shape: dict[str, Any] = {"num_frames": frames, "height": height, "width": width}
+
+    def bare() -> None:
+        generator.pipeline.set_progress_bar_config(disable=True)
+        generator.pipeline(
+            prompts,
+            **shape,
+            num_inference_steps=steps,
+            guidance_scale=generator.guidance_scale,
+            max_sequence_length=generator.max_text_seq_length,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+        )
+
+    def ours(guide: Guide | None, steps: int) -> Callable[[], object]:
+        return lambda: generate(generator, prompts, seeds, steps=steps, guide=guide, **shape)
+
+    guide = Guide(field, scale=15.0, ratio=1.0)
+    sides: dict[str, Callable[[], object]] = {
+        "diffusers": bare,
+        "plain": ours(None, steps),
+        "guided": ours(guide, steps),
+        # One step each, to take away what is not steps: text encoder, decoder.
+        "plain once": ours(None, 1),
+        "guided once": ours(guide, 1),
+    }
+    with reporter.bar(f"Timing {generator.name}", rounds + 1, "round"):
+        seconds = alternate(sides, rounds)
+    plain_steps, guided_steps = (
+        [whole - once for whole, once in zip(seconds[name], seconds[f"{name} once"], strict=True)]
+        for name in ("plain", "guided")
+    )
+    values = {
+        "over_diffusers": ratio(seconds["plain"], seconds["diffusers"]),
+        "guided_over_plain": ratio(seconds["guided"], seconds["plain"]),
+        "guided_step_over_plain": ratio(guided_steps, plain_steps),
+        "seconds_per_step": statistics.median(plain_steps) / max(1, steps - 1),
+        "seconds_per_video": statistics.median(seconds["plain"]) / batch_size,
+    }
+    return [row("sample", generator.name, "all", name, value, rounds, False) for name, value in values.items()]

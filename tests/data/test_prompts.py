@@ -1,0 +1,76 @@
+"""Prompt lists: every layout, what stands for what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from physcli.data.prompts import Prompt, read_prompts
+from physcli.errors import DataError
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(name, text):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_text_is_a_prompt_a_line(written):
+    path = written("prompts.txt", '\ufeffa ball, red\n\n  "a box"  \r\nKatze 猫\n')
+    assert [prompt.text for prompt in read_prompts(path)] == ["a ball, red", '  "a box"  ', "Katze 猫"]
+    assert all(prompt.caption == prompt.text and not prompt.columns for prompt in read_prompts(path))
+
+
+def test_videophy_generates_from_the_detailed_caption_and_scores_the_short_one(written):
+    path = written(
+        "videophy.csv",
+        'caption,detailed_caption,states_of_matter,complexity\n"Honey, poured.","In a kitchen,\nhoney ""flows"".",'
+        "fluid_fluid,1\n",
+    )
+    assert read_prompts(path) == [
+        Prompt(
+            'In a kitchen,\nhoney "flows".', "Honey, poured.", {"states_of_matter": "fluid_fluid", "complexity": "1"}
+        )
+    ]
+
+
+def test_videophy2_columns(written):
+    path = written("videophy2.csv", "caption,upsampled_caption,is_hard\nA yo-yo.,In a close-up a yo-yo.,0\nA map.,,1\n")
+    assert read_prompts(path) == [
+        Prompt("In a close-up a yo-yo.", "A yo-yo.", {"is_hard": "0"}),
+        Prompt("A map.", "A map.", {"is_hard": "1"}),  # no detailed one: the short one stands for it
+    ]
+
+
+def test_json_lines(written):
+    rows = [{"prompt": "a ball", "seed": 3}, {"caption": "a box"}]
+    path = written("p.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_prompts(path) == [Prompt("a ball", "a ball", {"seed": 3}), Prompt("a box", "a box", {})]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("empty.txt", "\n \n", "holds no prompt"),
+        ("empty.csv", "caption\n", "holds no prompt"),
+        ("p.csv", "video,label\na.mp4,1\n", "line 2: no prompt; it has video, label"),
+        ("p.csv", "caption,action\nA ball.,x\n ,y\n", "line 3: the prompt is empty"),
+        ("p.csv", "action,caption\nx\n", "line 2: caption is None"),
+        ("p.jsonl", '{"prompt": 3}\n', "line 1: prompt is 3"),
+        ("p.jsonl", '{"prompt": \n', "line 1: not valid JSON"),
+        ("p.md", "a ball", "is no list of prompts"),
+    ],
+)
+def test_bad_lists_are_explained(written, name, text, said):
+    with pytest.raises(DataError, match=said):
+        read_prompts(written(name, text))
+
+
+def test_a_missing_list(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_prompts(tmp_path / "none.txt")

@@ -7,7 +7,7 @@ it. All other columns are kept, such as states of matter, by which scores are gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,6 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise DataError(f"{path} holds no prompt.", expected="at least one")
     return prompts
-
-
-def write_columns(prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
-    """Rows that `read_prompts` reads back from JSONL."""
-    for prompt in prompts:
-        yield {"caption": prompt.caption, "prompt": prompt.text, **prompt.columns}
 
 
 def _prompt(path: Path, number: int, row: Mapping[str, Any]) -> Prompt:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -145,6 +147,32 @@ def test_training_finds_everything_there(given, loaded, tmp_path, name, signals)
     again = precompute(**given(name))
     assert all((tally.kept, tally.computed) == (tally.wanted, 0) for tally in again.tallies)
     assert loaded == []
+
+
+def test_two_processes_compute_what_one_does(given, tmp_path):
+    alone = precompute(**given("m-tsa"))
+    arguments = given("m-tsa", cache_dir=tmp_path / "two")
+    words = ["data", "precompute", "--recipe", "m-tsa", "--model", arguments["model"], "--data", arguments["data"]]
+    words += ["--device", "cpu", "--cache-dir", tmp_path / "two", "--out", tmp_path / "run", *arguments["overrides"]]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "physcli"]
+    done = subprocess.run(
+        [*launch, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    for tally in alone.tallies:
+        folders = (tally.folder, tmp_path / "two" / tally.folder.relative_to(tmp_path / "cache"))
+        one, two = ({k: v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()} for folder in folders)
+        assert one.keys() == two.keys()
+        assert len(one) == tally.wanted
+        for key, value in one.items():
+            torch.testing.assert_close(two[key].float(), value.float(), rtol=1e-2, atol=1e-3)
+    both = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    computed = {row["group"]: row["value"] for row in both if row["metric"] == "computed"}
+    assert computed == {tally.signal: tally.computed for tally in alone.tallies}
 
 
 def test_what_it_leaves(given, tmp_path):

@@ -107,7 +107,7 @@ def precompute(
             run.redo()
         cache = cache_root(cache_dir)
         training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
-        source = Source(training, held_out, recipe.data, seed, cache, processes, reporter)
+        source = Source(training, held_out, recipe.data, seed, None, cache, processes, reporter)
         material = prepare(recipe, source, pick_device("cpu" if on_cpu(device) else device)).material
         if processes.is_main:
             write_text(run.path / "recipe.yaml", dump_recipe(recipe))

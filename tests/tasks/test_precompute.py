@@ -15,6 +15,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel, VideoMAEModel
 
+from physcli.data.clips import read_dataset
 from physcli.errors import DataError, UsageError
 from physcli.methods.moalign import MotionProjector
 from physcli.models.loading import fingerprint, load, resolve
@@ -173,6 +174,39 @@ def test_two_processes_compute_what_one_does(given, tmp_path):
     both = json.loads((tmp_path / "run" / "metrics.json").read_text())
     computed = {row["group"]: row["value"] for row in both if row["metric"] == "computed"}
     assert computed == {tally.signal: tally.computed for tally in alone.tallies}
+
+
+def test_a_short_run_computes_what_it_draws_and_trains_as_on_everything(given, tmp_path):
+    short = given("sft", "train.batch_size=1", cache_dir=tmp_path / "short")
+    first = finetune(**short, steps=2)
+    few = sum(len(load_file(path)) for path in (tmp_path / "short" / "latents").rglob("*.safetensors"))
+    all_of_it = precompute(**given("sft", "train.batch_size=1"))
+    [latents] = [tally for tally in all_of_it.tallies if tally.signal == "latents"]
+    held_out = 2 * 12  # windows of the held-out clips
+    assert latents.wanted == 2 * 4 + held_out
+    assert few == 2 + held_out
+    again = finetune(**given("sft", "train.batch_size=1"), steps=2)
+    assert [row["loss"] for row in again.steps] == [row["loss"] for row in first.steps]
+
+
+def test_a_short_run_that_draws_a_broken_clip_is_as_on_everything(given, simulated, tmp_path):
+    """What takes a broken clip's place depends on which others can be read, so then all of them are looked at."""
+    shutil.copytree(simulated, tmp_path / "data")
+    training = [clip for clip in read_dataset(tmp_path / "data").clips if clip.split == "train"]
+    computed = set()
+    for clip in training[:: len(training) // 4]:  # those of data.limit=4
+        whole = clip.path.read_bytes()
+        clip.path.write_bytes(whole[:200])
+        options = {"data": str(tmp_path / "data"), "cache_dir": tmp_path / f"cache-{clip.name}"}
+        changes = ("train.batch_size=1", "data.max_bad=0.5")
+        first = finetune(**given("sft", *changes, **options), steps=2)
+        folder = tmp_path / f"cache-{clip.name}" / "latents"
+        computed.add(sum(len(load_file(path)) for path in folder.rglob("*.safetensors")))
+        precompute(**given("sft", *changes, **options))
+        again = finetune(**given("sft", *changes, **options), steps=2)
+        assert [row["loss"] for row in again.steps] == [row["loss"] for row in first.steps]
+        clip.path.write_bytes(whole)
+    assert computed == {2 + 24, 6 + 24}  # the broken clip was not drawn; it was
 
 
 def test_what_it_leaves(given, tmp_path):

@@ -125,7 +125,8 @@ def build_trainee(
             seed=seed,
             subject=recipe.model,
         )
-    source = Source(training, held_out, recipe.data, seed, cache, processes, reporter)
+    num_samples = recipe.train.steps * recipe.train.accumulate * recipe.train.batch_size * processes.count
+    source = Source(training, held_out, recipe.data, seed, num_samples, cache, processes, reporter)
     made = prepare(recipe, source, device)
     if isinstance(recipe, MotionProjectorRecipe):
         return MotionProjectorTrainee(made.encoder, recipe=recipe, material=made.material, seed=seed)

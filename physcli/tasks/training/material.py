@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from physcli.tasks.training.compute import Signal, Values, compute_signals
 from physcli.tasks.training.signals import Prompts
 from physcli.tasks.training.windows import Windows, prompt_of
 
+_MANY = 3  # samples a window: so many draw nearly all of them
+
 
 @dataclass(frozen=True)
 class Source:
@@ -30,6 +32,7 @@ class Source:
         held_out: For validation.
         data: The recipe's section.
         seed: Of windows and of the order of clips.
+        num_samples: That the run will draw; None where every window is wanted.
         cache: The cache's root.
         processes: Each computes its part.
         reporter: Receives progress.
@@ -39,6 +42,7 @@ class Source:
     held_out: Sequence[Clip]
     data: Data
     seed: int
+    num_samples: int | None
     cache: Path
     processes: Processes
     reporter: Reporter
@@ -86,30 +90,49 @@ class Material:
             for clips in (source.training, self.held_out)
         )
         held_signals = [signals[name] for name in validated]
-        asked = [
-            (signal, [*self.windows.views, *(self.held_windows.views if signal in held_signals else ())])
-            for signal in signals.values()
-        ]
-        said = ["", *dict.fromkeys(prompt_of(view) for view in (*self.windows.views, *self.held_windows.views))]
-        problems, self.tallies = compute_signals(
-            asked,
-            root=source.cache,
-            processes=processes,
-            reporter=reporter,
-            beside=prompts.bytes_to_keep(said) if prompts is not None else 0.0,
-        )
-        for windows, read in ((self.windows, list(signals.values())), (self.held_windows, held_signals)):
+
+        def compute(views: Sequence[View]) -> dict[Path, str]:
+            asked = [
+                (signal, [*views, *(self.held_windows.views if signal in held_signals else ())])
+                for signal in signals.values()
+            ]
+            said = ["", *dict.fromkeys(prompt_of(view) for view in (*views, *self.held_windows.views))]
+            beside = prompts.bytes_to_keep(said) if prompts is not None else 0.0
+            problems, self.tallies = compute_signals(
+                asked, root=source.cache, processes=processes, reporter=reporter, beside=beside
+            )
+            if prompts is not None:
+                self.tallies += prompts.embed(said)
+            return problems
+
+        # A short run draws few of the windows, and only those are computed, unless one of them cannot be read: what
+        # takes its place depends on which others can.
+        wanted = self.windows.views
+        if source.num_samples is not None and source.num_samples < _MANY * len(wanted):
+            self.windows.settle(lambda view: True, [], max_bad=source.data.max_bad)
+            wanted = self.windows.first_drawn(source.num_samples)
+        problems = compute(wanted)
+        left_out = {view.key for view in self.windows.views} - {view.key for view in wanted}
+        read_of_all = list(signals.values())
+        lost = any(view.clip.path in problems or not _is_usable(read_of_all, left_out, view) for view in wanted)
+        if left_out and lost:
+            wanted, left_out = self.windows.views, set()
+            problems |= compute(wanted)
+        for windows, read in ((self.windows, read_of_all), (self.held_windows, held_signals)):
             own = dict.fromkeys(problems[v.clip.path] for v in windows.views if v.clip.path in problems)
-            windows.settle(partial(_is_kept, read), list(own), max_bad=source.data.max_bad)
+            windows.settle(partial(_is_usable, read, left_out), list(own), max_bad=source.data.max_bad)
         room = source.data.memory_gb / (len(signals) + (prompts is not None))
         self.values = {
             name: Values(
-                signal, [*self.windows.views, *(self.held_windows.views if name in validated else ())], room=room
+                signal,
+                [
+                    *(view for view in self.windows.views if view.key not in left_out),
+                    *(self.held_windows.views if name in validated else ()),
+                ],
+                room=room,
             )
             for name, signal in signals.items()
         }
-        if prompts is not None:
-            self.tallies += prompts.embed(said)
 
     @property
     def problems(self) -> list[str]:
@@ -117,5 +140,6 @@ class Material:
         return [*self.windows.problems, *self.held_windows.problems]
 
 
-def _is_kept(signals: Sequence[Signal], view: View) -> bool:
-    return all(view.key in signal.cache for signal in signals if signal.cache is not None)
+def _is_usable(signals: Sequence[Signal], left_out: Collection[str], view: View) -> bool:
+    """Whether all that is kept of a window is there, or nothing of it is read."""
+    return view.key in left_out or all(view.key in signal.cache for signal in signals if signal.cache is not None)

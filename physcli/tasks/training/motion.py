@@ -114,7 +114,7 @@ class MotionProjectorTrainee(_MotionTrainee):
     def __init__(self, encoder: str, *, recipe: MotionProjectorRecipe, material: Material, seed: int) -> None:
         super().__init__(recipe, material, seed)
         self.objective = objective = recipe.objective
-        some = self._load(self._windows.views[:1])
+        some = self._load([self._windows.draw(0, rng_of(seed, "sample", 0))])
         # Flow has one frame less than the encoder sees.
         self._tubelet = (some["flow"].shape[1] + 1) // some["tokens"].shape[1]
         self._about = {

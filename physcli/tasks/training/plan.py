@@ -88,7 +88,8 @@ def make_plan(recipe: AnyRecipe, *, seed: int, device: str, cache: Path, reporte
             kind: sum(path.stat().st_size for path in (temporary / "cache" / kind).rglob("*.safetensors"))
             for kind in ("latents", "text", "features")
         }
-    windows = trainee.num_windows * num_clips
+    samples = recipe.train.steps * recipe.train.accumulate * recipe.train.batch_size * processes.count
+    windows = min(trainee.num_windows * num_clips, samples)  # only what is drawn is computed
     # Validation keeps latents as training does (one clip here), but no features.
     share = windows / (2 * trainee.num_windows) if windows else 0
     cache_bytes = share * (stored["latents"] + stored["text"] + 2 * stored["features"])

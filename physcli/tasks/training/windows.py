@@ -94,6 +94,11 @@ class Windows:
         among = strides[int(rng.integers(len(strides)))]
         return among[int(rng.integers(len(among)))]
 
+    def first_drawn(self, num_samples: int) -> list[View]:
+        """The windows of samples 0 to n − 1, each once."""
+        drawn = (self.draw(sample, rng_of(self.seed, "sample", sample)) for sample in range(num_samples))
+        return list({view.key: view for view in drawn}.values())
+
     def first(self) -> list[View]:
         """One window of every clip and stride."""
         return [windows[0] for strides in self._by_clip for windows in strides]

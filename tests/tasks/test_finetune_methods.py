@@ -631,7 +631,7 @@ def test_a_motion_projector_belongs_to_its_encoder(made, run, teacher, encoder_f
         ("videorepa", ["method.taps=[0, 2]"], UsageError, "No such block: 2"),
         ("videorepa", ["method.teacher=BASE"], UsageError, "is a generator.\nExpected: an encoder"),
         ("videorepa", ["method.teacher=nowhere/at-all/x"], ModelError, "There is no nowhere/at-all/x"),
-        ("moalign", ["method.motion_projector=nowhere"], ModelError, "motion_projector: nowhere is not there"),
+        ("moalign", ["method.motion_projector=nowhere"], ModelError, "method.motion_projector=nowhere is not there"),
         ("moalign", ["method.motion_projector=BASE"], ModelError, "no motion projector in"),
         ("lamo", ["method.field.lag=5"], UsageError, "The motion field's lag is 5, and a clip has 5 latent frames"),
         ("lamo", ["method.lag=5"], UsageError, "method.lag is 5, and a clip has 5 latent frames"),

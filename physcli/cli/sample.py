@@ -165,6 +165,7 @@ def sample(
 ) -> None:
     """Make videos for prompts, through the model's diffusers pipeline; run again, it makes only what is missing."""
     from physcli.data.prompts import read_prompts
+    from physcli.data.subsets import thin
     from physcli.tasks.sample import SampleSettings
     from physcli.tasks.sample import sample as task
 
@@ -183,9 +184,7 @@ def sample(
         return
     if videos is not None:
         raise UsageError("--videos without --static or --repeat-real.", expected="one of them", fix="add it")
-    listed = [] if prompts is None else read_prompts(prompts)
-    if limit is not None and limit < len(listed):
-        listed = [listed[i * len(listed) // limit] for i in range(limit)]
+    listed = [] if prompts is None else thin(read_prompts(prompts), limit)
     settings = SampleSettings(
         prompts=(*(prompt or ()), *listed),
         model=model,

@@ -12,6 +12,7 @@ The first of these that is there counts:
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: not a CSV table in UTF-8.
     """
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for row in reader:
             yield reader.line_num, dict(row)

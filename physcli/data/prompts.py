@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if path.suffix.lower() not in (".txt", *_READERS):
         raise DataError(f"{path} is no list of prompts.", expected="a .txt (a prompt a line), .csv or .jsonl file")
     if path.suffix.lower() == ".txt":
-        prompts = [Prompt(line) for line in read_text(path).splitlines() if line.strip()]
+        prompts = [Prompt(line) for line in read_text(path).split("\n") if line.strip()]
     else:
         prompts = [_prompt(path, number, row) for number, row in _READERS[path.suffix.lower()](path)]
     if not prompts:

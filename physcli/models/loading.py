@@ -7,6 +7,7 @@ directory); a hub id. Built-ins win over a folder of the same name; write `./nam
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from physcli.errors import ModelError, UsageError, unknown
+from physcli.errors import ModelError, PhyscliError, UsageError, unknown
 from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, LORA_FILE, PIPELINES, WEIGHT_SUFFIXES, Kind
 from physcli.models.encoders import ENCODERS, detect_family
 from physcli.models.fingerprints import hash_files
@@ -61,6 +62,7 @@ class Resolved:
         random_init: The weights were never trained; every table must say so.
         description: One line of facts.
         revision: Branch, tag or commit of a hub id.
+        began_as: Of a run's model, the `began_as` of the model it was trained from, as far as runs say; else `base`.
     """
 
     name: str
@@ -73,6 +75,16 @@ class Resolved:
     random_init: bool = False
     description: str = ""
     revision: str | None = None
+    began_as: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.began_as:
+            object.__setattr__(self, "began_as", self.base)
+
+    @property
+    def for_simulated_world(self) -> bool:
+        """Whether it is a built-in model, or was trained from one: its videos are of the simulated world."""
+        return self.began_as in BUILT_IN
 
     @property
     def label(self) -> str:
@@ -177,12 +189,16 @@ def _resolve_path(name: str, path: Path) -> Resolved:
 
 def _resolve_run(name: str, run: Path, revision: str | None, local_files_only: bool) -> Resolved:
     """What a physcli run made: its `model/`, or its base model with its `adapter/`."""
+    settings = _read_json(run / "run.json").get("settings")
+    settings = settings.get("recipe", settings) if isinstance(settings, dict) else None
+    base = settings.get("model") if isinstance(settings, dict) else None
     if (run / "model").is_dir():
-        return replace(_resolve_path(name, run / "model"), source="run")
+        found = replace(_resolve_path(name, run / "model"), source="run")
+        with contextlib.suppress(PhyscliError):  # the model it was trained from may be gone, or far away
+            if isinstance(base, str):
+                found = replace(found, began_as=_resolve_base(base, revision, True).began_as)
+        return found
     if (run / "adapter").is_dir():
-        settings = _read_json(run / "run.json").get("settings")
-        settings = settings.get("recipe", settings) if isinstance(settings, dict) else None
-        base = settings.get("model") if isinstance(settings, dict) else None
         if not isinstance(base, str):
             raise ModelError(
                 f"{run}/run.json does not say which model its adapter belongs to.",

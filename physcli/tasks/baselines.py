@@ -18,6 +18,7 @@ import torch
 
 from physcli.data.captions import read_jsonl
 from physcli.data.clips import Clip, read_dataset
+from physcli.data.subsets import thin
 from physcli.data.video import read_video, resize, video_info
 from physcli.errors import DataError, UsageError
 from physcli.hashing import content_hash, settings_hash
@@ -96,8 +97,7 @@ def repeat_real(
         folder = clips_folder(
             settings.videos, cache=cache_root(cache_dir), processes=Processes(device), reporter=reporter
         )
-        clips = [clip for clip in read_dataset(folder).clips if clip.split == "test"]
-        clips = _some(clips, settings.limit)
+        clips = thin([clip for clip in read_dataset(folder).clips if clip.split == "test"], settings.limit)
         run.check_inputs(
             {
                 "model": fingerprint(resolved, part="vae"),
@@ -132,6 +132,7 @@ def repeat_real(
                     "index": 0,
                     "model": settings.model,
                     "random_init": resolved.random_init,
+                    "simulated_world": clip.kind == "simulated",
                     "num_frames": num_frames,
                     "height": height,
                     "width": width,
@@ -159,13 +160,7 @@ def _listed(settings: BaselineSettings) -> list[tuple[Path, dict[str, Any]]]:
     rows = [row for _, row in read_jsonl(file)]
     if not rows:
         raise DataError(f"{file} lists no video.", expected="at least one")
-    return [(file.parent / row["video"], row) for row in _some(rows, settings.limit)]
-
-
-def _some(things: Sequence[Any], limit: int | None) -> list[Any]:
-    if limit is None or limit >= len(things):
-        return list(things)
-    return [things[i * len(things) // limit] for i in range(limit)]
+    return [(file.parent / row["video"], row) for row in thin(rows, settings.limit)]
 
 
 def _frames(clip: Clip, num_frames: int) -> tuple[np.ndarray, float, str] | None:

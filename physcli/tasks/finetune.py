@@ -25,7 +25,7 @@ from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, dump_recipe, list_recipes, read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_run, write_text
+from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_rows, read_run, write_text
 from physcli.tasks.sources import pinned
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.checkpoints import (
@@ -288,6 +288,5 @@ def _export(trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: Trained, 
 
 
 def _read_result(path: Path, is_main: bool) -> FinetuneResult:
-    lines = (path / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     model = next((path / name for name in _RESULTS if (path / name).is_dir()), path)
-    return FinetuneResult(path, model, read_metrics(path), [json.loads(line) for line in lines], 0.0, is_main)
+    return FinetuneResult(path, model, read_metrics(path), read_rows(path / "steps.jsonl"), 0.0, is_main)

@@ -78,6 +78,27 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(to_json(row, indent=None) + "\n" for row in rows))
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that `write_jsonl` wrote."""
+    # Not splitlines: a text may hold a line separator of Unicode's, which JSON leaves as it is.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def append_row(log: Path, row: Mapping[str, Any]) -> None:
+    """Note a row in the log of a run under way."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write("\n" + to_json(row, indent=None))  # begins a line: the one before may have been cut short by a kill
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """The whole rows of a log; none where there is no log."""
+    rows = []
+    for line in log.read_text(encoding="utf-8").split("\n") if log.is_file() else []:
+        with contextlib.suppress(ValueError):  # empty, or cut short by a kill
+            rows.append(json.loads(line))
+    return rows
+
+
 def hardware() -> dict[str, Any]:
     """Processor, memory and accelerators, as recorded in every run."""
     import torch

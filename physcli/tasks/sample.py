@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import re
 import time
@@ -33,7 +32,7 @@ from physcli.data.prompts import Prompt
 from physcli.data.video import read_video, resize, write_video
 from physcli.errors import UsageError, unknown
 from physcli.hashing import content_hash, seed_from
-from physcli.models import BUILT_IN, read_guidance_scale
+from physcli.models import read_guidance_scale
 from physcli.models.fingerprints import hash_files
 from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, quiet_libraries, resolve
 from physcli.progress import Reporter
@@ -43,7 +42,7 @@ from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.stats import stderr_of_mean
 from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, read_metrics, to_json, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
 from physcli.tasks.sampling import SCHEDULERS, Guide, Sampled, generate, use_scheduler
 
 GUIDANCES = ("none", "lamo")
@@ -177,7 +176,7 @@ def sample(
         items = [
             _Item(prompt, index, seed_from(settings.seed, prompt.text, index))
             for prompt in settings.prompts
-            if isinstance(prompt, Prompt)
+            if isinstance(prompt, Prompt)  # all are, since `_checked`
             for index in range(settings.num_samples)
         ]
         finished = processes.tell(run.already_finished)
@@ -216,7 +215,7 @@ def sample(
             _warn_of_lost_words(generator, prompt, reporter)
 
         # 2. The videos, a batch at a time; each is written, and its row with it, as soon as it is made.
-        rate_unsaid = _native_frame_rate(generator, built_in=resolved.base in BUILT_IN)
+        rate_unsaid = _native_frame_rate(generator, built_in=resolved.for_simulated_world)
         mine = [item for item in processes.share(items) if item.file_name not in done]
         log = run.path / f"items-{processes.rank}.part.jsonl"
         with reporter.bar("Sampling", len(mine) * settings.steps, "step") as bar:
@@ -242,8 +241,7 @@ def sample(
                     write_clip(path, frames, frame_rate_of(item.prompt.text, rate_unsaid))
                     row = {"video": item.file_name, "sha256": content_hash(path), "seconds": round(seconds, 3)}
                     row |= {"motion_px": motion_of(frames), **_measured(made, number)}
-                    with log.open("a", encoding="utf-8") as file:
-                        file.write("\n" + to_json(row, indent=None))  # the line before may be of a kill, cut short
+                    append_row(log, row)
         processes.wait()
 
         # 3. The lists, the picture, the figures.
@@ -259,6 +257,7 @@ def sample(
                     "index": item.index,
                     "model": settings.model,
                     "random_init": resolved.random_init,
+                    "simulated_world": resolved.for_simulated_world,
                     "adapter": None if resolved.adapter is None else str(resolved.adapter),
                     "guidance_scale": settings.guidance_scale,
                     "scheduler": type(generator.pipeline.scheduler).__name__,
@@ -268,7 +267,7 @@ def sample(
                     "width": width,
                     "fps": frame_rate_of(item.prompt.text, rate_unsaid),
                     "guidance": settings.guidance,
-                    "motion": None if guide is None else _motion_settings(settings, field_at),
+                    "motion": None if guide is None else _motion(settings) | {"field": str(field_at)},
                     "columns": dict(item.prompt.columns),
                 }
                 for item in items
@@ -415,15 +414,12 @@ def _guide(settings: SampleSettings, generator: Any, field_at: Path | None, repo
         reporter.warn(
             f"--motion-lag {settings.motion_lag}, but the motion field predicts {field.lag} latent frames ahead."
         )
-    motion: dict[str, Any] = {
-        name: getattr(settings, f"motion_{name}") for name in ("scale", "reduction", "lag", "ratio", "window")
-    }
-    return Guide(field.to(generator.device).eval().requires_grad_(False), **motion)
+    return Guide(field.to(generator.device).eval().requires_grad_(False), **_motion(settings))
 
 
-def _motion_settings(settings: SampleSettings, field_at: Path | None) -> dict[str, Any]:
-    names = ("scale", "reduction", "lag", "ratio", "window")
-    return {name: getattr(settings, f"motion_{name}") for name in names} | {"field": str(field_at)}
+def _motion(settings: SampleSettings) -> dict[str, Any]:
+    """Motion guidance's settings, as `Guide` names them."""
+    return {name: getattr(settings, f"motion_{name}") for name in ("scale", "reduction", "lag", "ratio", "window")}
 
 
 def _measured(made: Sampled, number: int) -> dict[str, Any]:
@@ -535,14 +531,8 @@ def _thumbnails(frames: np.ndarray) -> np.ndarray:
 
 def _whole(path: Path, items: Sequence[_Item]) -> dict[str, dict[str, Any]]:
     """Videos that are there as they were written: file name → row of items.jsonl, or of a part of a broken-off run."""
-    found: dict[str, dict[str, Any]] = {}
-    for file in (path / "items.jsonl", *sorted(path.glob("items-*.part.jsonl"))):
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-            try:
-                row = json.loads(line)
-            except ValueError:  # empty, or cut short by a kill
-                continue
-            found[row["video"]] = row
+    logs = (path / "items.jsonl", *sorted(path.glob("items-*.part.jsonl")))
+    found = {row["video"]: row for log in logs for row in read_log(log)}
     rows = {item.file_name: found[item.file_name] for item in items if item.file_name in found}
     return {n: row for n, row in rows.items() if (path / n).is_file() and content_hash(path / n) == row["sha256"]}
 
@@ -551,8 +541,4 @@ def read_result(path: Path, is_main: bool = True) -> SampleResult:
     """What a finished run holds; of processes other than the main one, nothing."""
     if not is_main:
         return SampleResult(path, [], [], [], is_main=False)
-    videos, items = (
-        [json.loads(line) for line in (path / name).read_text(encoding="utf-8").splitlines()]
-        for name in ("videos.jsonl", "items.jsonl")
-    )
-    return SampleResult(path, videos, items, read_metrics(path))
+    return SampleResult(path, read_rows(path / "videos.jsonl"), read_rows(path / "items.jsonl"), read_metrics(path))

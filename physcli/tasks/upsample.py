@@ -27,7 +27,7 @@ from physcli.hashing import content_hash
 from physcli.models.hub import explain_hub_errors
 from physcli.models.loading import pick_device, pick_dtype, quiet_libraries
 from physcli.progress import Reporter
-from physcli.tasks.run_dir import RunDir, to_json, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
 
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 INSTRUCTIONS = """You write prompts for a text-to-video model. You are given a short caption and answer with one \
@@ -119,8 +119,7 @@ def upsample(
                         writer = _server(settings) if settings.server else _local(settings, device, dtype)
                     answers[number] = writer(prompt.caption)
                     row = {"number": number, "caption": prompt.caption, "answer": answers[number]}
-                    with log.open("a", encoding="utf-8") as file:
-                        file.write("\n" + to_json(row, indent=None))  # the line before may be of a kill, cut short
+                    append_row(log, row)
                 bar.advance()
         rows = [_row(prompt, answers[number]) for number, prompt in enumerate(listed)]
         write_jsonl(run.path / "prompts.jsonl", rows)
@@ -252,17 +251,9 @@ def _ask(request: urllib.request.Request) -> str:
 
 def _earlier(log: Path, listed: list[Prompt]) -> dict[int, str]:
     """Answers of a run that was broken off."""
-    answers: dict[int, str] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:  # empty, or cut short by a kill
-            continue
-        if row["number"] < len(listed) and listed[row["number"]].caption == row["caption"]:
-            answers[row["number"]] = row["answer"]
-    return answers
+    captions = {number: prompt.caption for number, prompt in enumerate(listed)}
+    return {row["number"]: row["answer"] for row in read_log(log) if captions.get(row["number"]) == row["caption"]}
 
 
 def _read(path: Path) -> UpsampleResult:
-    rows = [json.loads(line) for line in (path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-    return UpsampleResult(path, rows, json.loads((path / "metrics.json").read_text(encoding="utf-8")))
+    return UpsampleResult(path, read_rows(path / "prompts.jsonl"), read_metrics(path))

@@ -74,3 +74,10 @@ def test_bad_lists_are_explained(written, name, text, said):
 def test_a_missing_list(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.jsonl"])
+def test_only_a_newline_ends_a_row(written, name):
+    prompt = "a ball\u2028rolls\x0bdown\x85slowly"
+    body = {"list.txt": prompt, "list.csv": f"prompt\n{prompt}", "list.jsonl": json.dumps({"prompt": prompt})}[name]
+    assert [found.text for found in read_prompts(written(name, body + "\n"))] == [prompt]

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from physcli.data.clips import Clip, read_dataset
+from physcli.data.subsets import thin
 from physcli.data.video import resize
 from physcli.errors import DataError
 from physcli.hashing import seed_from
@@ -19,8 +19,6 @@ from physcli.progress import Reporter
 from physcli.recipe import Data
 from physcli.tasks.processes import Processes
 from physcli.tasks.sources import clips_folder
-
-T = TypeVar("T")
 
 _MOST_HELD_OUT = 280  # of a folder without splits
 
@@ -50,9 +48,7 @@ def read_clips(data: Data, *, cache: Path, processes: Processes, reporter: Repor
             raise DataError(f"{folder} holds {len(clips)} usable clips.", expected="at least 2")
         count_out = min(_MOST_HELD_OUT, max(1, len(clips) // 20))
         training, held_out = clips[:-count_out], clips[-count_out:]
-    if data.limit is not None and data.limit < len(training):
-        training = [training[i * len(training) // data.limit] for i in range(data.limit)]
-    return training, held_out
+    return thin(training, data.limit), held_out
 
 
 class ClipReader:
@@ -136,12 +132,6 @@ def rng_of(seed: int, *parts: object) -> np.random.Generator:
 def noise_of(seed: int, *parts: object, shape: Sequence[int]) -> torch.Tensor:
     """Standard normal float32 noise that depends on the seed and `parts` alone."""
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed_from(seed, *parts)))
-
-
-def spread(things: Sequence[T], most: int) -> list[T]:
-    """At most so many of them, evenly spaced, the first and the last among them: sets may be in order of scenario."""
-    places = np.linspace(0, len(things) - 1, min(most, len(things))).round().astype(int)
-    return [things[place] for place in places]
 
 
 def refuse_too_many_bad(bad: Sequence[str], total: int, max_bad: float) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from physcli.data.clips import Clip
+from physcli.data.subsets import spread
 from physcli.errors import UsageError
 from physcli.methods.future_prediction import FutureHead, color_cells, future_changes, future_loss
 from physcli.models.encoders.preprocessing import write_preprocessing
 from physcli.recipe import FuturePrediction
 from physcli.report.plots import contact_sheet
 from physcli.tasks.features import to_tensor
-from physcli.tasks.training.clips import ClipReader, rng_of, spread
+from physcli.tasks.training.clips import ClipReader, rng_of
 from physcli.tasks.training.trainee import Trainee, held_out_row
 
 _VALIDATION_CLIPS = 128

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from physcli.benchmarks.objects import shows
+from physcli.data.subsets import spread
 from physcli.hashing import seed_from
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
@@ -18,7 +19,7 @@ from physcli.report.plots import contact_sheet
 from physcli.tasks.sample import shorten
 from physcli.tasks.sampling import generate
 from physcli.tasks.training.alignment import build_method
-from physcli.tasks.training.clips import noise_of, rng_of, spread
+from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
 from physcli.tasks.training.material import Material
 from physcli.tasks.training.signals import Prompts, draw_latents

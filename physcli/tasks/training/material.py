@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from physcli.data.clips import Clip
+from physcli.data.subsets import spread
 from physcli.progress import Reporter
 from physcli.recipe import Data, Sampling
 from physcli.tasks.features import View
 from physcli.tasks.processes import Processes
-from physcli.tasks.training.clips import spread
 from physcli.tasks.training.compute import Signal, Values, compute_signals
 from physcli.tasks.training.signals import Prompts
 from physcli.tasks.training.windows import Windows, prompt_of

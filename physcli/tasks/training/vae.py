@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from physcli.data.clips import Clip
+from physcli.data.subsets import spread
 from physcli.errors import UsageError
 from physcli.methods.reconstruction import reconstruction_loss
 from physcli.recipe import Reconstruction
 from physcli.report.plots import contact_sheet
 from physcli.tasks.features import to_tensor
-from physcli.tasks.training.clips import ClipReader, noise_of, rng_of, spread
+from physcli.tasks.training.clips import ClipReader, noise_of, rng_of
 from physcli.tasks.training.trainee import Trainee, held_out_row
 
 _VALIDATION_CLIPS = 64

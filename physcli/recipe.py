@@ -92,7 +92,10 @@ class Optimizer(_Section):
 
 
 class Schedule(_Section):
-    """The learning rate: a linear warmup, then constant or a cosine or line down to `final` of it."""
+    """The learning rate: a linear warmup, then constant or a cosine or line down to `final` of it.
+
+    The warmup takes `warmup_steps`, or a tenth of all steps if that is fewer.
+    """
 
     name: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: NonNegativeInt = 0

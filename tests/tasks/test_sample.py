@@ -33,8 +33,20 @@ MODEL = "cogvideox-tiny:random"
 SETTINGS = SampleSettings(prompts=(SIMULATED, STRANGE), model=MODEL, num_samples=2, steps=2, seed=5)
 ROW_KEYS = {"benchmark", "task", "subject", "split", "group", "metric", "value", "stderr", "n", "higher_is_better"}
 VIDEO_KEYS = {
-    *("video", "caption", "prompt", "seed", "index", "model", "random_init", "adapter"),
-    *("guidance_scale", "scheduler", "steps", "num_frames", "height", "width", "fps", "guidance", "motion", "columns"),
+    *("video", "caption", "prompt", "seed", "index", "model", "random_init", "simulated_world"),
+    *(
+        "adapter",
+        "guidance_scale",
+        "scheduler",
+        "steps",
+        "num_frames",
+        "height",
+        "width",
+        "fps",
+        "guidance",
+        "motion",
+        "columns",
+    ),
 }
 
 

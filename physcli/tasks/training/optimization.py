@@ -54,12 +54,16 @@ def build_optimizer(
 
 
 def learning_rate(settings: Schedule, lr: float, step: int, steps: int) -> float:
-    """The rate of optimizer step `step` (from 0) of `steps`: a function of the step alone, so nothing to resume."""
-    if step < settings.warmup_steps:
-        return lr * (step + 1) / settings.warmup_steps
+    """The rate of optimizer step `step` (from 0) of `steps`: a function of the step alone, so nothing to resume.
+
+    A warmup takes a tenth of the steps at most: a recipe tried for fifty steps shall train in them.
+    """
+    warmup_steps = min(settings.warmup_steps, steps // 10)
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
     if settings.name == "constant":
         return lr
-    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
     left = 1 - done if settings.name == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return lr * (settings.final + (1 - settings.final) * left)
 

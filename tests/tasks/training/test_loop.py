@@ -36,12 +36,12 @@ def same_weights(one, other, tolerance=0.0):
 
 
 def test_rows_and_files(run_toy, tmp_path):
-    toy, done = run_toy(steps=5, optimizer={"lr": 0.02}, schedule={"warmup_steps": 2}, accumulate=2)
+    toy, done = run_toy(steps=5, optimizer={"lr": 0.02}, schedule={"name": "linear"}, accumulate=2)
     rows = log_of(tmp_path / "run")
     assert rows == json.loads(json.dumps(done.steps))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["samples"] for row in rows] == [8, 16, 24, 32, 40]
-    assert [row["lr"] for row in rows[:3]] == [0.01, 0.02, 0.02]
+    assert [row["lr"] for row in rows[:3]] == pytest.approx([0.02, 0.016, 0.012])
     assert all(row.keys() >= {"loss", "root", "grad_norm", "seconds"} for row in rows)
     assert sorted(n for n in toy.seen if n < 10_000)[:40] == list(range(40))  # each once, and a few read ahead
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
@@ -131,7 +131,7 @@ def fail():
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("ends_at", [1, 2, 3, 5])
 def test_a_broken_run_goes_on_as_if_unbroken(run_toy, tmp_path, heard, ends_at, accumulate):
-    settings = {"accumulate": accumulate, "schedule": {"warmup_steps": 3}, "optimizer": {"lr": 0.03}}
+    settings = {"accumulate": accumulate, "optimizer": {"lr": 0.03}}
     whole, unbroken = run_toy("whole", **settings)
     with pytest.raises(Stop):
         run_toy("broken", reporter=heard({ends_at: fail}), **settings)

@@ -47,7 +47,9 @@ def build(simulated, session_cache, small_generator, small_encoder, on_demand, h
                 "objective": {"frames": frames, **SIZES[kind], **objective},
             }
         )
-        source = Source(split["train"][:6], split["test"][:4], recipe.data, seed, None, session_cache, Processes(), heard())
+        source = Source(
+            split["train"][:6], split["test"][:4], recipe.data, seed, None, session_cache, Processes(), heard()
+        )
         monkeypatch.setattr(build_module, "_generator", lambda *_, **__: small_generator())
         monkeypatch.setattr(build_module, "_frozen_encoder", lambda *_: on_demand(small_encoder()))
         made = prepare(recipe, source, torch.device("cpu"))

@@ -73,20 +73,21 @@ def test_ema_state_goes_round():
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 def test_learning_rates(name):
     schedule = Schedule(name=name, warmup_steps=4, final=0.1)
-    rates = [learning_rate(schedule, 2.0, step, 14) for step in range(14)]
+    rates = [learning_rate(schedule, 2.0, step, 54) for step in range(54)]
     assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
-    for step in range(4, 14):
-        done = (step - 4) / 10
+    for step in range(4, 54):
+        done = (step - 4) / 50
         left = {"constant": 1.0, "linear": 1 - done, "cosine": math.cos(math.pi * done / 2) ** 2}[name]
         expected = 2.0 if name == "constant" else 2.0 * (0.1 + 0.9 * left)
         assert rates[step] == pytest.approx(expected)
-    assert learning_rate(schedule, 2.0, 14, 14) == pytest.approx(2.0 if name == "constant" else 0.2)
+    assert learning_rate(schedule, 2.0, 54, 54) == pytest.approx(2.0 if name == "constant" else 0.2)
 
 
 def test_learning_rates_at_the_edges():
     assert learning_rate(Schedule(name="cosine"), 1.0, 0, 10) == 1.0
-    assert learning_rate(Schedule(name="linear", warmup_steps=10), 1.0, 4, 5) == 0.5  # all of it is warmup
-    assert learning_rate(Schedule(name="linear", warmup_steps=5), 1.0, 5, 5) == 1.0
+    short = [learning_rate(Schedule(name="linear", warmup_steps=10), 1.0, step, 40) for step in range(6)]
+    assert short == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1 - 1 / 36])  # a tenth of the steps is warmup
+    assert learning_rate(Schedule(name="linear", warmup_steps=5), 1.0, 0, 5) == 1.0
 
 
 def test_only_matrices_decay():

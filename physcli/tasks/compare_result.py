@@ -1,0 +1,162 @@
+"""What a comparison gives back: its rows, and the same in words and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from physcli.tasks.scored_runs import Key, ScoredRun
+
+# What cases are ranked by: the first that the runs have.
+HEADLINES = ("joint", "pc", "sa", "accuracy")
+TESTS = {
+    "mcnemar": "McNemar's exact test on the {units} that one side wins",
+    "sign flips": "a permutation test (10,000 random sign flips of the {units}' differences)",
+    "seeds": "Student's t on the standard error of a hierarchical bootstrap over training seeds and {units}",
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the things compared: a run, or the runs of one method trained with several seeds."""
+
+    label: str
+    runs: tuple[ScoredRun, ...]
+
+    def values(self, metric: str, keys: Sequence[Key]) -> np.ndarray:
+        """[runs, items], NaN where there is no score."""
+        found = [[run.items[key].values[metric] for key in keys] for run in self.runs]
+        return np.array(found, dtype=np.float64)  # None becomes NaN
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Rows of metrics.json, and what the report is drawn from. `keys` are the paired items in their order."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    sides: list[Side]
+    keys: list[Key]
+    notes: list[str]
+    flags: list[str]
+
+    @property
+    def reference(self) -> Side:
+        return self.sides[0]
+
+    @property
+    def unit(self) -> str:
+        """What is drawn again by the bootstrap."""
+        return "pairs" if self.reference.runs[0].kind == "probe" else "prompts"
+
+    def rows_of(self, side: Side, group: str = "all") -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["compared"] == side.label and row["group"] == group]
+
+    def verdicts(self, side: Side) -> list[str]:
+        """The comparison with the reference, in sentences."""
+        by: dict[str, list[str]] = {}
+        for row in self.rows_of(side):
+            by.setdefault(row["verdict"], []).append(f"{name_of(row)} ({difference_text(row)})")
+        said = [
+            f"{side.label} is {verdict} than {self.reference.label} in {', '.join(by[verdict])}."
+            for verdict in ("better", "worse", "higher", "lower")
+            if verdict in by
+        ]
+        said += self._not_shown(side)
+        if "identical" in by:
+            said.append(f"Every score is the same in {', '.join(name.partition(' (')[0] for name in by['identical'])}.")
+        if "no scores" in by:
+            said.append(f"No pair has scores of {', '.join(name.partition(' (')[0] for name in by['no scores'])}.")
+        return said
+
+    def _not_shown(self, side: Side) -> list[str]:
+        """What is within noise, and what so few items could not have shown anyway."""
+        open_ = [row for row in self.rows_of(side) if row["verdict"] == "not shown"]
+        if not open_:
+            return []
+        named = [
+            f"{name_of(row)} ({difference_text(row)}, least {value_text(row['smallest_detectable'], row)})"
+            for row in open_
+        ]
+        said = [f"No difference is shown in {', '.join(named)}."]
+        small = [
+            name_of(row)
+            for row in open_
+            if row["smallest_detectable"] is None or abs(row["value"]) < row["smallest_detectable"]
+        ]
+        if small:
+            said.append(
+                f"{len(self.keys)} pairs cannot show differences as small as those in {', '.join(small)}: that none is "
+                "seen is no proof that there is none."
+            )
+        return said
+
+    def caption(self, side: Side) -> str:
+        """What the table's columns mean, for its foot."""
+        rows = self.rows_of(side)
+        tests = [test for test in TESTS if any(row["test"] == test for row in rows)]
+        parts = [f"Interval: 95 %, {'pairs of clips' if self.unit == 'pairs' else 'prompts'} drawn again."]
+        for test in tests:
+            of = [name_of(row) for row in rows if row["test"] == test]
+            parts.append(
+                f"p{'' if len(tests) == 1 else ' of ' + ', '.join(of)}: {TESTS[test].format(units=self.unit)}."
+            )
+        made = sum(row["p"] is not None and row["group"] == "all" for row in self.rows)
+        if tests:
+            parts.append(
+                f"Holm: over the {made} tests of this call." if made > 1 else "One test: Holm changes nothing."
+            )
+        parts.append(
+            f"Least: the smallest true difference that a test like this finds 8 times in 10 with these {self.unit}, "
+            "before Holm; a smaller one cannot be seen here."
+        )
+        alone = [s.label for s in (self.reference, side) if len(s.runs) == 1]
+        if "seeds" in tests and alone:
+            parts.append(f"{alone[0]} is one training run: how much its seeds would differ is not in the interval.")
+        return " ".join(parts)
+
+    def files(self) -> dict[str, Path]:
+        names = {"report": "report.html", "rows": "metrics.json", "pairs": "items.jsonl"}
+        return {what: self.path / name for what, name in names.items() if (self.path / name).exists()}
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """The metric a row compares."""
+    return str(row["of"])
+
+
+def value_text(value: float | None, row: Mapping[str, Any], *, sign: bool = False) -> str:
+    """A value as tables show it: rates in per cent (differences in points), others as they are."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if row["is_rate"]:
+        return f"{100 * value:{'+' if sign else ''}.1f}"
+    return f"{value:{'+' if sign else ''}.3g}"
+
+
+def difference_text(row: Mapping[str, Any]) -> str:
+    """A difference with its sign, and its unit where it is of rates."""
+    return value_text(row["value"], row, sign=True) + (" points" if row["is_rate"] and row["value"] is not None else "")
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+    if row["low"] is None or not math.isfinite(row["low"]):
+        return "–"
+    return f"{value_text(row['low'], row, sign=True)} to {value_text(row['high'], row, sign=True)}"
+
+
+def p_text(p: float | None) -> str:
+    """A p value of two digits; very small ones are only said to be small."""
+    if p is None:
+        return "–"
+    return "<.0001" if p < 1e-4 else f"{p:.2g}" if p >= 0.001 else f"{p:.1g}"
+
+
+def headline(metrics: Sequence[str]) -> str:
+    """The metric that cases are ranked by."""
+    return next((metric for metric in HEADLINES if metric in metrics), metrics[0])

@@ -9,9 +9,19 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+# The browser reads commands from descriptor 3 and answers on 4.
+_EXEC = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -29,11 +39,10 @@ class Browser:
         self.requests: list[str] = []
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         read_end, write_end = os.pipe(), os.pipe()
-        options = f"--headless=new --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir={self._profile.name}"
-        # The browser reads commands from descriptor 3 and answers on 4.
-        command = f'exec "$0" {options} --remote-debugging-pipe about:blank 3<&{read_end[0]} 4>&{write_end[1]}'
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
         self._process = subprocess.Popen(
-            ["sh", "-c", command, program],
+            [sys.executable, "-c", _EXEC, str(read_end[0]), str(write_end[1])]
+            + [program, *options, f"--user-data-dir={self._profile.name}", "about:blank"],
             pass_fds=(read_end[0], write_end[1]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

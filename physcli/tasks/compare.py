@@ -44,6 +44,7 @@ ALPHA = 0.05
 COMMONSENSE = "pc"
 MOTION = ("dynamic_degree", "dynamic", "motion", "motion_px")
 _EXAMPLES = 3
+_WHOLE_PATH = 100  # more parts than a path has
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,12 @@ def _label(sides: list[Side]) -> list[Side]:
     twice = next((name for name in given if given.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"Two sides are called {twice!r}.", expected="a name of its own for each")
-    named = []
-    for depth in range(1, 40):
-        named = [side.label or _short_name(side, depth) for side in sides]
-        if len(set(named)) == len(named):
-            return [replace(side, label=name) for side, name in zip(sides, named, strict=True)]
-    # The same run twice, which is a fair question to ask of a ruler.
+    whole = {side.label or _short_name(side, _WHOLE_PATH) for side in sides}
+    depth = next(
+        d for d in range(1, _WHOLE_PATH + 1) if len({s.label or _short_name(s, d) for s in sides}) == len(whole)
+    )
+    named = [side.label or _short_name(side, depth) for side in sides]
+    # The same run may be there twice, which is a fair question to ask of a ruler.
     return [
         replace(side, label=name if named.count(name) == 1 else f"{name} ({number})")
         for number, (side, name) in enumerate(zip(sides, named, strict=True), start=1)

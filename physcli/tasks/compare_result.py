@@ -59,19 +59,23 @@ class CompareResult:
 
     def verdicts(self, side: Side) -> list[str]:
         """The comparison with the reference, in sentences."""
-        by: dict[str, list[str]] = {}
+        by: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows_of(side):
-            by.setdefault(row["verdict"], []).append(f"{name_of(row)} ({difference_text(row)})")
-        said = [
-            f"{side.label} is {verdict} than {self.reference.label} in {', '.join(by[verdict])}."
-            for verdict in ("better", "worse", "higher", "lower")
-            if verdict in by
-        ]
+            by.setdefault(row["verdict"], []).append(row)
+
+        def names(verdict: str) -> str:
+            return ", ".join(name_of(row) for row in by[verdict])
+
+        said = []
+        for verdict in ("better", "worse", "higher", "lower"):
+            if verdict in by:
+                found = ", ".join(f"{name_of(row)} ({difference_text(row)})" for row in by[verdict])
+                said.append(f"{side.label} is {verdict} than {self.reference.label} in {found}.")
         said += self._not_shown(side)
         if "identical" in by:
-            said.append(f"Every score is the same in {', '.join(name.partition(' (')[0] for name in by['identical'])}.")
+            said.append(f"{side.label} and {self.reference.label} have the same scores in {names('identical')}.")
         if "no scores" in by:
-            said.append(f"No pair has scores of {', '.join(name.partition(' (')[0] for name in by['no scores'])}.")
+            said.append(f"No pair of {side.label} and {self.reference.label} has scores of {names('no scores')}.")
         return said
 
     def _not_shown(self, side: Side) -> list[str]:
@@ -79,11 +83,8 @@ class CompareResult:
         open_ = [row for row in self.rows_of(side) if row["verdict"] == "not shown"]
         if not open_:
             return []
-        named = [
-            f"{name_of(row)} ({difference_text(row)}, least {value_text(row['smallest_detectable'], row)})"
-            for row in open_
-        ]
-        said = [f"No difference is shown in {', '.join(named)}."]
+        named = [f"{name_of(row)} ({difference_text(row)})" for row in open_]
+        said = [f"No difference between {side.label} and {self.reference.label} is shown in {', '.join(named)}."]
         small = [
             name_of(row)
             for row in open_

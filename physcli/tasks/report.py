@@ -51,6 +51,7 @@ ARROWS = {"better": "▲", "worse": "▼", "higher": "▲", "lower": "▼", "not
 _SMALL_SIDE = 256  # pixels: smaller videos are enlarged before their chroma is halved
 _CRF = 16  # of videos encoded anew
 _LONG_SETTING = 200  # characters
+_HASH_LENGTH = 16
 _PICTURES = {"probe.png": "accuracy by scenario", "depth.png": "accuracy by depth"}
 
 
@@ -150,37 +151,33 @@ def _comparison_table(result: CompareResult, side: Side) -> Markup:
         lines.append(
             [
                 Cell(row["of"], detail=_direction(row)),
+                Cell(f"{ARROWS.get(row['verdict'], '')} {row['verdict']}", tone=tone or "plain"),
                 value_text(row["reference_value"], row),
                 value_text(row["compared_value"], row),
-                Cell(value_text(row["value"], row, sign=True), tone=tone),
-                interval_text(row),
+                Cell(value_text(row["value"], row, sign=True), tone=tone, detail=interval_text(row)),
                 _drawn_interval(row, reach, tone),
-                p_text(row["p"]),
-                p_text(row["p_holm"]),
+                Cell(p_text(row["p"]), detail=f"Holm {p_text(row['p_holm'])}"),
                 Cell(counts, detail="–" if row["wins"] is None else f"{row['wins']} / {row['ties']} / {row['losses']}"),
                 value_text(row["smallest_detectable"], row),
-                Cell(f"{ARROWS.get(row['verdict'], '')} {row['verdict']}", tone=tone),
             ]
         )
     columns = [
         "metric",
+        "",
         result.reference.label,
         side.label,
         "difference",
-        "95 % interval",
         "",
         "p",
-        "p (Holm)",
         f"{result.unit} won / tied / lost",
         "least",
-        "",
     ]
     return table(
         columns,
         lines,
         label=f"{side.label} against {result.reference.label}",
         caption=result.caption(side),
-        right=(1, 2, 3, 4, 6, 7, 9),
+        right=(2, 3, 4, 6, 8),
     )
 
 
@@ -304,12 +301,12 @@ def _cases(result: CompareResult, count: int, max_video_mb: float) -> Markup:
         losses = [key for key, by in zip(order, size, strict=True) if by < (0.0, 0.0)]
         wins = [key for key, by in zip(order, size, strict=True) if by > (0.0, 0.0)][::-1]
         for place in range(count):
-            for keys, what in ((losses, "Worst"), (wins, "Best")):
+            for keys, what in ((losses, "worst"), (wins, "best")):
                 if place < len(keys):
-                    chosen.setdefault(keys[place], []).append(f"{what} {place + 1} for {side.label}")
+                    chosen.setdefault(keys[place], []).append(f"{what} no. {place + 1} for {side.label}")
     unchanged = [key for key in result.keys if key not in changed]
     for key in unchanged[: count if not chosen else (count + 2) // 3]:
-        chosen.setdefault(key, []).append("No difference")
+        chosen.setdefault(key, []).append("no difference")
 
     players = _Players(max_video_mb)
     drawn = []
@@ -336,8 +333,8 @@ def _run_cases(run: ScoredRun, count: int, max_video_mb: float) -> Markup:
     half = min(count, (len(order) + 1) // 2)
     titles: dict[Key, str] = {}
     for place in range(half):
-        titles.setdefault(order[place], f"Worst {place + 1}")
-        titles.setdefault(order[-1 - place], f"Best {place + 1}")
+        titles.setdefault(order[place], f"worst no. {place + 1}")
+        titles.setdefault(order[-1 - place], f"best no. {place + 1}")
     players = _Players(max_video_mb)
     drawn = []
     for key, title in titles.items():
@@ -361,7 +358,8 @@ def _case_section(title: str, lead: str, drawn: Sequence[tuple[list[str], Key, S
         if item.group is not None:
             where += f", {item.group}"
         caption = item.caption if item.caption != item.prompt else ""
-        cases.append(case(Case(", ".join(titles), item.prompt, where, players, caption)))
+        heading = ", ".join(titles)
+        cases.append(case(Case(heading[0].upper() + heading[1:], item.prompt, where, players, caption)))
     return section(title, *cases, lead=lead)
 
 
@@ -506,10 +504,11 @@ def _facts(run: ScoredRun) -> dict[str, str]:
     rater = run.values_of("rater")
     if rater:
         found["rater"] = ", ".join(rater)
-    found |= {"started": str(record.get("started")), "duration (s)": str(record.get("duration_s"))}
+    times = {"started": record.get("started"), "duration (s)": record.get("duration_s")}
+    found |= {name: str(value) for name, value in times.items() if value is not None}
     found |= {name: _setting(value) for name, value in _flat(record.get("settings", {}))}
     found |= {f"input: {name}": _setting(value) for name, value in _flat(record.get("inputs", {}))}
-    found |= {f"SHA-256 of {name}": value for name, value in run.hashes.items()}
+    found |= {f"SHA-256 of {name}": f"{value[:_HASH_LENGTH]}…" for name, value in run.hashes.items()}
     found |= {f"version: {name}": _setting(value) for name, value in _flat(record.get("versions", {}))}
     found |= {f"hardware: {name}": _setting(value) for name, value in _flat(record.get("hardware", {}))}
     return found

@@ -244,6 +244,8 @@ def _video_item(
                 fix="score again with `physcli eval`",
             )
     group, prompt = row.get("group"), row["prompt"]
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise DataError(f"{where}: the prompt holds half a surrogate pair.", expected="text", fix="mend the prompt")
     return ScoredItem(
         key=(prompt, row["index"]) if ignore_seeds else (prompt, row["index"], row["seed"]),
         cluster=prompt,

@@ -40,9 +40,9 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         read_end, write_end = os.pipe(), os.pipe()
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
+        options += [f"--user-data-dir={self._profile.name}"]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _EXEC, str(read_end[0]), str(write_end[1])]
-            + [program, *options, f"--user-data-dir={self._profile.name}", "about:blank"],
+            [sys.executable, "-c", _EXEC, str(read_end[0]), str(write_end[1]), program, *options, "about:blank"],
             pass_fds=(read_end[0], write_end[1]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -74,7 +74,7 @@ def show_comparison(done: CompareResult) -> None:
 
 
 def _show_side(done: CompareResult, side: Side) -> None:
-    from physcli.tasks.compare_result import interval_text, p_text, value_text
+    from physcli.tasks.compare_result import interval_text, least_text, p_text, value_text
 
     wide = render.width() >= _WIDE
     columns = ["", "ref.", "diff.", "95 % interval", "Holm", "least", ""]
@@ -85,7 +85,7 @@ def _show_side(done: CompareResult, side: Side) -> None:
     for row in done.rows_of(side):
         difference = [value_text(row["value"], row, sign=True), interval_text(row)]
         style = {"better": "green", "worse": "red"}.get(row["verdict"], "")
-        end = [value_text(row["smallest_detectable"], row), render.styled(row["verdict"], style)]
+        end = [least_text(row), render.styled(row["verdict"], style)]
         if wide:
             counts = None if row["wins"] is None else f"{row['wins']} / {row['ties']} / {row['losses']}"
             means = [value_text(row[f"{of}_value"], row) for of in ("reference", "compared")]

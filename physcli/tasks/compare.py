@@ -35,7 +35,7 @@ from physcli.stats import (
     smallest_detectable,
     smallest_detectable_share,
 )
-from physcli.tasks.compare_result import CompareResult, Side, difference_text
+from physcli.tasks.compare_result import FEWEST_CLUSTERS, CompareResult, Side, difference_text
 from physcli.tasks.report import same_file, write_comparison
 from physcli.tasks.run_dir import RunDir, write_jsonl
 from physcli.tasks.scored_runs import SUBJECT_MARK, Key, ScoredRun, describe, read_scored_run
@@ -158,9 +158,7 @@ def _label(sides: list[Side]) -> list[Side]:
     if twice is not None:
         raise UsageError(f"Two sides are called {twice!r}.", expected="a name of its own for each")
     whole = {side.label or _short_name(side, _WHOLE_PATH) for side in sides}
-    depth = next(
-        d for d in range(1, _WHOLE_PATH + 1) if len({s.label or _short_name(s, d) for s in sides}) == len(whole)
-    )
+    depth = next(d for d in range(_WHOLE_PATH + 1) if len({s.label or _short_name(s, d) for s in sides}) == len(whole))
     named = [side.label or _short_name(side, depth) for side in sides]
     # The same run may be there twice, which is a fair question to ask of a ruler.
     return [
@@ -170,10 +168,12 @@ def _label(sides: list[Side]) -> list[Side]:
 
 
 def _short_name(side: Side, depth: int) -> str:
-    several = len({run.subject for run in side.runs}) == 1 and side.runs[0].kind == "probe"
-    names = ["/".join(run.path.resolve().parts[-depth:]) for run in side.runs]
-    if several:  # a probe's folder says less than the model it probed
-        names = [f"{name}{SUBJECT_MARK}{run.subject}" for name, run in zip(names, side.runs, strict=True)]
+    """The last `depth` parts of the paths; of a probe, whose model says more than its folder, that first."""
+    probe = side.runs[0].kind == "probe"
+    names = ["/".join(run.path.resolve().parts[-max(depth, not probe) :]) for run in side.runs]
+    if probe:
+        subjects = [run.subject for run in side.runs]
+        names = [f"{n}{SUBJECT_MARK}{s}" if depth else s for n, s in zip(names, subjects, strict=True)]
     if len(names) == 1:
         return names[0]
     common = re.sub(r"[\W_]*(seed|s)?[\W_]*\d*$", "", _common_beginning(names))
@@ -390,7 +390,10 @@ def _compare_metric(
         if binary and single:
             least = smallest_detectable_share(difference.wins + difference.losses, len(items))
         else:
-            least = smallest_detectable(difference.stderr)
+            freedom = max(1, row["num_clusters"] - 1)
+            least = smallest_detectable(difference.stderr, degrees_of_freedom=freedom)
+        if row["num_clusters"] < FEWEST_CLUSTERS:
+            least = math.inf
     wins, losses = (difference.losses, difference.wins) if higher is False else (difference.wins, difference.losses)
     return row | {
         "value": difference.value,

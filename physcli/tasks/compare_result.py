@@ -12,11 +12,13 @@ import numpy as np
 
 from physcli.tasks.scored_runs import Key, ScoredRun
 
+# Five that all point one way have p = 2/2⁵ = .0625: no test of so few can find anything.
+FEWEST_CLUSTERS = 6
 # What cases are ranked by: the first that the runs have.
 HEADLINES = ("joint", "pc", "sa", "accuracy")
 TESTS = {
     "mcnemar": "McNemar's exact test on the {units} that one side wins",
-    "sign flips": "a permutation test (10,000 random sign flips of the {units}' differences)",
+    "sign flips": "a permutation test (random sign flips of the {units}' differences)",
     "seeds": "Student's t on the standard error of a hierarchical bootstrap over training seeds and {units}",
 }
 
@@ -85,6 +87,8 @@ class CompareResult:
             return []
         named = [f"{name_of(row)} ({difference_text(row)})" for row in open_]
         said = [f"No difference between {side.label} and {self.reference.label} is shown in {', '.join(named)}."]
+        if all(least_text(row) == "none" for row in open_):
+            return [*said, f"So few {self.unit} can show no difference at all, however large."]
         small = [
             name_of(row)
             for row in open_
@@ -116,6 +120,8 @@ class CompareResult:
             f"Least: the smallest true difference that a test like this finds 8 times in 10 with these {self.unit}, "
             "before Holm; a smaller one cannot be seen here."
         )
+        if self.unit == "pairs" and any(row["low"] is None or not math.isfinite(row["low"]) for row in rows):
+            parts.append("No interval where a scenario has only one pair: nothing is known of its spread.")
         alone = [s.label for s in (self.reference, side) if len(s.runs) == 1]
         if "seeds" in tests and alone:
             parts.append(f"{alone[0]} is one training run: how much its seeds would differ is not in the interval.")
@@ -149,6 +155,13 @@ def interval_text(row: Mapping[str, Any]) -> str:
     if row["low"] is None or not math.isfinite(row["low"]):
         return "–"
     return f"{value_text(row['low'], row, sign=True)} to {value_text(row['high'], row, sign=True)}"
+
+
+def least_text(row: Mapping[str, Any]) -> str:
+    """The smallest difference that could be seen; "none" where no difference, however large, could be."""
+    if row["smallest_detectable"] is None and row["num_clusters"] < FEWEST_CLUSTERS and row["value"] is not None:
+        return "none"
+    return value_text(row["smallest_detectable"], row)
 
 
 def p_text(p: float | None) -> str:

@@ -41,6 +41,7 @@ from physcli.tasks.compare_result import (
     Side,
     headline,
     interval_text,
+    least_text,
     p_text,
     value_text,
 )
@@ -95,7 +96,7 @@ def write_comparison(result: CompareResult, path: Path, *, cases: int = 6, max_v
 
 
 def write_run_report(run: str, path: Path | None = None, *, cases: int = 6, max_video_mb: float = 24.0) -> Path:
-    """Write the page of one scored run.
+    """Write the page of one scored run, once it is finished (after its `RunDir` has been left).
 
     Args:
         run: Its folder, as `physcli compare` takes it.
@@ -158,7 +159,7 @@ def _comparison_table(result: CompareResult, side: Side) -> Markup:
                 _drawn_interval(row, reach, tone),
                 Cell(p_text(row["p"]), detail=f"Holm {p_text(row['p_holm'])}"),
                 Cell(counts, detail="–" if row["wins"] is None else f"{row['wins']} / {row['ties']} / {row['losses']}"),
-                value_text(row["smallest_detectable"], row),
+                least_text(row),
             ]
         )
     columns = [

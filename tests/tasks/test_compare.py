@@ -116,6 +116,17 @@ def test_eight_pairs_decide_nothing(tmp_path, eval_run):
     assert "8 pairs cannot show" in " ".join(result.verdicts(result.sides[1]))
 
 
+def test_five_pairs_cannot_even_show_the_largest_difference(tmp_path, eval_run):
+    scores = [float(x) for x in np.random.default_rng(0).random(5)]
+    eval_run(tmp_path / "a", {"pc": [False] * 5, "motion_px": scores})
+    eval_run(tmp_path / "b", {"pc": [True] * 5, "motion_px": [score + 1 for score in scores]})
+    result = run(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
+    for metric in ("pc", "motion_px"):
+        row = row_of(result, metric)
+        assert (row["p"], row["smallest_detectable"], row["verdict"]) == (0.0625, None, "not shown")
+    assert "So few prompts can show no difference at all, however large." in result.verdicts(result.sides[1])
+
+
 def test_rows_carry_the_whole_result(tmp_path, eval_run):
     base = coins(60)
     eval_run(tmp_path / "base", {"pc": base, "sa": base}, rater="tiny")
@@ -436,6 +447,7 @@ def test_probes_are_compared_by_pairs_and_scenarios(tmp_path):
     assert "Without a value per item, so not compared: balanced_accuracy." in listener.said
     assert result.unit == "pairs"
     control = run(tmp_path / "before", f"{tmp_path / 'before'}::state", out=tmp_path / "control")
+    assert [side.label for side in control.sides] == ["videomae-tiny", "state"]
     assert row_of(control, "accuracy")["compared_value"] == 1
 
 

@@ -96,8 +96,8 @@ class CompareResult:
         ]
         if small:
             said.append(
-                f"{len(self.keys)} pairs cannot show differences as small as those in {', '.join(small)}: that none is "
-                "seen is no proof that there is none."
+                f"{len(self.keys)} pairs cannot reliably show (8 times in 10) differences as small as those in "
+                f"{', '.join(small)}: that none is seen is no proof that there is none."
             )
         return said
 
@@ -106,11 +106,10 @@ class CompareResult:
         rows = self.rows_of(side)
         tests = [test for test in TESTS if any(row["test"] == test for row in rows)]
         parts = [f"Interval: 95 %, {'pairs of clips' if self.unit == 'pairs' else 'prompts'} drawn again."]
-        for test in tests:
+        for number, test in enumerate(tests):
             of = [name_of(row) for row in rows if row["test"] == test]
-            parts.append(
-                f"p{'' if len(tests) == 1 else ' of ' + ', '.join(of)}: {TESTS[test].format(units=self.unit)}."
-            )
+            which = f" of {', '.join(of)}" if number else ""  # the first test is that of all other metrics
+            parts.append(f"p{which}: {TESTS[test].format(units=self.unit)}.")
         made = sum(row["p"] is not None and row["group"] == "all" for row in self.rows)
         if tests:
             parts.append(
@@ -118,7 +117,7 @@ class CompareResult:
             )
         parts.append(
             f"Least: the smallest true difference that a test like this finds 8 times in 10 with these {self.unit}, "
-            "before Holm; a smaller one cannot be seen here."
+            "before Holm; smaller ones are mostly missed."
         )
         if self.unit == "pairs" and any(row["low"] is None or not math.isfinite(row["low"]) for row in rows):
             parts.append("No interval where a scenario has only one pair: nothing is known of its spread.")

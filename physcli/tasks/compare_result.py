@@ -117,7 +117,7 @@ class CompareResult:
             )
         parts.append(
             f"Least: the smallest true difference that a test like this finds 8 times in 10 with these {self.unit}, "
-            "before Holm; smaller ones are mostly missed."
+            "before Holm; smaller ones are found less often."
         )
         if self.unit == "pairs" and any(row["low"] is None or not math.isfinite(row["low"]) for row in rows):
             parts.append("No interval where a scenario has only one pair: nothing is known of its spread.")

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats as reference
 
 from physcli.hashing import seed_from
-from physcli.stats import mcnemar_exact, paired_difference, stderr_of_mean, stderr_of_strata
+from physcli.stats import (
+    holm,
+    mcnemar_exact,
+    paired_difference,
+    seeds_difference,
+    sign_flip_p,
+    smallest_detectable,
+    smallest_detectable_share,
+    stderr_of_mean,
+    stderr_of_strata,
+)
 
 
 def test_stderr_without_clusters_is_the_usual_one():
@@ -91,3 +103,142 @@ def test_one_cluster_says_nothing_of_the_spread():
     found = paired_difference(np.ones(3), np.zeros(3), clusters=["a", "b", "c"], strata=["x", "x", "y"])
     assert found.value == pytest.approx(1)
     assert np.isnan([found.low, found.high, found.stderr]).all()
+
+
+# --- Holm ---
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4·.005, 3·.01, 2·.03, then 1·.04 held up to .06
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.9, 0.6], [1.0, 1.0]),
+        ([0.01, math.nan, 0.04], [0.02, math.nan, 0.04]),  # a test that was not made does not count
+    ],
+)
+def test_holm_by_hand(p, adjusted):
+    np.testing.assert_allclose(holm(p), adjusted, rtol=1e-12)
+
+
+def test_holm_lies_between_the_plain_p_and_bonferroni_and_is_stricter_than_benjamini_hochberg():
+    p = np.random.default_rng(0).uniform(0, 0.2, 30)
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(1, 30 * p) + 1e-15).all()
+    assert (adjusted >= reference.false_discovery_control(p) - 1e-15).all()
+
+
+# --- sign flips ---
+
+
+def test_sign_flips_agree_with_scipy():
+    effects = np.random.default_rng(1).normal(0.25, 1, 60)
+    theirs = reference.permutation_test(
+        (effects,), np.sum, permutation_type="samples", n_resamples=20_000, rng=2
+    ).pvalue
+    assert sign_flip_p(effects) == pytest.approx(theirs, abs=0.01)
+
+
+def test_few_sign_flips_are_all_tried():
+    effects = np.array([1.0, 2.0, 0.5, 3.0, -0.25, 0.0])
+    exact = reference.permutation_test((effects[effects != 0],), np.sum, permutation_type="samples").pvalue
+    assert sign_flip_p(effects) == pytest.approx(exact, rel=1e-12)
+    assert sign_flip_p(np.ones(5)) == pytest.approx(2 / 32)
+    assert sign_flip_p(np.zeros(9)) == 1
+
+
+def test_sign_flips_of_votes_are_the_binomial_test():
+    votes = np.array([1.0] * 9 + [-1.0] * 2)
+    assert sign_flip_p(votes) == pytest.approx(mcnemar_exact(9, 2), rel=1e-12)
+
+
+# --- the smallest difference that could be seen ---
+
+
+def test_smallest_detectable_is_2_8_standard_errors():
+    assert smallest_detectable(0.02) == pytest.approx(0.02 * (1.959964 + 0.841621), rel=1e-5)
+    assert smallest_detectable(0.02, degrees_of_freedom=4) == pytest.approx(0.02 * (2.776445 + 0.940965), rel=1e-5)
+    assert math.isnan(smallest_detectable(0.0))
+    assert math.isnan(smallest_detectable(math.nan))
+
+
+def test_a_difference_of_that_size_is_found_8_times_in_10():
+    smallest = smallest_detectable(1 / math.sqrt(200))
+    rng = np.random.default_rng(3)
+    found = [reference.ttest_1samp(rng.normal(smallest, 1, 200), 0).pvalue < 0.05 for _ in range(3000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.025)
+
+
+@pytest.mark.parametrize(("discordant", "n"), [(40, 200), (8, 100), (0, 60)])
+def test_a_share_of_that_size_is_found_8_times_in_10(discordant, n):
+    smallest = smallest_detectable_share(discordant, n)
+    share = max(discordant / n, smallest)
+    rng = np.random.default_rng(4)
+    wins, losses, _ = rng.multinomial(n, [(share + smallest) / 2, (share - smallest) / 2, 1 - share], size=4000).T
+    found = [mcnemar_exact(int(w), int(v)) < 0.05 for w, v in zip(wins, losses, strict=True)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.025)
+
+
+def test_a_share_is_near_its_normal_approximation_where_n_is_large():
+    assert smallest_detectable_share(400, 2000) == pytest.approx(smallest_detectable(math.sqrt(0.2 / 2000)), rel=0.03)
+
+
+def test_five_items_can_show_nothing():
+    assert smallest_detectable_share(0, 5) == math.inf
+    assert smallest_detectable_share(5, 5) == math.inf
+    assert smallest_detectable_share(0, 0) == math.inf
+    assert smallest_detectable_share(0, 8) > 0.75
+
+
+# --- several training seeds ---
+
+
+def test_one_seed_a_side_is_the_paired_bootstrap():
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(0.2, 1, 300), rng.normal(0, 1, 300)
+    one = paired_difference(a, b, clusters=range(300), num_resamples=8000)
+    ours = seeds_difference(a[None], b[None], clusters=range(300), num_resamples=8000)
+    assert ours.value == pytest.approx(one.value, abs=1e-12)
+    assert (ours.low, ours.high, ours.stderr) == pytest.approx((one.low, one.high, one.stderr), abs=0.01)
+    assert (ours.wins, ours.losses, ours.n, ours.degrees_of_freedom) == (one.wins, one.losses, 300, 299)
+
+
+def test_identical_seeds_do_not_differ():
+    a = np.random.default_rng(7).integers(0, 2, (3, 50)).astype(float)
+    found = seeds_difference(a, a[[2, 0, 1]], clusters=range(50))
+    assert (found.value, found.p, found.wins, found.losses) == (pytest.approx(0, abs=1e-15), pytest.approx(1), 0, 0)
+
+
+def test_spread_over_seeds_is_unbiased():
+    """Items without any noise: only the seeds differ, and the variance of a mean of three is s²/3."""
+    levels = np.array([0.2, 0.5, 0.9])
+    a, b = np.repeat(levels[:, None], 40, axis=1), np.full((1, 40), 0.4)
+    found = seeds_difference(a, b, clusters=range(40), num_resamples=20_000)
+    assert found.stderr == pytest.approx(reference.sem(levels), rel=0.02)
+    assert found.degrees_of_freedom == pytest.approx(2, rel=0.01)
+    assert found.p == pytest.approx(reference.ttest_1samp(levels, 0.4).pvalue, rel=0.05)
+
+
+def test_one_seed_hides_what_three_show():
+    """The same items, a method whose seeds differ by more than the gain: no single run may claim the gain."""
+    rng = np.random.default_rng(8)
+    base = np.repeat(rng.normal(size=(1, 400)), 3, axis=0)
+    trained = base + np.array([[0.3], [-0.1], [0.1]]) + 0.05 * rng.normal(size=(3, 400))
+    one = paired_difference(trained[0], base[0], clusters=range(400))
+    three = seeds_difference(trained, base, clusters=range(400))
+    assert one.low > 0
+    assert three.low < 0 < three.high
+
+
+def test_interval_over_seeds_covers_the_truth():
+    rng = np.random.default_rng(9)
+    covered = 0
+    for trial in range(150):
+        items = rng.normal(size=80)
+        a, b = (items + 0.2 * rng.normal(size=(3, 1)) + 0.3 * rng.normal(size=(3, 80)) for _ in range(2))
+        found = seeds_difference(a, b, clusters=range(80), seed=trial, num_resamples=400)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 137  # 95 % of 150 is 142, its standard deviation 2.7

@@ -118,6 +118,11 @@ def result(text: str) -> None:
     _stdout.print(escape(text), soft_wrap=True)
 
 
+def width() -> int:
+    """Columns of the terminal that results go to."""
+    return _stdout.width
+
+
 def json_text(text: str) -> None:
     """JSON on stdout, byte for byte."""
     sys.stdout.write(text + "\n")

@@ -1,0 +1,285 @@
+"""Reading scored runs: what `physcli eval …` and `physcli probe physion` leave in their run directories.
+
+An eval run holds, beside `run.json`,
+
+    metrics.json   rows of benchmark, task, subject, group, metric, value, stderr, n, higher_is_better; `rater` where a
+                   model judged; `unit` where a value between 0 and 1 is no rate ("px")
+    items.jsonl    a row a video: `video` (absolute, or relative to the run directory), `caption`, `prompt`, `index`,
+                   `seed` (null where unknown), `group` (or null), and a field for each metric: a number, a boolean, or
+                   null where there is no score
+
+What the metrics are, metrics.json says: its rows of group "all". Those without a field in items.jsonl are sums that no
+item has a part in, and cannot be compared. A probe run's items say which `subject` they are of; its one metric here is
+`accuracy` (the field `correct`), its clusters are pairs and its strata scenarios, as in the probe's own table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from physcli.data.captions import read_jsonl
+from physcli.errors import DataError, PhyscliError, UsageError, unknown
+from physcli.hashing import content_hash
+from physcli.tasks.probe_result import CONTROLS
+from physcli.tasks.run_dir import is_finished, read_metrics, read_run
+
+SUBJECT_MARK = "::"
+_PROBE = "probe physion"
+_UNITS = ("_px", "_s", "_ms", "_hz")  # endings of names whose values are no rates
+
+# What tells an item from all others: (prompt, index, seed) of a video, (split, scenario, name) of a probe's clip.
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class ScoredItem:
+    """One scored video or clip. `cluster` is its prompt or pair; `stratum` its scenario, of a probe only."""
+
+    key: Key
+    cluster: str
+    stratum: str | None
+    group: str | None
+    values: Mapping[str, float | None]
+    video: Path | None = None
+    caption: str = ""
+    prompt: str = ""
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A finished run whose items have scores."""
+
+    path: Path
+    subject: str
+    record: Mapping[str, Any]
+    rows: list[dict[str, Any]]  # of metrics.json, this subject's
+    items: Mapping[Key, ScoredItem]
+    metrics: Mapping[str, bool | None]  # name → whether higher is better; those that items have
+    sums: tuple[str, ...]  # metrics without a value per item
+    hashes: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        return "probe" if self.record["command"] == _PROBE else "eval"
+
+    def values_of(self, column: str) -> list[str]:
+        """The different entries of a column of metrics.json, such as `benchmark` or `rater`."""
+        return sorted({str(row[column]) for row in self.rows if row.get(column) is not None})
+
+    def is_rate(self, metric: str) -> bool:
+        """Whether the values are fractions of one, to be shown in per cent."""
+        if metric.endswith(_UNITS) or any(row["metric"] == metric and row.get("unit") for row in self.rows):
+            return False
+        found = [item.values[metric] for item in self.items.values()]
+        return all(0 <= value <= 1 for value in found if value is not None)
+
+    def is_binary(self, metric: str) -> bool:
+        found = {item.values[metric] for item in self.items.values()}
+        return found <= {0.0, 1.0, None} and not metric.endswith(_UNITS)
+
+
+def read_scored_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
+    """Read a run of `physcli eval` or `physcli probe`.
+
+    Args:
+        name: Its folder; `FOLDER::SUBJECT` for one of several subjects of a probe.
+        ignore_seeds: Tell videos apart by prompt and index alone.
+
+    Raises:
+        PhyscliError: the folder is no such run, is not finished, or its items are missing or not as they should be.
+        UsageError: a subject it does not have, or several and none is named.
+    """
+    folder, _, subject = name.partition(SUBJECT_MARK) if not Path(name).is_dir() else (name, "", "")
+    path = Path(folder)
+    record = _read_record(path)
+    probe = record["command"] == _PROBE
+    rows = _read_rows(path)
+    lines = _read_items(path)
+    subjects = list(dict.fromkeys(str(row["subject"]) for _, row in lines if "subject" in row))
+    chosen = _choose_subject(path, subjects, subject) if subjects else _only_subject(path, rows, subject)
+    rows = [row for row in rows if row.get("subject") == chosen]
+    lines = [(number, row) for number, row in lines if "subject" not in row or str(row["subject"]) == chosen]
+    named = {row["metric"]: row.get("higher_is_better") for row in rows if row["group"] == "all"}
+    fields = {"accuracy": "correct"} if probe else {metric: metric for metric in named}
+    present = [metric for metric in named if any(fields.get(metric) in row for _, row in lines)]
+    if not present:
+        raise DataError(
+            f"{path} holds no score of a single item: no metric of metrics.json ({', '.join(named) or 'none'}) is a "
+            "field of items.jsonl.",
+            expected="a field in items.jsonl for each metric of group 'all'",
+            fix="score again with `physcli eval`",
+        )
+    items: dict[Key, ScoredItem] = {}
+    seen: dict[Key, int] = {}
+    for number, row in lines:
+        where = f"{path / 'items.jsonl'}, line {number}"
+        values = {metric: _score(row.get(fields[metric]), where, fields[metric]) for metric in present}
+        item = _probe_item(row, values, where) if probe else _video_item(path, row, values, where, ignore_seeds)
+        if item.key in items:
+            raise DataError(
+                f"{where}: the same item as line {seen[item.key]}: {describe(item.key)}.",
+                expected="one row for each " + ("clip" if probe else "(prompt, index)" if ignore_seeds else "video"),
+                fix="do without --ignore-seeds" if ignore_seeds else "remove one of the two, or score again",
+            )
+        items[item.key], seen[item.key] = item, number
+    return ScoredRun(
+        path=path,
+        subject=chosen,
+        record=record,
+        rows=rows,
+        items=items,
+        metrics={metric: named[metric] for metric in present},
+        sums=tuple(metric for metric in named if metric not in present),
+        hashes={name: content_hash(path / name) for name in ("items.jsonl", "metrics.json")},
+    )
+
+
+def describe(key: Key) -> str:
+    """An item's key in words, on one line, control characters made visible."""
+    first, *rest = key
+    if len(key) == 3 and isinstance(rest[0], str):  # a probe's clip
+        return "/".join(str(part) for part in key)
+    text = json.dumps(first if len(first) <= 60 else first[:59] + "…", ensure_ascii=False)
+    return ", ".join([text, *(f"{name} {value}" for name, value in zip(("index", "seed"), rest, strict=False))])
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise PhyscliError(
+            f"{path} is " + ("a file." if path.exists() else "not there."),
+            expected="a run directory of `physcli eval` or `physcli probe`",
+        )
+    record = read_run(path)
+    if record is None:
+        raise PhyscliError(
+            f"{path} is not a run directory: it holds no run.json.",
+            expected="a run directory of `physcli eval` or `physcli probe`",
+            fix=f"score videos first: physcli eval laws --videos {path}",
+        )
+    command = str(record.get("command"))
+    if command != _PROBE and not command.startswith("eval "):
+        raise PhyscliError(
+            f"{path} is a run of `physcli {command}`, which gives no item a score.",
+            expected="a run directory of `physcli eval` or `physcli probe`",
+            fix=f"score it first: physcli eval laws --videos {path}" if command == "sample" else "",
+        )
+    if not is_finished(path, record):
+        status = str(record.get("status"))
+        raise PhyscliError(
+            f"{path} is not finished: "
+            + ("its metrics.json cannot be read." if status == "finished" else f"its status is {status!r}."),
+            expected="a finished run",
+            fix=f"run `physcli {command} … --out {path}` again: it goes on where it stopped",
+        )
+    return record
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(path)
+    required = {"benchmark", "subject", "group", "metric", "value"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and required <= row.keys() for row in rows):
+        raise DataError(
+            f"{path / 'metrics.json'} is not a list of rows with {', '.join(sorted(required))}.",
+            expected="what physcli wrote there",
+            fix="score again",
+        )
+    return rows
+
+
+def _read_items(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    file = path / "items.jsonl"
+    lines = list(read_jsonl(file)) if file.is_file() else []
+    if not lines:
+        raise DataError(
+            f"{path} has no items: items.jsonl is {'empty' if file.is_file() else 'missing'}.",
+            expected="a row a video, which runs are paired by",
+            fix="score again with `physcli eval`",
+        )
+    return lines
+
+
+def _choose_subject(path: Path, subjects: list[str], wanted: str) -> str:
+    if wanted:
+        if wanted not in subjects:
+            raise unknown(f"subject of {path}", wanted, subjects)
+        return wanted
+    models = [name for name in subjects if name not in CONTROLS]
+    if len(models) != 1:
+        raise UsageError(
+            f"{path} holds {len(models)} models: {', '.join(models) or 'none'}.",
+            expected="one to compare",
+            fix=f"name it: {path}{SUBJECT_MARK}{(models or subjects)[0]}",
+        )
+    return models[0]
+
+
+def _only_subject(path: Path, rows: list[dict[str, Any]], wanted: str) -> str:
+    subjects = list(dict.fromkeys(str(row["subject"]) for row in rows))
+    if wanted and wanted not in subjects:
+        raise unknown(f"subject of {path}", wanted, subjects)
+    if len(subjects) != 1:
+        raise DataError(
+            f"{path} holds rows of {len(subjects)} subjects ({', '.join(subjects)}), and its items do not say whose "
+            "they are.",
+            expected="one subject, or a field `subject` in items.jsonl",
+        )
+    return subjects[0]
+
+
+def _video_item(
+    path: Path, row: Mapping[str, Any], values: dict[str, float | None], where: str, ignore_seeds: bool
+) -> ScoredItem:
+    kinds: dict[str, Any] = {"video": str, "prompt": str, "index": int, "seed": (int, type(None))}
+    for field, kind in kinds.items():
+        if field not in row or not isinstance(row[field], kind) or isinstance(row[field], bool):
+            raise DataError(
+                f"{where}: {field} is {json.dumps(row[field], ensure_ascii=False) if field in row else 'missing'}.",
+                expected="video and prompt (text), index (a number), seed (a number or null)",
+                fix="score again with `physcli eval`",
+            )
+    group, prompt = row.get("group"), row["prompt"]
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise DataError(f"{where}: the prompt holds half a surrogate pair.", expected="text", fix="mend the prompt")
+    return ScoredItem(
+        key=(prompt, row["index"]) if ignore_seeds else (prompt, row["index"], row["seed"]),
+        cluster=prompt,
+        stratum=None,
+        group=None if group is None else str(group),
+        values=values,
+        video=path / row["video"],  # an absolute one stays as it is
+        caption=str(row.get("caption") or ""),
+        prompt=prompt,
+    )
+
+
+def _probe_item(row: Mapping[str, Any], values: dict[str, float | None], where: str) -> ScoredItem:
+    for field in ("name", "split", "correct", "label"):
+        if row.get(field) is None:
+            raise DataError(f"{where}: {field} is missing.", expected="what `physcli probe` writes", fix="probe again")
+    name, scenario = str(row["name"]), str(row.get("scenario") or "")
+    return ScoredItem(
+        key=(str(row["split"]), scenario, name),
+        cluster=f"{row['split']}/{row.get('pair') or name}",
+        stratum=scenario,
+        group=scenario or None,
+        values=values,
+        label=int(row["label"]),
+    )
+
+
+def _score(value: Any, where: str, field: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+        raise DataError(
+            f"{where}: {field} is {json.dumps(value, ensure_ascii=False)}.",
+            expected="a number, true, false, or null where there is no score",
+            fix="score again with `physcli eval`",
+        )
+    return float(value)

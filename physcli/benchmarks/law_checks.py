@@ -1,0 +1,516 @@
+"""The laws of the simulated world, each checked by itself on the tracks of agent and patient.
+
+A check gets a `View` and gives a `Finding`: held, broken (with the reason), or not testable in this clip. Lengths are
+pixels of a 64×64 picture, speeds pixels a second, so the limits hold for any size and rate.
+
+The limits are set on clips of the fine-tuning stream, at 20 and at 6⅔ frames a second, and leave room beyond the most
+that any real clip there shows. They know how the simulator films (its camera never moves, and looks down at 12 to 46
+degrees); what they cannot know is depth, so what happens behind something is not judged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from physcli.benchmarks.objects import REFERENCE_PIXELS, wanted_objects
+from physcli.benchmarks.tracks import Track
+
+TOUCH_PX = 2.0  # nearer than this, two things may touch
+WIDE_NOUNS = ("slope", "pole")  # what the agent touches all the time, and is no obstacle
+EARLY_S = 0.8  # agent and patient are in full view for so long, and have not met
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a prompt's action says of the physics to expect.
+
+    Attributes:
+        words: What tells it in a prompt.
+        flies: The agent is in free flight until it meets something.
+        lands: What falls ends on a floor whose height in the picture the patient's foot shows.
+        glides: The agent goes on in a straight line at a steady speed until it meets something.
+        overlap: The most that the smaller of agent's and patient's frames may be inside the other's (a fraction).
+        covered: The most of the agent's area that agent and patient together may lose to each other.
+        patient_covered: The same of the patient's area alone.
+    """
+
+    words: str
+    flies: bool = False
+    lands: bool = False
+    glides: bool = False
+    overlap: float = 1.01
+    covered: float = 9.0
+    patient_covered: float = 9.0
+
+
+# In this order: the first whose words are in the prompt.
+SETTINGS: dict[str, Setting] = {
+    "row": Setting(r"\btopples\b", lands=True, overlap=0.60, covered=0.86),
+    "stack": Setting(r"\btips over\b", lands=True, overlap=0.30, covered=0.42),
+    "pole": Setting(r"\balong an? \w+ pole\b", glides=True, overlap=0.37, covered=0.39),
+    "slope": Setting(r"\bdown an? \w+ slope\b", patient_covered=0.25),
+    "throw": Setting(r"\bthrown up\b", flies=True, lands=True, overlap=0.80, covered=1.1),
+    "fall": Setting(r"\bfalls\b", flies=True, lands=True, overlap=0.80, covered=1.1),
+    "floor": Setting(r"\b(rolls|slides)\b", glides=True, overlap=0.57, covered=0.70),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """What the checks see of a clip.
+
+    Attributes:
+        agent: The red thing's track.
+        patient: The yellow thing's track.
+        masks: Of each colour found, bool [T, H, W].
+        rate_hz: Frames a second.
+        prompt: What was asked for.
+    """
+
+    agent: Track
+    patient: Track
+    masks: dict[str, np.ndarray]
+    rate_hz: float
+    prompt: str
+
+    @cached_property
+    def setting(self) -> Setting | None:
+        """What the prompt's action says; None for an action that the simulator does not have."""
+        return next((one for one in SETTINGS.values() if re.search(one.words, self.prompt.lower())), None)
+
+    @cached_property
+    def obstacles(self) -> list[str]:
+        """Colours that may stop the agent."""
+        wide = {one.color for one in wanted_objects(self.prompt) if one.noun in WIDE_NOUNS}
+        return [color for color in self.agent.colors if color not in wide]
+
+    @cached_property
+    def early(self) -> slice:
+        """Frames before anything can have happened."""
+        return slice(0, max(2, round(EARLY_S * self.rate_hz)))
+
+    @cached_property
+    def floor_y(self) -> float:
+        """The lowest row of the resting patient."""
+        return float(np.nanmedian(self.patient.box[self.early, 3])) if self.patient.seen[self.early].any() else np.nan
+
+    def frames_in(self, seconds: float) -> int:
+        """At least one."""
+        return max(1, round(seconds * self.rate_hz))
+
+    def both(self) -> list[Track]:
+        return [track for track in (self.agent, self.patient) if track.seen.any()]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a law holds: True, False, or None where the clip does not let it be tested; and why it does not."""
+
+    holds: bool | None
+    reason: str = ""
+
+
+HELD, UNTESTED = Finding(True), Finding(None)
+
+
+def _broken(view: View, frame: int, what: str) -> Finding:
+    return Finding(False, f"{what} at {frame / view.rate_hz:.2f} s")
+
+
+# --- permanence and color: things neither come nor go, nor become others ---
+
+JUMP_PX = 5.0  # real clips reach 3.8, at contacts between frames that are 0.15 s apart; a teleport has 7.3 at least
+STRAY_PX, STRAY_S = 12.0, 0.15
+GONE_S = 0.1
+HIDDEN_FRACTION = 0.3
+FADED_FRACTION = 0.35
+HUE_DRIFT_DEG = 9.0
+HUE_AREA_PX = 12.0
+
+
+def permanence(view: View) -> Finding:
+    """Things do not vanish, appear, jump or become two."""
+    for track in view.both():
+        seen = track.seen
+        if not seen[view.early].any():
+            first = int(np.flatnonzero(seen)[0])
+            if not _came_from_somewhere(track, first):
+                return _broken(view, first, f"the {track.color} thing appears")
+            continue
+        for frame in np.flatnonzero(seen[:-1] & ~seen[1:]) + 1:
+            absent = int(np.argmax(np.append(seen[frame:], True)))
+            if absent < view.frames_in(GONE_S) and frame + absent < len(seen):
+                continue
+            if not (_left(track, frame) or _hidden(view, track, frame) or _recolored(view, track, frame)):
+                return _broken(view, int(frame), f"the {track.color} thing vanishes")
+        for frame in np.flatnonzero(~seen[:-1] & seen[1:]) + 1:
+            if seen[:frame].any() and not _came_from_somewhere(track, int(frame)):
+                before = int(np.flatnonzero(seen[:frame])[-1])
+                if _apart(track, before, int(frame)) > JUMP_PX * (frame - before):
+                    return _broken(view, int(frame), f"the {track.color} thing appears elsewhere")
+        far, frame = _largest_jump(track.center)
+        if far > JUMP_PX:
+            return _broken(view, frame, f"the {track.color} thing jumps by {far:.0f} pixels")
+        doubled = track.stray >= STRAY_PX
+        if doubled.sum() >= view.frames_in(STRAY_S):
+            return _broken(view, int(np.argmax(doubled)), f"a second {track.color} thing appears")
+    return HELD if view.both() else UNTESTED
+
+
+def color(view: View) -> Finding:
+    """Things keep their colour: none is replaced by one of another colour, none changes its hue."""
+    tested = False
+    for track in view.both():
+        for frame in np.flatnonzero(track.seen[:-1] & ~track.seen[1:]) + 1:
+            other = _recolored(view, track, int(frame))
+            if other:
+                return _broken(view, int(frame), f"the {track.color} thing turns {other}")
+        large = (track.area >= HUE_AREA_PX) & np.isfinite(track.hue_deg)
+        if large.sum() >= 2:
+            tested = True
+            drift = np.where(large, np.abs(track.hue_deg - np.median(track.hue_deg[large])), 0)
+            if drift.max() > HUE_DRIFT_DEG:
+                return _broken(view, int(drift.argmax()), f"the {track.color} thing's hue changes")
+    return HELD if tested else UNTESTED
+
+
+def _apart(track: Track, one: int, other: int) -> float:
+    return float(np.linalg.norm(track.center[one] - track.center[other]))
+
+
+def _step_before(track: Track, frame: int) -> np.ndarray:
+    """The thing's displacement [2] from frame - 2 to frame - 1, zero where it was not seen."""
+    if frame < 2 or not track.seen[frame - 2]:
+        return np.zeros(2)
+    return track.center[frame - 1] - track.center[frame - 2]
+
+
+def _left(track: Track, frame: int) -> bool:
+    """Whether the thing, last seen in the frame before, went out of the picture."""
+    if track.margin[frame - 1] < 1:
+        return True
+    radius = np.sqrt(track.area[frame - 1] / np.pi)
+    next_center = track.center[frame - 1] + 1.25 * _step_before(track, frame)
+    height, width = track.mask.shape[1:]
+    size = np.array([width, height]) * REFERENCE_PIXELS / min(height, width)
+    return bool((next_center < radius).any() or (next_center > size - 1 - radius).any())
+
+
+def _came_from_somewhere(track: Track, frame: int) -> bool:
+    """Whether a thing that is seen again came from beyond the border or from behind something."""
+    beside = track.gaps[:, frame].min() <= TOUCH_PX if len(track.gaps) else False
+    return bool(track.margin[frame] < 2 or beside)
+
+
+def _hidden(view: View, track: Track, frame: int) -> bool:
+    """Whether something is now where the thing, last seen in the frame before, must be; or had all but covered it."""
+    recent = track.area[max(0, frame - view.frames_in(0.3)) : frame].max()
+    beside = track.gaps[:, frame - 1].min() <= TOUCH_PX if len(track.gaps) else False
+    if track.area[frame - 1] < FADED_FRACTION * max(recent, HUE_AREA_PX) and beside:
+        return True
+    others = [masks[frame] for name, masks in view.masks.items() if name != track.color]
+    if not others or _recolored(view, track, frame):
+        return False
+    covering = np.any(others, axis=0)
+    last = np.argwhere(track.mask[frame - 1])
+    scale = min(covering.shape) / REFERENCE_PIXELS
+    for way in (0.5, 1.0, 1.5):
+        there = np.round(last + way * scale * _step_before(track, frame)[::-1]).astype(int)
+        there = there.clip(0, np.array(covering.shape) - 1)
+        if covering[there[:, 0], there[:, 1]].mean() >= HIDDEN_FRACTION:
+            return True
+    return False
+
+
+def _recolored(view: View, track: Track, frame: int) -> str | None:
+    """The colour that in this frame has all at once what the thing had in the frame before."""
+    lost = track.mask[frame - 1].sum() - track.mask[frame].sum()
+    place = track.mask[frame - 1] | _moved(track.mask[frame - 1], _step_before(track, frame))
+    for name, masks in view.masks.items():
+        if name == track.color:
+            continue
+        gained = int(masks[frame].sum()) - int(masks[frame - 1].sum())
+        here = (masks[frame] & place).sum() - (masks[frame - 1] & place).sum()
+        if gained >= 0.4 * lost and here >= 0.4 * lost:
+            return name
+    return None
+
+
+def _moved(mask: np.ndarray, step: np.ndarray) -> np.ndarray:
+    scale = min(mask.shape) / REFERENCE_PIXELS
+    right, down = (int(part) for part in np.round(step * scale))
+    return np.roll(mask, (down, right), (0, 1))
+
+
+def _largest_jump(center: np.ndarray) -> tuple[float, int]:
+    """How far a step between neighbouring frames is from all that lies between the steps before and after it.
+
+    A contact turns one step into another, perhaps in the middle of a frame; it makes none that is longer than both or
+    goes another way. So this is small for all real motion, however fast.
+    """
+    steps = np.diff(center, axis=0)
+    largest, frame = 0.0, 0
+    for index in np.flatnonzero(np.isfinite(steps).all(1)):
+        beside = [
+            steps[i] for i in (index - 1, index + 1) if 0 <= i < len(steps) and np.isfinite(steps[i]).all()
+        ]
+        if not beside:
+            continue
+        one, way = beside[0], beside[-1] - beside[0]
+        share = np.clip((steps[index] - one) @ way / max(way @ way, 1e-9), 0, 1)
+        far = float(np.linalg.norm(steps[index] - one - share * way))
+        if far > largest:
+            largest, frame = far, int(index) + 1
+    return largest, frame
+
+
+# --- shape ---
+
+# The most that the logarithms of area and of the ratio of the axes change at once, beyond how they change before and
+# after: free of everything, and beside something that may cover a part.
+AREA_STEPS, AXES_STEPS = (0.20, 0.28), (0.21, 0.30)
+SHAPE_WINDOW_S = 0.15
+
+
+def shape(view: View) -> Finding:
+    """Things keep their shape: the outline does not change from one frame to the next."""
+    tested = False
+    for track in view.both():
+        colors = view.obstacles if track is view.agent else list(track.colors)
+        free = track.gap_to(colors) > TOUCH_PX
+        whole = track.seen & (track.margin > 0)
+        behind = view.setting is SETTINGS["slope"]  # the patient hides the agent there
+        for values, limits, name in (
+            (np.log(np.maximum(track.area, 1e-9)), AREA_STEPS, "size"),
+            (np.log(np.maximum(track.spread[:, 0], 0.1) / np.maximum(track.spread[:, 1], 0.1)), AXES_STEPS, "form"),
+        ):
+            for frame, step, is_free in _sudden_steps(values, whole, free, view.frames_in(SHAPE_WINDOW_S)):
+                if not is_free and (behind or track is view.patient):
+                    continue
+                tested = True
+                if step > limits[0 if is_free else 1]:
+                    return _broken(view, frame, f"the {track.color} thing changes its {name}")
+    return HELD if tested else UNTESTED
+
+
+def _sudden_steps(
+    values: np.ndarray, whole: np.ndarray, free: np.ndarray, window: int
+) -> list[tuple[int, float, bool]]:
+    """(frame, change, whether nothing was near) for each frame with `window` whole frames on either side."""
+    steps = []
+    for frame in range(window, len(values) - window + 1):
+        around = slice(frame - window, frame + window)
+        if not whole[around].all():
+            continue
+        now, before = np.median(values[frame : frame + window]), np.median(values[frame - window : frame])
+        usual = 0.0
+        for other, own in ((slice(frame - 2 * window, frame - window), before), (slice(frame + window, frame + 2 * window), now)):
+            if other.start >= 0 and other.stop <= len(values) and whole[other].all():
+                usual = max(usual, abs(own - np.median(values[other])))
+        steps.append((frame, float(abs(now - before) - usual), bool(free[around].all())))
+    return steps
+
+
+# --- solidity: no passing through ---
+
+OVERLAP_S = 0.1
+
+
+def solidity(view: View) -> Finding:
+    """Agent and patient do not pass through each other: neither is inside the other."""
+    agent, patient, setting = view.agent, view.patient, view.setting
+    if setting is None or not (agent.seen[view.early].any() and patient.seen[view.early].any()):
+        return UNTESTED
+    gap = agent.gap_to([patient.color])
+    touching = gap <= TOUCH_PX
+    if not touching.any():
+        return HELD
+    first = int(np.argmax(touching))
+    together = (touching | ~agent.seen) & (np.arange(len(gap)) >= first)
+    agent_area, patient_area = (_early_area(view, track) for track in (agent, patient))
+    patient_lost = patient_area - patient.area
+    covered = ((agent_area - agent.area) + patient_lost) / agent_area
+    for values, limit, what in (
+        (_overlap(agent, patient), setting.overlap, "are in one another"),
+        (covered, setting.covered, "swallow one another"),
+        (patient_lost / patient_area, setting.patient_covered, "pass through one another"),
+    ):
+        beyond = together & (values > limit)
+        if beyond.sum() >= view.frames_in(OVERLAP_S):
+            return _broken(view, int(np.argmax(beyond)), f"{agent.color} and {patient.color} {what}")
+    return HELD
+
+
+def _early_area(view: View, track: Track) -> float:
+    area = track.area[view.early]
+    return float(np.median(area[area > 0]))
+
+
+def _overlap(one: Track, other: Track) -> np.ndarray:
+    """[T] how much of the smaller thing's bounding box is inside the other's."""
+    low, high = np.fmax(one.box[:, :2], other.box[:, :2]), np.fmin(one.box[:, 2:], other.box[:, 2:])
+    sizes = [(track.box[:, 2:] - track.box[:, :2] + 1).prod(1) for track in (one, other)]
+    inside = (high - low + 1).clip(0).prod(1) / np.fmin(*sizes)
+    return np.where(one.seen & other.seen, np.nan_to_num(inside), 0.0)
+
+
+# --- gravity ---
+
+# In the simulator 9.81 m/s² are 75 to 103 pixels/s² in the picture, seen from 14 to 36 degrees above.
+FALL_PX_S2 = (60.0, 125.0)
+FLIGHT_ERROR_PX = 0.6
+RISE_BLOCK_S, RISE_PX, RISE_GAIN_PX = 0.15, 0.3, 0.2
+HANGS_PX = 6.0
+REST_PX, REST_S = 0.3, 0.25
+MOVED_PX_S = 2.5
+
+
+def gravity(view: View) -> Finding:
+    """What is thrown flies in a parabola, what falls comes down to something, nothing is lifted by nothing."""
+    agent, setting = view.agent, view.setting
+    if agent.seen.sum() < 4:
+        return UNTESTED
+    rising = _lifted(view, agent)
+    if rising is not None:
+        return _broken(view, rising, f"the {agent.color} thing is lifted by nothing")
+    if setting is None:
+        return UNTESTED
+    if setting.flies and agent.seen[view.early].all():
+        time = np.arange(view.early.stop) / view.rate_hz
+        y = agent.center[view.early, 1]
+        fit = np.polyfit(time, y, 2)
+        error = np.abs(np.polyval(fit, time) - y).max()
+        if not FALL_PX_S2[0] < 2 * fit[0] < FALL_PX_S2[1] or error > FLIGHT_ERROR_PX:
+            return Finding(False, f"the {agent.color} thing does not fly in a parabola")
+    if setting.lands:
+        rest = _rest(view, agent)
+        if rest is not None and rest.speed > MOVED_PX_S and np.isfinite(view.floor_y):
+            held = agent.gap_to([view.patient.color])[rest.frame :].min() <= TOUCH_PX
+            above = view.floor_y - agent.box[rest.frame, 3]
+            if above > HANGS_PX and not held:
+                return _broken(view, rest.frame, f"the {agent.color} thing stays in the air")
+    return HELD
+
+
+def _lifted(view: View, track: Track) -> int | None:
+    """The frame from which a thing rises ever faster, as no bounce makes it."""
+    block = view.frames_in(RISE_BLOCK_S)
+    for frame in range(len(track.area) - 3 * block):
+        rises = -np.diff(track.center[frame : frame + 3 * block + 1 : block, 1])
+        if np.isfinite(rises).all() and rises[0] > RISE_PX and (np.diff(rises) > RISE_GAIN_PX).all():
+            return frame
+    return None
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """From which frame on a thing stays where it is to its end, and how fast it was just before, in pixels/s."""
+
+    frame: int
+    speed: float
+
+
+def _rest(view: View, track: Track) -> _Rest | None:
+    seen = track.seen
+    last = int(np.flatnonzero(seen)[-1])
+    end = np.median(track.center[max(0, last - 2) : last + 1], axis=0)
+    frame = last
+    while frame > 0 and seen[frame - 1] and np.linalg.norm(track.center[frame - 1] - end) < REST_PX:
+        frame -= 1
+    before = view.frames_in(0.2)
+    if (last - frame) / view.rate_hz < REST_S or frame < before or not seen[frame - before]:
+        return None
+    speeds = [_apart(track, frame, frame - before) / before * view.rate_hz]
+    if before == 1 and frame >= 2 and seen[frame - 2]:  # it may have stopped between two frames
+        speeds.append(_apart(track, frame - 1, frame - 2) * view.rate_hz)
+    return _Rest(frame, max(speeds))
+
+
+# --- inertia: no change of motion without contact ---
+
+STOP_PX_S = 3.0
+STIR_PX, STIR_GAP_PX = 0.8, 4.0
+GLIDE_ERROR_PX = 1.2
+
+
+def inertia(view: View) -> Finding:
+    """Nothing stops, swerves or sets off by itself."""
+    agent, patient, setting = view.agent, view.patient, view.setting
+    tested = False
+    if setting is not None and not setting.lands and agent.seen.sum() >= 4:
+        tested = True
+        rest = _rest(view, agent)
+        if rest is not None and rest.speed > STOP_PX_S:
+            around = slice(max(0, rest.frame - 1), rest.frame + 2)
+            if agent.gap_to(view.obstacles)[around].min() > TOUCH_PX and agent.margin[rest.frame] > 0:
+                return _broken(view, rest.frame, f"the {agent.color} thing stops by itself")
+        if setting.glides and agent.seen[view.early].all():
+            time = np.arange(view.early.stop)
+            error = max(
+                float(np.abs(np.polyval(np.polyfit(time, x, 1), time) - x).max()) for x in agent.center[view.early].T
+            )
+            if error > GLIDE_ERROR_PX:
+                return Finding(False, f"the {agent.color} thing does not go straight on")
+    if patient.seen[view.early].sum() >= 2 and agent.seen.any():
+        tested = True
+        home = np.nanmedian(patient.center[view.early], axis=0)
+        away = np.where(patient.seen, np.linalg.norm(patient.center - home, axis=1), 0)
+        stirred = np.flatnonzero((away[:-1] > STIR_PX) & (away[1:] > STIR_PX))
+        if len(stirred):
+            frame = int(stirred[0])
+            around = slice(max(0, frame - view.frames_in(0.25)), frame + 1)
+            near = patient.gap_to(list(patient.colors))[around].min() if patient.colors else np.inf
+            if near > STIR_GAP_PX:
+                return _broken(view, frame, f"the {patient.color} thing sets off by itself")
+    return HELD if tested else UNTESTED
+
+
+# --- energy ---
+
+FASTER, FASTER_PX_S = 1.6, 4.0
+HIGHER_PX = 2.5
+
+
+def energy(view: View) -> Finding:
+    """Nothing gets faster or higher by itself than it was."""
+    agent, setting = view.agent, view.setting
+    if setting is None or not agent.seen[view.early].all() or len(agent.area) < 6:
+        return UNTESTED
+    if setting.flies:
+        # Whatever it bounces off, it comes no higher than it was thrown.
+        apex = agent.center[: view.early.stop, 1].min()
+        later = np.where(agent.seen, agent.center[:, 1], np.inf)
+        if later.min() < apex - HIGHER_PX:
+            return _broken(view, int(later.argmin()), f"the {agent.color} thing rises above its throw")
+        return HELD
+    if setting.glides:
+        step = view.frames_in(0.2)
+        whole = agent.seen & (agent.margin > 0) & (agent.gap_to(view.obstacles) > TOUCH_PX)
+        pace = np.linalg.norm(agent.center[step:] - agent.center[:-step], axis=1) / step * view.rate_hz
+        pace = np.where(whole[step:] & whole[:-step], pace, 0)
+        early = pace[: max(1, view.early.stop - step)]
+        if pace.max() > FASTER * np.median(early) + FASTER_PX_S:
+            return _broken(view, int(pace.argmax()), f"the {agent.color} thing gets faster by itself")
+        return HELD
+    return HELD if _lifted(view, agent) is None else Finding(False, f"the {agent.color} thing rises by itself")
+
+
+CHECKS: dict[str, Callable[[View], Finding]] = {
+    "permanence": permanence,
+    "shape": shape,
+    "color": color,
+    "solidity": solidity,
+    "gravity": gravity,
+    "inertia": inertia,
+    "energy": energy,
+}
+
+
+def check_all(view: View, laws: Sequence[str] = tuple(CHECKS)) -> dict[str, Finding]:
+    """Every law's finding, in the order of `CHECKS`."""
+    return {law: CHECKS[law](view) for law in laws}

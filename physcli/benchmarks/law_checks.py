@@ -11,7 +11,7 @@ degrees); what they cannot know is depth, so what happens behind something is no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,10 +84,14 @@ class View:
         return next((one for one in SETTINGS.values() if re.search(one.words, self.prompt.lower())), None)
 
     @cached_property
+    def wide(self) -> set[str]:
+        """Colours of what the agent rolls on or slides along."""
+        return {one.color for one in wanted_objects(self.prompt) if one.noun in WIDE_NOUNS}
+
+    @cached_property
     def obstacles(self) -> list[str]:
         """Colours that may stop the agent."""
-        wide = {one.color for one in wanted_objects(self.prompt) if one.noun in WIDE_NOUNS}
-        return [color for color in self.agent.colors if color not in wide]
+        return [color for color in self.agent.colors if color not in self.wide]
 
     @cached_property
     def early(self) -> slice:
@@ -210,10 +214,10 @@ def _came_from_somewhere(track: Track, frame: int) -> bool:
 def _hidden(view: View, track: Track, frame: int) -> bool:
     """Whether something is now where the thing, last seen in the frame before, must be; or had all but covered it."""
     recent = track.area[max(0, frame - view.frames_in(0.3)) : frame].max()
-    beside = track.gaps[:, frame - 1].min() <= TOUCH_PX if len(track.gaps) else False
+    beside = track.gap_to([name for name in track.colors if name not in view.wide])[frame - 1] <= TOUCH_PX
     if track.area[frame - 1] < FADED_FRACTION * max(recent, HUE_AREA_PX) and beside:
         return True
-    others = [masks[frame] for name, masks in view.masks.items() if name != track.color]
+    others = [masks[frame] for name, masks in view.masks.items() if name != track.color and name not in view.wide]
     if not others or _recolored(view, track, frame):
         return False
     covering = np.any(others, axis=0)
@@ -232,7 +236,7 @@ def _recolored(view: View, track: Track, frame: int) -> str | None:
     lost = track.mask[frame - 1].sum() - track.mask[frame].sum()
     place = track.mask[frame - 1] | _moved(track.mask[frame - 1], _step_before(track, frame))
     for name, masks in view.masks.items():
-        if name == track.color:
+        if name == track.color or name in view.wide:
             continue
         gained = int(masks[frame].sum()) - int(masks[frame - 1].sum())
         here = (masks[frame] & place).sum() - (masks[frame - 1] & place).sum()
@@ -256,9 +260,7 @@ def _largest_jump(center: np.ndarray) -> tuple[float, int]:
     steps = np.diff(center, axis=0)
     largest, frame = 0.0, 0
     for index in np.flatnonzero(np.isfinite(steps).all(1)):
-        beside = [
-            steps[i] for i in (index - 1, index + 1) if 0 <= i < len(steps) and np.isfinite(steps[i]).all()
-        ]
+        beside = [steps[i] for i in (index - 1, index + 1) if 0 <= i < len(steps) and np.isfinite(steps[i]).all()]
         if not beside:
             continue
         one, way = beside[0], beside[-1] - beside[0]
@@ -271,49 +273,88 @@ def _largest_jump(center: np.ndarray) -> tuple[float, int]:
 
 # --- shape ---
 
-# The most that the logarithms of area and of the ratio of the axes change at once, beyond how they change before and
-# after: free of everything, and beside something that may cover a part.
-AREA_STEPS, AXES_STEPS = (0.20, 0.28), (0.21, 0.30)
+
+@dataclass(frozen=True)
+class _StepLimits:
+    """The most that logarithms change at once: of the area, of the extents along and across, and of their ratio."""
+
+    area: float
+    along: float
+    across: float
+    ratio: float
+
+    def broken_by(self, steps: np.ndarray) -> bool:
+        return bool((steps > [self.area, self.along, self.across, self.ratio]).any())
+
+
+# How a thing looks changes at once when something covers it, and quickly when it tumbles.
+STEADY = _StepLimits(0.18, 0.10, 0.12, 0.14)  # balls and rings, free of everything
+TUMBLING = _StepLimits(0.21, 0.17, 0.17, 0.22)  # all others
+COVERED = _StepLimits(0.30, 0.21, 0.27, 0.34)  # beside something else
+COVERED_RING = _StepLimits(0.16, 0.09, 0.13, 0.14)  # of which only an end is ever covered
+STEADY_NOUNS = ("ball", "ring")
 SHAPE_WINDOW_S = 0.15
+ROUND_RATIO, ROUND_FRAMES = 0.16, 3  # the logarithm of a ball's longer by its shorter axis
 
 
 def shape(view: View) -> Finding:
-    """Things keep their shape: the outline does not change from one frame to the next."""
+    """Things keep their shape: no outline changes from one frame to the next, and a ball is round."""
     tested = False
+    nouns = {one.color: one.noun for one in wanted_objects(view.prompt)}
     for track in view.both():
-        colors = view.obstacles if track is view.agent else list(track.colors)
-        free = track.gap_to(colors) > TOUCH_PX
+        is_agent = track is view.agent
+        other = view.patient if is_agent else view.agent
+        noun = nouns.get(track.color, "")
         whole = track.seen & (track.margin > 0)
-        behind = view.setting is SETTINGS["slope"]  # the patient hides the agent there
-        for values, limits, name in (
-            (np.log(np.maximum(track.area, 1e-9)), AREA_STEPS, "size"),
-            (np.log(np.maximum(track.spread[:, 0], 0.1) / np.maximum(track.spread[:, 1], 0.1)), AXES_STEPS, "form"),
-        ):
-            for frame, step, is_free in _sudden_steps(values, whole, free, view.frames_in(SHAPE_WINDOW_S)):
-                if not is_free and (behind or track is view.patient):
-                    continue
-                tested = True
-                if step > limits[0 if is_free else 1]:
-                    return _broken(view, frame, f"the {track.color} thing changes its {name}")
+        free = track.gap_to(view.obstacles if is_agent else track.colors) > TOUCH_PX
+        # What falls or rolls to the camera is covered by the patient, and covers it, in ways that cannot be foreseen.
+        fickle = view.setting is not None and (view.setting.flies or view.setting is SETTINGS["slope"])
+        judged = whole & (free | (is_agent & ~((track.gap_to([other.color]) <= TOUCH_PX) & fickle)))
+        size, along, across = (np.log(np.maximum(x, 0.1)) for x in (track.area, *track.spread.T))
+        values = np.stack([size, along, across, along - across], axis=1)
+        for frame, steps, is_free in _sudden_steps(values, judged, free, view.frames_in(SHAPE_WINDOW_S)):
+            tested = True
+            if noun == "ring":
+                limits = STEADY if is_free else COVERED_RING
+            else:
+                limits = (STEADY if noun in STEADY_NOUNS else TUMBLING) if is_free else COVERED
+            if limits.broken_by(steps):
+                return _broken(view, frame, f"the {track.color} thing changes its shape")
+        alone = np.flatnonzero(whole & free)
+        if noun == "ball" and len(alone) >= ROUND_FRAMES:
+            ratio = (along - across)[alone]
+            windows = np.lib.stride_tricks.sliding_window_view(ratio, ROUND_FRAMES)
+            steady = np.median(windows, axis=1)
+            tested = True
+            if steady.max() > ROUND_RATIO:
+                return _broken(view, int(alone[steady.argmax()]), f"the {track.color} ball is not round")
     return HELD if tested else UNTESTED
 
 
 def _sudden_steps(
-    values: np.ndarray, whole: np.ndarray, free: np.ndarray, window: int
-) -> list[tuple[int, float, bool]]:
-    """(frame, change, whether nothing was near) for each frame with `window` whole frames on either side."""
-    steps = []
+    values: np.ndarray, judged: np.ndarray, free: np.ndarray, window: int
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """How K values [T, K] change at each frame, beyond how they change before and after it.
+
+    Medians over `window` frames on either side are compared.
+
+    Yields:
+        (frame, changes [K], whether nothing is near), for frames with enough judged frames around.
+    """
+
+    def median(first: int) -> np.ndarray | None:
+        inside = first >= 0 and first + window <= len(values) and judged[first : first + window].all()
+        return np.median(values[first : first + window], axis=0) if inside else None
+
     for frame in range(window, len(values) - window + 1):
-        around = slice(frame - window, frame + window)
-        if not whole[around].all():
+        before, now = median(frame - window), median(frame)
+        if before is None or now is None:
             continue
-        now, before = np.median(values[frame : frame + window]), np.median(values[frame - window : frame])
-        usual = 0.0
-        for other, own in ((slice(frame - 2 * window, frame - window), before), (slice(frame + window, frame + 2 * window), now)):
-            if other.start >= 0 and other.stop <= len(values) and whole[other].all():
-                usual = max(usual, abs(own - np.median(values[other])))
-        steps.append((frame, float(abs(now - before) - usual), bool(free[around].all())))
-    return steps
+        usual = np.zeros(values.shape[1])
+        for neighbour, own in ((median(frame - 2 * window), before), (median(frame + window), now)):
+            if neighbour is not None:
+                usual = np.maximum(usual, np.abs(own - neighbour))
+        yield frame, np.abs(now - before) - usual, bool(free[frame - window : frame + window].all())
 
 
 # --- solidity: no passing through ---
@@ -331,7 +372,9 @@ def solidity(view: View) -> Finding:
     if not touching.any():
         return HELD
     first = int(np.argmax(touching))
-    together = (touching | ~agent.seen) & (np.arange(len(gap)) >= first)
+    together = touching.copy()
+    for frame in range(first + 1, len(gap)):  # what is not seen is where it was
+        together[frame] |= not agent.seen[frame] and together[frame - 1]
     agent_area, patient_area = (_early_area(view, track) for track in (agent, patient))
     patient_lost = patient_area - patient.area
     covered = ((agent_area - agent.area) + patient_lost) / agent_area

@@ -10,6 +10,7 @@ degrees); what they cannot know is depth, so what happens behind something is no
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,13 @@ class Setting:
         flies: The agent is in free flight until it meets something.
         lands: What falls ends on a floor whose height in the picture the patient's foot shows.
         glides: The agent goes on in a straight line at a steady speed until it meets something.
-        overlap: The most that the smaller of agent's and patient's frames may be inside the other's (a fraction).
-        covered: The most of the agent's area that agent and patient together may lose to each other.
-        patient_covered: The same of the patient's area alone.
+        overlap: The most that the smaller of agent's and patient's bounding boxes may be inside the other's.
+        covered: The most that the two together may lose of what is seen of them, as a fraction of the agent's area.
+        agent_covered: The most of the agent that the patient may cover soon after they meet, as a fraction of what was
+            seen of the agent just before.
+        patient_covered: The most of the patient that the agent may cover.
+        nearer: How much larger than early in the clip the agent may look once it has met the patient.
+        lasting_s: For how long these must be exceeded.
     """
 
     words: str
@@ -44,18 +49,33 @@ class Setting:
     lands: bool = False
     glides: bool = False
     overlap: float = 1.01
-    covered: float = 9.0
-    patient_covered: float = 9.0
+    covered: float = math.inf
+    agent_covered: float = 1.01
+    patient_covered: float = 1.01
+    nearer: float = math.inf
+    lasting_s: float = 0.1
 
 
-# In this order: the first whose words are in the prompt.
+# In this order: the first whose words are in the prompt. How far two solid things may be in front of each other depends
+# on how steeply the camera looks and from where they come, so each action has limits of its own.
 SETTINGS: dict[str, Setting] = {
     "row": Setting(r"\btopples\b", lands=True, overlap=0.60, covered=0.86),
-    "stack": Setting(r"\btips over\b", lands=True, overlap=0.30, covered=0.42),
+    "stack": Setting(
+        r"\btips over\b", lands=True, overlap=0.30, covered=0.42, agent_covered=0.22, patient_covered=0.31
+    ),
     "pole": Setting(r"\balong an? \w+ pole\b", glides=True, overlap=0.37, covered=0.39),
-    "slope": Setting(r"\bdown an? \w+ slope\b", patient_covered=0.25),
-    "throw": Setting(r"\bthrown up\b", flies=True, lands=True, overlap=0.80, covered=1.1),
-    "fall": Setting(r"\bfalls\b", flies=True, lands=True, overlap=0.80, covered=1.1),
+    # What rolls down comes from behind the patient, and stays behind it.
+    "slope": Setting(r"\bdown an? \w+ slope\b", patient_covered=0.14, nearer=1.45),
+    # What falls comes to lie on top or in front, so the patient may be hidden, but hardly the agent.
+    "fall": Setting(
+        r"\b(thrown up|falls)\b",
+        flies=True,
+        lands=True,
+        overlap=0.80,
+        agent_covered=0.37,
+        patient_covered=0.95,
+        lasting_s=0.25,
+    ),
     "floor": Setting(r"\b(rolls|slides)\b", glides=True, overlap=0.57, covered=0.70),
 }
 
@@ -359,7 +379,8 @@ def _sudden_steps(
 
 # --- solidity: no passing through ---
 
-OVERLAP_S = 0.1
+MEETING_S = 0.35  # what covers the agent later than so long after they met may be where it went, not what it went into
+JUST_BEFORE_S = 0.15
 
 
 def solidity(view: View) -> Finding:
@@ -376,15 +397,22 @@ def solidity(view: View) -> Finding:
     for frame in range(first + 1, len(gap)):  # what is not seen is where it was
         together[frame] |= not agent.seen[frame] and together[frame - 1]
     agent_area, patient_area = (_early_area(view, track) for track in (agent, patient))
+    before = agent.area[max(0, first - view.frames_in(JUST_BEFORE_S)) : first]
+    usual = float(np.median(before)) if len(before) and before.min() > 0 else agent_area
+    meeting = np.arange(len(gap)) < first + view.frames_in(MEETING_S) + 1
+    whole = ~agent.seen | (agent.margin > 0)
     patient_lost = patient_area - patient.area
-    covered = ((agent_area - agent.area) + patient_lost) / agent_area
-    for values, limit, what in (
-        (_overlap(agent, patient), setting.overlap, "are in one another"),
-        (covered, setting.covered, "swallow one another"),
-        (patient_lost / patient_area, setting.patient_covered, "pass through one another"),
-    ):
+
+    measures = [
+        (_overlap(agent, patient), setting.overlap, setting.lasting_s, "are in one another"),
+        (((agent_area - agent.area) + patient_lost) / agent_area, setting.covered, 0.1, "swallow one another"),
+        (patient_lost / patient_area, setting.patient_covered, setting.lasting_s, "are in one another"),
+        (np.where(meeting & whole, 1 - agent.area / usual, 0), setting.agent_covered, 0.1, "are in one another"),
+        (agent.area / agent_area, setting.nearer, 0.1, "pass through one another"),
+    ]
+    for values, limit, seconds, what in measures:
         beyond = together & (values > limit)
-        if beyond.sum() >= view.frames_in(OVERLAP_S):
+        if beyond.sum() >= view.frames_in(seconds):
             return _broken(view, int(np.argmax(beyond)), f"{agent.color} and {patient.color} {what}")
     return HELD
 

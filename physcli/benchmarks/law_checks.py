@@ -10,12 +10,14 @@ degrees); what they cannot know is depth, so what happens behind something is no
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
 
 from physcli.benchmarks.objects import REFERENCE_PIXELS, wanted_objects
@@ -56,28 +58,29 @@ class Setting:
     lasting_s: float = 0.1
 
 
+# What falls comes to lie on top or in front, so the patient may be hidden, but hardly the agent.
+_FALLING = Setting(
+    r"\bfalls\b", flies=True, lands=True, overlap=0.80, agent_covered=0.37, patient_covered=0.95, lasting_s=0.25
+)
 # In this order: the first whose words are in the prompt. How far two solid things may be in front of each other depends
 # on how steeply the camera looks and from where they come, so each action has limits of its own.
 SETTINGS: dict[str, Setting] = {
-    "row": Setting(r"\btopples\b", lands=True, overlap=0.60, covered=0.86),
-    "stack": Setting(
+    "dominoes": Setting(r"\btopples\b", lands=True, overlap=0.60, covered=0.86),
+    "support": Setting(
         r"\btips over\b", lands=True, overlap=0.30, covered=0.42, agent_covered=0.22, patient_covered=0.31
     ),
-    "pole": Setting(r"\balong an? \w+ pole\b", glides=True, overlap=0.37, covered=0.39),
+    "link": Setting(r"\balong an? \w+ pole\b", glides=True, overlap=0.37, covered=0.39),
     # What rolls down comes from behind the patient, and stays behind it.
-    "slope": Setting(r"\bdown an? \w+ slope\b", patient_covered=0.14, nearer=1.45),
-    # What falls comes to lie on top or in front, so the patient may be hidden, but hardly the agent.
-    "fall": Setting(
-        r"\b(thrown up|falls)\b",
-        flies=True,
-        lands=True,
-        overlap=0.80,
-        agent_covered=0.37,
-        patient_covered=0.95,
-        lasting_s=0.25,
-    ),
-    "floor": Setting(r"\b(rolls|slides)\b", glides=True, overlap=0.57, covered=0.70),
+    "roll": Setting(r"\bdown an? \w+ slope\b", patient_covered=0.14, nearer=1.4),
+    "drop": dataclasses.replace(_FALLING, words=r"\bthrown up\b"),
+    "contain": _FALLING,
+    "collide": Setting(r"\b(rolls|slides)\b", glides=True, overlap=0.57, covered=0.70),
 }
+
+
+def scenario_of(prompt: str) -> str | None:
+    """The simulator's scenario that a prompt's action belongs to, or None."""
+    return next((name for name, one in SETTINGS.items() if re.search(one.words, prompt.lower())), None)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class View:
     @cached_property
     def setting(self) -> Setting | None:
         """What the prompt's action says; None for an action that the simulator does not have."""
-        return next((one for one in SETTINGS.values() if re.search(one.words, self.prompt.lower())), None)
+        scenario = scenario_of(self.prompt)
+        return SETTINGS[scenario] if scenario else None
 
     @cached_property
     def wide(self) -> set[str]:
@@ -328,7 +332,7 @@ def shape(view: View) -> Finding:
         whole = track.seen & (track.margin > 0)
         free = track.gap_to(view.obstacles if is_agent else track.colors) > TOUCH_PX
         # What falls or rolls to the camera is covered by the patient, and covers it, in ways that cannot be foreseen.
-        fickle = view.setting is not None and (view.setting.flies or view.setting is SETTINGS["slope"])
+        fickle = view.setting is not None and (view.setting.flies or view.setting is SETTINGS["roll"])
         judged = whole & (free | (is_agent & ~((track.gap_to([other.color]) <= TOUCH_PX) & fickle)))
         size, along, across = (np.log(np.maximum(x, 0.1)) for x in (track.area, *track.spread.T))
         values = np.stack([size, along, across, along - across], axis=1)
@@ -380,6 +384,7 @@ def _sudden_steps(
 # --- solidity: no passing through ---
 
 MEETING_S = 0.35  # what covers the agent later than so long after they met may be where it went, not what it went into
+EMERGING_S = 0.65  # what has gone through comes out so soon, and what went around later
 JUST_BEFORE_S = 0.15
 
 
@@ -399,7 +404,7 @@ def solidity(view: View) -> Finding:
     agent_area, patient_area = (_early_area(view, track) for track in (agent, patient))
     before = agent.area[max(0, first - view.frames_in(JUST_BEFORE_S)) : first]
     usual = float(np.median(before)) if len(before) and before.min() > 0 else agent_area
-    meeting = np.arange(len(gap)) < first + view.frames_in(MEETING_S) + 1
+    meeting, emerging = (np.arange(len(gap)) < first + view.frames_in(span) + 1 for span in (MEETING_S, EMERGING_S))
     whole = ~agent.seen | (agent.margin > 0)
     patient_lost = patient_area - patient.area
 
@@ -408,7 +413,7 @@ def solidity(view: View) -> Finding:
         (((agent_area - agent.area) + patient_lost) / agent_area, setting.covered, 0.1, "swallow one another"),
         (patient_lost / patient_area, setting.patient_covered, setting.lasting_s, "are in one another"),
         (np.where(meeting & whole, 1 - agent.area / usual, 0), setting.agent_covered, 0.1, "are in one another"),
-        (agent.area / agent_area, setting.nearer, 0.1, "pass through one another"),
+        (np.where(emerging, agent.area / agent_area, 0), setting.nearer, 0.1, "pass through one another"),
     ]
     for values, limit, seconds, what in measures:
         beyond = together & (values > limit)
@@ -534,9 +539,7 @@ def inertia(view: View) -> Finding:
         stirred = np.flatnonzero((away[:-1] > STIR_PX) & (away[1:] > STIR_PX))
         if len(stirred):
             frame = int(stirred[0])
-            around = slice(max(0, frame - view.frames_in(0.25)), frame + 1)
-            near = patient.gap_to(list(patient.colors))[around].min() if patient.colors else np.inf
-            if near > STIR_GAP_PX:
+            if patient.gap_to(patient.colors)[: frame + 1].min() > STIR_GAP_PX:
                 return _broken(view, frame, f"the {patient.color} thing sets off by itself")
     return HELD if tested else UNTESTED
 
@@ -565,7 +568,9 @@ def energy(view: View) -> Finding:
         pace = np.linalg.norm(agent.center[step:] - agent.center[:-step], axis=1) / step * view.rate_hz
         pace = np.where(whole[step:] & whole[:-step], pace, 0)
         early = pace[: max(1, view.early.stop - step)]
-        if pace.max() > FASTER * np.median(early) + FASTER_PX_S:
+        if not early.any():
+            return UNTESTED
+        if pace.max() > FASTER * np.median(early[early > 0]) + FASTER_PX_S:
             return _broken(view, int(pace.argmax()), f"the {agent.color} thing gets faster by itself")
         return HELD
     return HELD if _lifted(view, agent) is None else Finding(False, f"the {agent.color} thing rises by itself")
@@ -585,3 +590,56 @@ CHECKS: dict[str, Callable[[View], Finding]] = {
 def check_all(view: View, laws: Sequence[str] = tuple(CHECKS)) -> dict[str, Finding]:
     """Every law's finding, in the order of `CHECKS`."""
     return {law: CHECKS[law](view) for law in laws}
+
+
+# --- what happens, apart from any law ---
+
+PUSHED_PX, PRESSED = 0.10, 0.2
+MOVES_PX = 2.0
+CHANGED_LEVELS, CHANGED_PX = 30, 12.0
+
+
+def hits(view: View) -> bool | None:
+    """Whether agent and patient touch: they come together in the picture, and the patient stirs or they overlap.
+
+    A thing that passes in front of the other, or behind it, comes as near; but then neither happens.
+
+    Returns:
+        None if one of the two is not there to begin with.
+    """
+    agent, patient = view.agent, view.patient
+    if not (agent.seen[view.early].any() and patient.seen[view.early].any()):
+        return None
+    near = agent.gap_to([patient.color]) <= TOUCH_PX
+    if not near.any():
+        return False
+    home = np.nanmedian(patient.center[view.early], axis=0)
+    away = np.where(patient.seen, np.linalg.norm(patient.center - home, axis=1), 0)
+    return bool(away[int(np.argmax(near)) :].max() > PUSHED_PX or _overlap(agent, patient).max() > PRESSED)
+
+
+def moves(view: View, frames: np.ndarray) -> bool:
+    """Whether anything goes anywhere: the agent or the patient, or (of a row that topples) whatever is in the picture.
+
+    Args:
+        view: The clip.
+        frames: uint8 [T, H, W, 3], the clip's pixels.
+    """
+    for track in view.both():
+        path = track.center[track.seen]
+        if np.linalg.norm(path - path[0], axis=1).max() >= MOVES_PX:
+            return True
+    if view.setting not in (None, SETTINGS["dominoes"]):
+        return False
+    soft = np.stack([cv2.GaussianBlur(frame, (3, 3), 0) for frame in frames]).astype(np.int16)
+    changed = (np.abs(soft - soft[0]).max(axis=-1) > CHANGED_LEVELS).sum(axis=(1, 2))
+    return bool(changed.max() >= CHANGED_PX * (min(frames.shape[1:3]) / REFERENCE_PIXELS) ** 2)
+
+
+def heads(view: View) -> str | None:
+    """Where the agent goes on the whole: "left", "right", or None for neither."""
+    path = view.agent.center[view.agent.seen]
+    if not len(path):
+        return None
+    way = float(path[-1, 0] - path[0, 0])
+    return None if abs(way) < MOVES_PX else "right" if way > 0 else "left"

@@ -63,23 +63,6 @@ class Track:
         return np.min(rows, axis=0) if rows else np.full(len(self.area), FAR_PX)
 
 
-def masks_of(found: Sequence[Sequence[FoundObject]], shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """All that is found of each colour, as masks.
-
-    Args:
-        found: What `objects.find_objects` gives: T frames of objects.
-        shape: (T, H, W).
-
-    Returns:
-        Colour → bool [T, H, W], for colours that are found at all.
-    """
-    masks: dict[str, np.ndarray] = {}
-    for frame, things in enumerate(found):
-        for thing in things:
-            masks.setdefault(thing.color, np.zeros(shape, bool))[frame] |= thing.mask
-    return masks
-
-
 def follow(
     frames: np.ndarray, found: Sequence[Sequence[FoundObject]], color: str, masks: dict[str, np.ndarray]
 ) -> Track:
@@ -92,7 +75,7 @@ def follow(
         frames: uint8 [T, H, W, 3].
         found: What `objects.find_objects` gives for them.
         color: A colour of `HUES_DEG`.
-        masks: What `masks_of` gives for them.
+        masks: What `objects.masks_of_colors` gives for them.
 
     Returns:
         The track; nothing is seen anywhere if the colour is not there.

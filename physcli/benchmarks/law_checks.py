@@ -44,6 +44,7 @@ class Setting:
         patient_covered: The most of the patient that the agent may cover.
         nearer: How much larger than early in the clip the agent may look once it has met the patient.
         lasting_s: For how long these must be exceeded.
+        pressed: Two bounding boxes that are so much inside each other are of things that touch.
     """
 
     words: str
@@ -56,6 +57,7 @@ class Setting:
     patient_covered: float = 1.01
     nearer: float = math.inf
     lasting_s: float = 0.1
+    pressed: float = 0.1
 
 
 # What falls comes to lie on top or in front, so the patient may be hidden, but hardly the agent.
@@ -65,7 +67,7 @@ _FALLING = Setting(
 # In this order: the first whose words are in the prompt. How far two solid things may be in front of each other depends
 # on how steeply the camera looks and from where they come, so each action has limits of its own.
 SETTINGS: dict[str, Setting] = {
-    "dominoes": Setting(r"\btopples\b", lands=True, overlap=0.60, covered=0.86),
+    "dominoes": Setting(r"\btopples\b", lands=True, overlap=0.60, covered=0.86, pressed=0.2),
     "support": Setting(
         r"\btips over\b", lands=True, overlap=0.30, covered=0.42, agent_covered=0.22, patient_covered=0.31
     ),
@@ -170,17 +172,17 @@ def permanence(view: View) -> Finding:
             if not _came_from_somewhere(track, first):
                 return _broken(view, first, f"the {track.color} thing appears")
             continue
-        for frame in np.flatnonzero(seen[:-1] & ~seen[1:]) + 1:
+        for frame in _losses(track):
             absent = int(np.argmax(np.append(seen[frame:], True)))
             if absent < view.frames_in(GONE_S) and frame + absent < len(seen):
                 continue
             if not (_left(track, frame) or _hidden(view, track, frame) or _recolored(view, track, frame)):
-                return _broken(view, int(frame), f"the {track.color} thing vanishes")
-        for frame in np.flatnonzero(~seen[:-1] & seen[1:]) + 1:
-            if seen[:frame].any() and not _came_from_somewhere(track, int(frame)):
+                return _broken(view, frame, f"the {track.color} thing vanishes")
+        for frame in (int(place) + 1 for place in np.flatnonzero(~seen[:-1] & seen[1:])):
+            if seen[:frame].any() and not _came_from_somewhere(track, frame):
                 before = int(np.flatnonzero(seen[:frame])[-1])
-                if _apart(track, before, int(frame)) > JUMP_PX * (frame - before):
-                    return _broken(view, int(frame), f"the {track.color} thing appears elsewhere")
+                if _apart(track, before, frame) > JUMP_PX * (frame - before):
+                    return _broken(view, frame, f"the {track.color} thing appears elsewhere")
         far, frame = _largest_jump(track.center)
         if far > JUMP_PX:
             return _broken(view, frame, f"the {track.color} thing jumps by {far:.0f} pixels")
@@ -194,8 +196,8 @@ def color(view: View) -> Finding:
     """Things keep their colour: none is replaced by one of another colour, none changes its hue."""
     tested = False
     for track in view.both():
-        for frame in np.flatnonzero(track.seen[:-1] & ~track.seen[1:]) + 1:
-            other = _recolored(view, track, int(frame))
+        for frame in _losses(track):
+            other = _recolored(view, track, frame)
             if other:
                 return _broken(view, int(frame), f"the {track.color} thing turns {other}")
         large = (track.area >= HUE_AREA_PX) & np.isfinite(track.hue_deg)
@@ -205,6 +207,11 @@ def color(view: View) -> Finding:
             if drift.max() > HUE_DRIFT_DEG:
                 return _broken(view, int(drift.argmax()), f"the {track.color} thing's hue changes")
     return HELD if tested else UNTESTED
+
+
+def _losses(track: Track) -> list[int]:
+    """Frames in which a thing is no longer seen that was seen in the frame before."""
+    return [int(frame) + 1 for frame in np.flatnonzero(track.seen[:-1] & ~track.seen[1:])]
 
 
 def _apart(track: Track, one: int, other: int) -> float:
@@ -594,7 +601,7 @@ def check_all(view: View, laws: Sequence[str] = tuple(CHECKS)) -> dict[str, Find
 
 # --- what happens, apart from any law ---
 
-PUSHED_PX, PRESSED = 0.10, 0.2
+PUSHED_PX = 0.1
 MOVES_PX = 2.0
 CHANGED_LEVELS, CHANGED_PX = 30, 12.0
 
@@ -615,7 +622,8 @@ def hits(view: View) -> bool | None:
         return False
     home = np.nanmedian(patient.center[view.early], axis=0)
     away = np.where(patient.seen, np.linalg.norm(patient.center - home, axis=1), 0)
-    return bool(away[int(np.argmax(near)) :].max() > PUSHED_PX or _overlap(agent, patient).max() > PRESSED)
+    pressed = view.setting.pressed if view.setting else Setting.pressed
+    return bool(away[int(np.argmax(near)) :].max() > PUSHED_PX or _overlap(agent, patient).max() > pressed)
 
 
 def moves(view: View, frames: np.ndarray) -> bool:

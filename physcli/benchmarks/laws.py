@@ -85,7 +85,7 @@ def check_laws(
             f"{len(frames)} frames at {frame_rate_hz} per second; expected at least {LEAST_FRAMES}, and a positive rate"
         )
     found = find_objects(frames)
-    size = frames.shape[1:3]
+    height, width = size = frames.shape[1:3]
     objects = shows_found(found, size, prompt)
     masks = masks_of_colors(found, size)
     agent, patient = (follow(frames, found, color, masks) for color in LEADING_COLORS)
@@ -99,7 +99,7 @@ def check_laws(
     hit, moving = hits(view), moves(view, frames)
     asks_motion = bool(MOTION_WORDS.search(prompt.lower()))
     sa, why = _grade(prompt, objects, hit=hit, way=heads(view), still=asks_motion and not moving)
-    rule = rule_for(len(frames), *size, frame_rate_hz)
+    rule = rule_for(len(frames), height, width, frame_rate_hz)
     motion = largest_motion(flow(frames[:: rule.interval]))
     adheres = sa >= ADHERES_FROM
     return LawResult(

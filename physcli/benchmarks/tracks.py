@@ -19,6 +19,7 @@ from physcli.benchmarks.objects import HUES_DEG, REFERENCE_PIXELS, FoundObject
 # Patches of a colour with less than this between them (pixels of a 64×64 picture) are one thing with something in
 # front of it.
 SPLIT_PX = 5.0
+SMALL_COSTS_PX = 12.0
 FAR_PX = 1e3  # the gap to what is not there
 
 
@@ -94,7 +95,7 @@ def follow(
         own = [thing for thing in things if thing.color == color]
         if not own:
             continue
-        main = own[0] if before is None else min(own, key=lambda thing: _unlikeness(thing, own[0], before, scale))
+        main = _most_alike(own, before, scale)
         mask[frame] = main.mask
         reach = _distance_to(main.mask)
         for thing in own:
@@ -109,18 +110,25 @@ def follow(
     others = tuple(other for other in masks if other != color)
     gaps = np.full((len(others), num_frames), FAR_PX)
     for row, other in enumerate(others):
-        for frame in np.flatnonzero(mask.any((1, 2)) & masks[other].any((1, 2))):
-            gaps[row, frame] = _distance_to(masks[other][frame])[mask[frame]].min() / scale
+        for place in np.flatnonzero(mask.any((1, 2)) & masks[other].any((1, 2))):
+            gaps[row, place] = _distance_to(masks[other][place])[mask[place]].min() / scale
     blocked = np.zeros(mask.shape, bool)
     for other in others:
         blocked |= masks[other]
     return _measure(frames, color, mask, blocked, stray, others, gaps, scale)
 
 
-def _unlikeness(thing: FoundObject, largest: FoundObject, before: tuple[float, float], scale: float) -> float:
-    """How little a patch seems to be the thing that was there before: its distance, and how small it is."""
-    way = np.hypot(thing.centroid[0] - before[0], thing.centroid[1] - before[1]) / scale
-    return float(way + 12 * (1 - thing.area / largest.area))
+def _most_alike(patches: Sequence[FoundObject], before: tuple[float, float] | None, scale: float) -> FoundObject:
+    """Of patches, the largest first, the one that the thing before seems to be: near, and not small."""
+    if before is None:
+        return patches[0]
+    x, y = before
+
+    def unlikeness(patch: FoundObject) -> float:
+        way = float(np.hypot(patch.centroid[0] - x, patch.centroid[1] - y)) / scale
+        return way + SMALL_COSTS_PX * (1 - patch.area / patches[0].area)
+
+    return min(patches, key=unlikeness)
 
 
 def _distance_to(mask: np.ndarray) -> np.ndarray:

@@ -1,10 +1,13 @@
 """The law-checker: does a clip of the simulated world, real or generated, obey its laws and show what was asked?
 
-From pixels alone: objects are found by colour (`objects`), followed (`tracks`), and each law is checked by itself
-(`law_checks`). Scores are named as in VideoPhy-2 (Bansal et al. 2025): semantic adherence (SA) and physical commonsense
-(PC), and Joint where both hold. Differs from it in the judge, which is no model but arithmetic; in PC, which is not a
-grade from 1 to 5 but whether every law holds that the clip lets one test; and in Joint, which asks for motion where the
-prompt does, for a video that stands still breaks no law.
+From pixels alone: objects are found by colour (`objects`) and followed (`tracks`), and each law is checked by itself
+(`law_identity`, `law_mechanics`). The checks know how the simulator films: its camera never moves, and looks down at 12
+to 46 degrees. They cannot know depth, so what happens behind something is not judged.
+
+Scores are named as in VideoPhy-2 (Bansal et al. 2025): semantic adherence (SA) and physical commonsense (PC), and Joint
+where both hold. Differs from it in the judge, which is no model but arithmetic; in PC, which is not a grade from 1 to 5
+but whether every law holds that the clip lets one test; and in Joint, which asks for motion where the prompt does, for
+a video that stands still breaks no law.
 """
 
 from __future__ import annotations
@@ -18,12 +21,24 @@ from typing import Any
 import numpy as np
 
 from physcli.benchmarks.dynamic_degree import is_dynamic, largest_motion, rule_for
-from physcli.benchmarks.law_checks import CHECKS, View, check_all, heads, hits, moves, scenario_of
+from physcli.benchmarks.law_events import heads, hits, moves
+from physcli.benchmarks.law_identity import color, permanence, shape
+from physcli.benchmarks.law_mechanics import energy, gravity, inertia, solidity
+from physcli.benchmarks.law_view import Finding, View, scenario_of
 from physcli.benchmarks.objects import LEADING_COLORS, ObjectsResult, find_objects, masks_of_colors, shows_found
 from physcli.benchmarks.tracks import follow
 from physcli.stats import stderr_of_mean
 
-LAWS = tuple(CHECKS)
+# Law → what checks it. Adding one is a line here and a function of a view.
+LAWS: dict[str, Callable[[View], Finding]] = {
+    "permanence": permanence,
+    "shape": shape,
+    "color": color,
+    "solidity": solidity,
+    "gravity": gravity,
+    "inertia": inertia,
+    "energy": energy,
+}
 BEST_GRADE, ADHERES_FROM = 5, 4  # VideoPhy-2 counts SA of 4 and 5 as adherence
 # What is taken off the grade for each.
 MISSING, EXTRA, OTHER_OUTCOME, NO_OUTCOME, OTHER_WAY, STILL = 2, 1, 2, 1, 2, 2
@@ -91,7 +106,7 @@ def check_laws(
     agent, patient = (follow(frames, found, color, masks) for color in LEADING_COLORS)
     view = View(agent, patient, masks, frame_rate_hz, prompt)
 
-    findings = check_all(view)
+    findings = {law: check(view) for law, check in LAWS.items()}
     broken = {law: finding.reason for law, finding in findings.items() if finding.holds is False}
     tested = any(finding.holds is not None for finding in findings.values())
     pc = tested and not broken

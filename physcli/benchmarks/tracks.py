@@ -58,6 +58,10 @@ class Track:
         """bool [T]."""
         return self.area > 0
 
+    def step(self, one: int, other: int) -> float:
+        """How far the thing is in one frame from where it is in another, in pixels."""
+        return float(np.linalg.norm(self.center[one] - self.center[other]))
+
     def gap_to(self, colors: Sequence[str]) -> np.ndarray:
         """[T] distance in pixels to the nearest of these colours."""
         rows = [self.gaps[self.colors.index(color)] for color in colors if color in self.colors]
@@ -116,6 +120,14 @@ def follow(
     for other in others:
         blocked |= masks[other]
     return _measure(frames, color, mask, blocked, stray, others, gaps, scale)
+
+
+def box_overlap(one: Track, other: Track) -> np.ndarray:
+    """[T] how much of the smaller thing's bounding box is inside the other's."""
+    low, high = np.fmax(one.box[:, :2], other.box[:, :2]), np.fmin(one.box[:, 2:], other.box[:, 2:])
+    sizes = [(track.box[:, 2:] - track.box[:, :2] + 1).prod(1) for track in (one, other)]
+    inside = (high - low + 1).clip(0).prod(1) / np.fmin(*sizes)
+    return np.where(one.seen & other.seen, np.nan_to_num(inside), 0.0)
 
 
 def _most_alike(patches: Sequence[FoundObject], before: tuple[float, float] | None, scale: float) -> FoundObject:

@@ -19,9 +19,9 @@ from physcli.benchmarks.tracks import Track
 
 JUMP_PX = 5.0  # real clips reach 3.8, at contacts between frames that are 0.15 s apart; a teleport has 7.3 at least
 STRAY_PX, STRAY_S = 12.0, 0.15
-GONE_S = 0.1
+GONE_S, GONE_BESIDE_S = 0.1, 0.35  # seen again so soon it was there; beside something small things are lost for longer
 HIDDEN_FRACTION = 0.3
-FADED_FRACTION = 0.35
+FADED_FRACTION = 0.6
 HUE_DRIFT_DEG = 9.0
 HUE_AREA_PX = 12.0
 
@@ -37,7 +37,8 @@ def permanence(view: View) -> Finding:
             continue
         for frame in _losses(track):
             absent = int(np.argmax(np.append(seen[frame:], True)))
-            if absent < view.frames_in(GONE_S) and frame + absent < len(seen):
+            brief = GONE_BESIDE_S if _beside(view, track, frame - 1) else GONE_S
+            if absent < view.frames_in(brief) and frame + absent < len(seen):
                 continue
             if not (_left(track, frame) or _hidden(view, track, frame) or _recolored(view, track, frame)):
                 return broken(view, frame, f"the {track.color} thing vanishes")
@@ -101,11 +102,15 @@ def _came_from_somewhere(track: Track, frame: int) -> bool:
     return bool(track.margin[frame] < 2 or beside)
 
 
+def _beside(view: View, track: Track, frame: int) -> bool:
+    """Whether a thing touches another one, not counting what it rolls on or slides along."""
+    return bool(track.gap_to([name for name in track.colors if name not in view.wide])[frame] <= TOUCH_PX)
+
+
 def _hidden(view: View, track: Track, frame: int) -> bool:
     """Whether something is now where the thing, last seen in the frame before, must be; or had all but covered it."""
     recent = track.area[max(0, frame - view.frames_in(0.3)) : frame].max()
-    beside = track.gap_to([name for name in track.colors if name not in view.wide])[frame - 1] <= TOUCH_PX
-    if track.area[frame - 1] < FADED_FRACTION * max(recent, HUE_AREA_PX) and beside:
+    if track.area[frame - 1] < FADED_FRACTION * max(recent, HUE_AREA_PX) and _beside(view, track, frame - 1):
         return True
     others = [masks[frame] for name, masks in view.masks.items() if name != track.color and name not in view.wide]
     if not others or _recolored(view, track, frame):
@@ -179,7 +184,7 @@ class _StepLimits:
 
 # How a thing looks changes at once when something covers it, and quickly when it tumbles.
 STEADY = _StepLimits(0.18, 0.10, 0.12, 0.14)  # balls and rings, free of everything
-TUMBLING = _StepLimits(0.21, 0.17, 0.17, 0.22)  # all others
+TUMBLING = _StepLimits(0.27, 0.22, 0.20, 0.27)  # all others
 COVERED = _StepLimits(0.30, 0.21, 0.27, 0.34)  # beside something else
 COVERED_RING = _StepLimits(0.16, 0.09, 0.13, 0.14)  # of which only an end is ever covered
 STEADY_NOUNS = ("ball", "ring")
@@ -193,13 +198,12 @@ def shape(view: View) -> Finding:
     nouns = {one.color: one.noun for one in wanted_objects(view.prompt)}
     for track in view.both():
         is_agent = track is view.agent
-        other = view.patient if is_agent else view.agent
         noun = nouns.get(track.color, "")
         whole = track.seen & (track.margin > 0)
         free = track.gap_to(view.obstacles if is_agent else track.colors) > TOUCH_PX
-        # What falls or rolls to the camera is covered by the patient, and covers it, in ways that cannot be foreseen.
+        # What falls or rolls down is covered by what it meets, and covers it, in ways that cannot be foreseen.
         fickle = view.setting is not None and (view.setting.flies or view.setting is SETTINGS["roll"])
-        judged = whole & (free | (is_agent & ~((track.gap_to([other.color]) <= TOUCH_PX) & fickle)))
+        judged = whole & (free | (is_agent and not fickle))
         size, along, across = (np.log(np.maximum(x, 0.1)) for x in (track.area, *track.spread.T))
         values = np.stack([size, along, across, along - across], axis=1)
         for frame, steps, is_free in _sudden_steps(values, judged, free, view.frames_in(SHAPE_WINDOW_S)):

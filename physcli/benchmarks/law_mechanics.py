@@ -90,7 +90,9 @@ def gravity(view: View) -> Finding:
     if setting.lands:
         rest = _rest(view, agent)
         if rest is not None and rest.speed > MOVED_PX_S and np.isfinite(view.floor_y):
-            held = agent.gap_to([view.patient.color])[rest.frame :].min() <= TOUCH_PX
+            # A stack goes on touching what has stopped in mid-air; all else that is touched may hold it.
+            holding = view.obstacles if setting.flies else [view.patient.color]
+            held = agent.gap_to(holding)[rest.frame :].min() <= TOUCH_PX
             above = view.floor_y - agent.box[rest.frame, 3]
             if above > HANGS_PX and not held:
                 return broken(view, rest.frame, f"the {agent.color} thing stays in the air")

@@ -61,12 +61,12 @@ SETTINGS: dict[str, Setting] = {
     "support": Setting(
         r"\btips over\b", lands=True, overlap=0.30, covered=0.42, agent_covered=0.22, patient_covered=0.31
     ),
-    "link": Setting(r"\balong an? \w+ pole\b", glides=True, overlap=0.37, covered=0.39),
+    "link": Setting(r"\balong an? \w+ pole\b", glides=True, overlap=0.42, covered=0.43),
     # What rolls down comes from behind the patient, and stays behind it.
     "roll": Setting(r"\bdown an? \w+ slope\b", patient_covered=0.14, nearer=1.4),
     "drop": dataclasses.replace(_FALLING, words=r"\bthrown up\b"),
     "contain": _FALLING,
-    "collide": Setting(r"\b(rolls|slides)\b", glides=True, overlap=0.57, covered=0.70),
+    "collide": Setting(r"\b(rolls|slides)\b", glides=True, overlap=0.61, covered=0.76),
 }
 
 

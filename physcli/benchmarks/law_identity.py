@@ -17,7 +17,7 @@ from physcli.benchmarks.tracks import Track
 
 # --- permanence and color: things neither come nor go, nor become others ---
 
-JUMP_PX = 5.0  # real clips reach 3.8, at contacts between frames that are 0.15 s apart; a teleport has 7.3 at least
+JUMP_PX = 5.0  # real agents reach 3.8, at contacts between frames that are 0.15 s apart; a teleport has 7.3 at least
 STRAY_PX, STRAY_S = 12.0, 0.15
 GONE_S, GONE_BESIDE_S = 0.1, 0.35  # seen again so soon it was there; beside something small things are lost for longer
 HIDDEN_FRACTION = 0.3

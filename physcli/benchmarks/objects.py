@@ -216,6 +216,23 @@ def find_objects(frames: np.ndarray) -> list[list[FoundObject]]:
     return [sorted(found, key=lambda thing: -thing.area) for found in objects]
 
 
+def masks_of_colors(found: Sequence[Sequence[FoundObject]], size: Sequence[int]) -> dict[str, np.ndarray]:
+    """All that is found of each colour.
+
+    Args:
+        found: What `find_objects` gives for T frames.
+        size: (height, width) of the frames in pixels.
+
+    Returns:
+        Colour → bool [T, H, W], for colours that are found at all.
+    """
+    masks: dict[str, np.ndarray] = {}
+    for frame, things in enumerate(found):
+        for thing in things:
+            masks.setdefault(thing.color, np.zeros((len(found), *size), bool))[frame] |= thing.mask
+    return masks
+
+
 def shows(frames: np.ndarray, prompt: str) -> ObjectsResult:
     """Whether a clip shows the objects its prompt asks for, in number and colour.
 
@@ -238,6 +255,20 @@ def shows(frames: np.ndarray, prompt: str) -> ObjectsResult:
         DataError: the prompt names no coloured object.
         ValueError: frames of another type or shape.
     """
+    return shows_found(find_objects(frames), frames.shape[1:3], prompt)
+
+
+def shows_found(found: Sequence[Sequence[FoundObject]], size: Sequence[int], prompt: str) -> ObjectsResult:
+    """`shows` for a clip whose objects are found already.
+
+    Args:
+        found: What `find_objects` gives.
+        size: (height, width) of the frames in pixels.
+        prompt: What was asked for.
+
+    Raises:
+        DataError: the prompt names no coloured object.
+    """
     wanted = wanted_objects(prompt)
     if not wanted:
         raise DataError(
@@ -246,8 +277,8 @@ def shows(frames: np.ndarray, prompt: str) -> ObjectsResult:
             fix="write it as the simulator does: a red ball rolls towards a yellow box and hits it, filmed at 20 "
             "frames per second",
         )
-    least_area = VISIBLE_PX * (min(frames.shape[1:3]) / REFERENCE_PIXELS) ** 2
-    tallies = [_tally(thing for thing in found if thing.area >= least_area) for found in find_objects(frames)]
+    least_area = VISIBLE_PX * (min(size) / REFERENCE_PIXELS) ** 2
+    tallies = [_tally(thing for thing in things if thing.area >= least_area) for things in found]
     early = tallies[: max(1, round(EARLY_FRACTION * len(tallies)))]
     missing: list[str] = []
     extra: list[str] = []

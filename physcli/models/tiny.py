@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from physcli.models.encoders.base import Encoder
+    from physcli.models.raters.mplug_owl_video import MplugOwlVideo
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 VOCABULARY = ASSETS / "vocabulary.txt"
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
+BEGIN = "<s>"  # of raters, the last id
 
 
 def asset_folder(name: str) -> Path | None:
@@ -140,3 +142,53 @@ def build_videomae(
     encoder = VideoMAE(network, name="videomae-tiny")
     encoder.preprocessing = from_processor(model["preprocessor"], encoder.preprocessing)
     return encoder.to(device, dtype).eval()
+
+
+def build_rater(model: dict[str, Any] | None = None) -> MplugOwlVideo:
+    """The tiny rater with seeded random weights, float32 on the CPU, in evaluation mode.
+
+    Args:
+        model: As `architecture("mplug-owl-video-tiny")`, the default: the official config's sections, `words` that its
+            questions need beside the simulator's, and `preprocessor`.
+    """
+    from torch import nn
+
+    from physcli.models.encoders.preprocessing import Preprocessing, from_processor
+    from physcli.models.raters import TINY_RATER
+    from physcli.models.raters.mplug_owl_video import MODEL_TYPE, MplugOwlVideo, RaterConfig
+    from physcli.models.raters.text import Fast
+
+    model = model or architecture(TINY_RATER)
+    tokenizer = build_tokenizer(
+        [*vocabulary(), *model["words"].split()], max_length=model["text_config"]["max_position_embeddings"]
+    )
+    tokenizer.add_special_tokens({"bos_token": BEGIN})
+    text = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    text |= {"pad_token_id": tokenizer.pad_token_id}
+    content = {**model, "model_type": MODEL_TYPE, "text_config": text | model["text_config"]}
+    config = RaterConfig.from_dict(content, f"{TINY_RATER}'s recipe")
+    size = config.vision.image_size
+    native = Preprocessing(height=size, width=size, num_frames=model["preprocessor"]["num_frames"])
+    preprocessing = from_processor(model["preprocessor"], native)
+    with seeded(model["seed"]):
+        rater = MplugOwlVideo(config, tokenizer=Fast(tokenizer), preprocessing=preprocessing, name=TINY_RATER)
+        for owner, std in (
+            (rater.vision_model, config.vision.initializer_range),
+            (rater.abstractor, config.abstractor.initializer_range),
+        ):
+            for module in owner.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+                    nn.init.normal_(module.weight, std=std)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        embeddings = rater.vision_model.embeddings
+        for parameter in (embeddings.cls_token, embeddings.position_embedding):
+            nn.init.normal_(parameter, std=config.vision.initializer_range)
+        for parameter in (rater.query_tokens, rater.temporal_query_tokens):
+            nn.init.normal_(parameter)  # the abstractor normalises them; they need only be different
+        nn.init.normal_(rater.abstractor.vit_eos, std=config.abstractor.initializer_range)
+    return rater.eval()

@@ -26,9 +26,7 @@ from physcli.models import WEIGHT_SUFFIXES
 from physcli.models.hub import explain_hub_errors, first_line
 
 
-def fetch(
-    path_or_id: str | Path, *, revision: str | None, local_files_only: bool, beside: Sequence[str] = ()
-) -> Path:
+def fetch(path_or_id: str | Path, *, revision: str | None, local_files_only: bool, beside: Sequence[str] = ()) -> Path:
     """A local folder or file: the path itself, or the downloaded (or cached) snapshot of a hub id.
 
     Args:

@@ -10,6 +10,7 @@ Shapes: B prompts, T frames, Q queries, L width of the language model, V vocabul
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from accelerate.utils import set_module_tensor_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from physcli.errors import ModelError, UsageError
 from physcli.models.encoders.checkpoint import fetch, read_config
@@ -31,7 +32,15 @@ from physcli.models.loading import pick_device, pick_dtype
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.preprocessing import PROCESSOR_FILE, frame_indices, normalise, read_rater_preprocessing
 from physcli.models.raters.shards import Shards
-from physcli.models.raters.text import MEDIA_ID, SENTENCEPIECE_FILE, Prompt, Segments, Tokenizer, read_tokenizer, tokenize
+from physcli.models.raters.text import (
+    MEDIA_ID,
+    SENTENCEPIECE_FILE,
+    Prompt,
+    Segments,
+    Tokenizer,
+    read_tokenizer,
+    tokenize,
+)
 from physcli.models.raters.vision import Abstractor, AbstractorConfig, VisionConfig, VisionTower
 
 MODEL_TYPE = "mplug-owl"
@@ -54,6 +63,8 @@ _TEXT_FIELDS = (
     "eos_token_id",
     "pad_token_id",
 )
+# What LLaMA's forward calls its cache; later versions of transformers drop the first name.
+_CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 _UNSPLIT = ["VisionLayer", "VisionEmbeddings", "Abstractor", "LlamaDecoderLayer"]
 
 
@@ -89,7 +100,8 @@ class RaterConfig:
         widths = (config.vision.hidden_size, config.abstractor.encoder_hidden_size, config.abstractor.hidden_size)
         if len(set(widths)) > 1:
             raise ModelError(
-                f"{source}: the vision tower is {widths[0]} wide, the abstractor {widths[2]} and its memory {widths[1]}.",
+                f"{source}: the vision tower is {widths[0]} wide, the abstractor's memory {widths[1]} and itself "
+                f"{widths[2]}.",
                 expected="one width",
             )
         return config
@@ -102,6 +114,11 @@ class RaterConfig:
             "visual_abstractor_config": dataclasses.asdict(self.abstractor),
             "text_config": {"model_type": "llama", **self.text},
         }
+
+
+def _cached(cache: DynamicCache | None) -> dict[str, Any]:
+    """The cache as this version of transformers wants it."""
+    return {_CACHE: cache, "use_cache": cache is not None}
 
 
 def _pick(kind: Any, section: Mapping[str, Any]) -> Any:
@@ -180,7 +197,10 @@ class MplugOwlVideo(nn.Module):
     def encode_videos(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, T, H, W] → [B, Q + 1, L], what stands for a video in a prompt."""
         weight = self.vision_model.embeddings.patch_embed.weight
-        tokens = self.vision_model(self._enter(pixel_values, weight))
+        return self.summarise(self.vision_model(self._enter(pixel_values, weight)))
+
+    def summarise(self, tokens: Tensor) -> Tensor:
+        """The vision tower's tokens [B, T, 1 + P, D] → [B, Q + 1, L]."""
         queries = torch.cat([self.query_tokens, self.temporal_query_tokens], dim=1).to(tokens.device)
         return self.abstractor(queries.expand(len(tokens), -1, -1), tokens.flatten(1, 2))
 
@@ -221,7 +241,8 @@ class MplugOwlVideo(nn.Module):
         self, videos: Tensor, prompts: Sequence[Segments], *, max_new_tokens: int
     ) -> tuple[Tensor, list[list[int]]]:
         """The first step's logits [B, V] float32 and the greedily chosen ids, without the end token."""
-        logits, cache, lengths, attended = self._start(videos, prompts, None)
+        cache = DynamicCache()
+        logits, lengths, attended = self._start(videos, prompts, None, cache)
         first = logits
         rows: list[list[int]] = [[] for _ in prompts]
         finished = torch.zeros(len(prompts), dtype=torch.bool)
@@ -239,16 +260,15 @@ class MplugOwlVideo(nn.Module):
                 inputs_embeds=self._embed(chosen[:, None]),
                 attention_mask=attended,
                 position_ids=(lengths + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
+                **_cached(cache),
             ).last_hidden_state
             logits = self.language_model.lm_head(hidden[:, -1]).float()
         return first, rows
 
     def _start(
-        self, videos: Tensor, prompts: Sequence[Segments], max_tokens: int | None
-    ) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
-        """Logits after each prompt, the cache, the prompts' lengths [B] and the mask of what is no padding [B, N]."""
+        self, videos: Tensor, prompts: Sequence[Segments], max_tokens: int | None, cache: DynamicCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits after each prompt, the prompts' lengths [B] and the mask of what is no padding [B, N]."""
         media = self.encode_videos(videos) if videos.ndim == 5 else videos
         if not len(media) == len(prompts) > 0 or media.ndim != 3 or media.shape[1] != self.media_length:
             raise ValueError(
@@ -258,21 +278,24 @@ class MplugOwlVideo(nn.Module):
         rows = [torch.tensor(self.tokenize(prompt, max_tokens=max_tokens).ids) for prompt in prompts]
         lengths = torch.tensor([len(row) for row in rows])
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos)
-        hidden, cache, attended = self.run(ids, lengths, media)
+        hidden, attended = self.run(ids, lengths, media, cache)
         last = lengths.to(hidden.device) - 1
         logits = self.language_model.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), last]).float()
-        return logits, cache, lengths.to(attended.device), attended
+        return logits, lengths.to(attended.device), attended
 
-    def run(self, ids: Tensor, lengths: Tensor, media: Tensor) -> tuple[Tensor, DynamicCache, Tensor]:
+    def run(
+        self, ids: Tensor, lengths: Tensor, media: Tensor, cache: DynamicCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The language model over prompts.
 
         Args:
             ids: int64 [B, N], right padded, `MEDIA_ID` Q + 1 times a row where the video is.
             lengths: int64 [B], without padding.
             media: [B, Q + 1, L].
+            cache: Filled, if one is given.
 
         Returns:
-            Hidden states [B, N, L] after the last norm, the cache, and the mask [B, N] of what is no padding.
+            Hidden states [B, N, L] after the last norm, and the mask int64 [B, N] of what is no padding.
         """
         is_media = ids == MEDIA_ID
         embeds = self._embed(ids.masked_fill(is_media, 0))
@@ -283,10 +306,9 @@ class MplugOwlVideo(nn.Module):
             inputs_embeds=embeds,
             attention_mask=attended,
             position_ids=torch.arange(ids.shape[1], device=embeds.device)[None].expand(len(ids), -1),
-            past_key_values=DynamicCache(),
-            use_cache=True,
+            **_cached(cache),
         )
-        return output.last_hidden_state, output.past_key_values, attended
+        return output.last_hidden_state, attended
 
     def _embed(self, ids: Tensor) -> Tensor:
         embedding = self.language_model.model.embed_tokens
@@ -364,9 +386,7 @@ def load_rater(
                 fix=f"train it with `physcli finetune --recipe pretrain/{TINY_RATER}` and give its model folder",
             )
     else:
-        folder = fetch(
-            name, revision=revision, local_files_only=local_files_only, beside=(SENTENCEPIECE_FILE,)
-        )
+        folder = fetch(name, revision=revision, local_files_only=local_files_only, beside=(SENTENCEPIECE_FILE,))
     return _freeze(_read(folder, str(name), place, dtype, device_map))
 
 

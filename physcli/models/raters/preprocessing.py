@@ -1,8 +1,8 @@
 """Which frames a rater sees, and as what numbers.
 
-Frames are squashed to the model's square whatever their shape, in 8 bits, by the decoder (`physcli.data.video.
-read_scaled` is bit-exact with the official one); then x/255, minus mean, over standard deviation. The resize and crop in
-the checkpoints' processor files change nothing after that.
+Frames are squashed to the model's square whatever their shape, in 8 bits, by the decoder
+(`physcli.data.video.read_scaled` is bit-exact with the official one); then x/255, minus mean, over standard deviation.
+The resize and crop in the checkpoints' processor files change nothing after that.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class Tokenizer(Protocol):
 
 
 class SentencePiece:
-    """LLaMA's own `tokenizer.model`, through sentencepiece itself: every segment gets the space mark it was trained with,
-    whatever the version of transformers."""
+    """LLaMA's own `tokenizer.model`, through sentencepiece itself: every segment gets the space mark it was trained
+    with, whatever the version of transformers."""
 
     def __init__(self, file: Path) -> None:
         from sentencepiece import SentencePieceProcessor

@@ -10,7 +10,10 @@ import pytest
 from sentencepiece import SentencePieceTrainer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "videophy_rater"
-TEXT = ["The following is a conversation between a curious human and AI assistant.", "Human: Does this video AI: Yes No"]
+TEXT = [
+    "The following is a conversation between a curious human and AI assistant.",
+    "Human: Does this video AI: Yes No",
+]
 
 
 @pytest.fixture(scope="session")

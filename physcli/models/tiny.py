@@ -6,6 +6,7 @@ Weights that ship in `physcli/assets/<name>/` are loaded like any checkpoint. Wh
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -173,7 +174,7 @@ def build_rater(model: dict[str, Any] | None = None) -> MplugOwlVideo:
     config = RaterConfig.from_dict(content, f"{TINY_RATER}'s recipe")
     size = config.vision.image_size
     native = Preprocessing(height=size, width=size, num_frames=model["preprocessor"]["num_frames"])
-    preprocessing = from_processor(model["preprocessor"], native)
+    preprocessing = dataclasses.replace(from_processor(model["preprocessor"], native), antialias=False)
     with seeded(model["seed"]):
         rater = MplugOwlVideo(config, tokenizer=Fast(tokenizer), preprocessing=preprocessing, name=TINY_RATER)
         for owner, std in (

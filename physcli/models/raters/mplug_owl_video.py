@@ -403,6 +403,12 @@ def _read(
         )
     config = RaterConfig.from_dict(read_config(folder), str(folder))
     tokenizer = read_tokenizer(folder)
+    if tokenizer.size > config.text.get("vocab_size", 0):
+        raise ModelError(
+            f"The tokenizer in {folder} has {tokenizer.size} tokens.",
+            expected=f"at most text_config.vocab_size, {config.text.get('vocab_size')}",
+            fix="check that config.json and tokenizer are of one checkpoint",
+        )
     preprocessing = read_rater_preprocessing(folder, config.vision.image_size)
     shards = Shards(folder, unused=UNUSED)
     weights_dtype = pick_dtype(dtype, device, shards.num_bytes)

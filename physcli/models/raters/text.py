@@ -18,10 +18,11 @@ Segments = Sequence[str]
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, without any special token; `bos` and `eos` are ids."""
+    """Text to ids and back, without any special token; `bos` and `eos` are ids, `size` is one more than the last."""
 
     bos: int
     eos: int
+    size: int
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -41,12 +42,14 @@ class SentencePiece:
         self._processor: Any = SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(file.read_bytes())
         self.bos, self.eos = int(self._processor.bos_id()), int(self._processor.eos_id())
+        self.size = int(self._processor.vocab_size())
 
     def encode(self, text: str) -> list[int]:
         return [int(number) for number in self._processor.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._processor.decode([int(number) for number in ids]))
+        # Ids that were added to the model later, for padding, have no text.
+        return str(self._processor.decode([int(number) for number in ids if number < self.size]))
 
     def save(self, folder: Path) -> None:
         (folder / SENTENCEPIECE_FILE).write_bytes(self._file.read_bytes())
@@ -59,7 +62,7 @@ class Fast:
         self.tokenizer = tokenizer
         if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
             raise ValueError("it names no begin or no end token")
-        self.bos, self.eos = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
+        self.bos, self.eos, self.size = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id), len(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         return [int(number) for number in self.tokenizer.encode(text, add_special_tokens=False)]

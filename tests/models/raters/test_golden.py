@@ -55,7 +55,7 @@ def test_logits_and_scores(rater, inputs, outputs, golden):
     media = rater.encode_videos(inputs["video_pixel_values"])
     ids, lengths = inputs["input_ids"], outputs["last_index"] + 1
     assert torch.equal((ids != facts["pad_token_id"]).sum(1), lengths)
-    hidden, _, _ = rater.run(ids, lengths, media)
+    hidden, _ = rater.run(ids, lengths, media)
     logits = rater.language_model.lm_head(hidden)
     for row, length in enumerate(lengths):
         assert distance(logits[row, :length], outputs["logits"][row, :length]) < 1e-4

@@ -127,7 +127,9 @@ def parse_rule(text: str) -> int | None:
 
 def _only_number(text: str, allowed: Sequence[int]) -> int | None:
     found = {_value(match) for match in _NUMBER.findall(text)}
-    value = found.pop() if len(found) == 1 else None
+    if len(found) != 1:
+        return None
+    value = found.pop()
     return int(value) if value in allowed else None
 
 
@@ -210,9 +212,17 @@ def score_videophy2(
     rule_answers: Sequence[str] = (),
 ) -> Score:
     """Score one video from the rater's texts, and the digits' logits where there are any."""
-    expected = [None if logits is None else calibrated_rating(logits).expected for logits in (sa_digits, pc_digits)]
-    rules = tuple(parse_rule(answer) for answer in rule_answers)
-    return Score(parse_rating(sa_answer), parse_rating(pc_answer), PASSING_RATING, *expected, rules)
+    sa_expected, pc_expected = (
+        None if logits is None else calibrated_rating(logits).expected for logits in (sa_digits, pc_digits)
+    )
+    return Score(
+        sa=parse_rating(sa_answer),
+        pc=parse_rating(pc_answer),
+        threshold=PASSING_RATING,
+        sa_expected=sa_expected,
+        pc_expected=pc_expected,
+        rules=tuple(parse_rule(answer) for answer in rule_answers),
+    )
 
 
 # --- aggregating many ---

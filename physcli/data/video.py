@@ -168,7 +168,9 @@ def read_scaled(path: str | os.PathLike[str], indices: Sequence[int], height: in
                     layout = (frame.width, frame.height, frame.format.name)
                     graph = _scaling_graph(frame, height, width)
                 graph.push(frame)
-                scaled[number] = graph.pull().to_ndarray(format="rgb24")
+                picture = graph.pull()
+                assert isinstance(picture, av.VideoFrame)
+                scaled[number] = picture.to_ndarray(format="rgb24")
             if number == last:
                 break
     if last >= count:

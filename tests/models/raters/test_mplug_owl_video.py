@@ -186,6 +186,20 @@ def test_names(rater_folder, tmp_path):
             load_rater(rater_folder, device_map=wrong)
 
 
+def test_a_hub_id_brings_the_tokenizer_along(rater_folder, monkeypatch):
+    asked = []
+
+    def download(name, *, allow_patterns, **options):
+        asked.append((name, options["revision"], sorted(allow_patterns)))
+        return str(rater_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert (
+        load_rater("videophysics/videophy_2_auto", device="cpu", revision="main").name == "videophysics/videophy_2_auto"
+    )
+    assert asked == [("videophysics/videophy_2_auto", "main", ["*.json", "*.safetensors", "tokenizer.model"])]
+
+
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
 def test_device_map(rater_folder, load, device_map):
     spread = load_rater(rater_folder, dtype="float32", device_map=device_map)

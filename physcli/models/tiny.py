@@ -177,19 +177,14 @@ def build_rater(model: dict[str, Any] | None = None) -> MplugOwlVideo:
     preprocessing = dataclasses.replace(from_processor(model["preprocessor"], native), antialias=False)
     with seeded(model["seed"]):
         rater = MplugOwlVideo(config, tokenizer=Fast(tokenizer), preprocessing=preprocessing, name=TINY_RATER)
-        for owner, std in (
-            (rater.vision_model, config.vision.initializer_range),
-            (rater.abstractor, config.abstractor.initializer_range),
-        ):
-            for module in owner.modules():
-                if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-                    nn.init.normal_(module.weight, std=std)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
+        # All else has the initialisation of its layer. Places and queries must be told apart from the first step on.
         embeddings = rater.vision_model.embeddings
-        for parameter in (embeddings.cls_token, embeddings.position_embedding):
-            nn.init.normal_(parameter, std=config.vision.initializer_range)
-        for parameter in (rater.query_tokens, rater.temporal_query_tokens):
-            nn.init.normal_(parameter)  # the abstractor normalises them; they need only be different
-        nn.init.normal_(rater.abstractor.vit_eos, std=config.abstractor.initializer_range)
+        for parameter, std in (
+            (embeddings.cls_token, 0.5),
+            (embeddings.position_embedding, 0.5),
+            (rater.query_tokens, 1.0),
+            (rater.temporal_query_tokens, 1.0),
+            (rater.abstractor.vit_eos, config.text["initializer_range"]),
+        ):
+            nn.init.normal_(parameter, std=std)
     return rater.eval()

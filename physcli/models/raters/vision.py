@@ -33,7 +33,6 @@ class VisionConfig:
     image_size: int = 224
     patch_size: int = 14
     layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class AbstractorConfig:
     num_attention_heads: int = 16
     intermediate_size: int = 4096
     layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
 
     @property
     def swiglu_size(self) -> int:

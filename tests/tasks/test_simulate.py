@@ -132,10 +132,7 @@ def test_a_suite_with_twins_is_another_one_with_the_same_clips(tmp_path):
     assert {twin.record["violation"]["kind"] for twin in twins} == {"color"}
     assert [c.name for c in read_dataset(folder).clips] == [c.name for c in read_dataset(plain).clips]
     first = json.loads((folder / "impossible.jsonl").read_text().splitlines()[0])
-    for wrong, message in (
-        (first | {"label": 2}, "line 1: "),
-        (first | {"file_name": "none.mp4"}, r"line 1: none\.mp4"),
-    ):
+    for change, message in (({"label": 2}, "line 1: "), ({"file_name": "none.mp4"}, r"line 1: none\.mp4")):
         (folder / "impossible.jsonl").write_text(json.dumps(first | change) + "\n")
         with pytest.raises(DataError, match=message):
             read_impossible(folder)

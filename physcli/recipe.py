@@ -387,13 +387,33 @@ class MotionProjectorRecipe(_Recipe):
     objective: MotionSubspace = MotionSubspace()
 
 
-AnyRecipe = VaeRecipe | EncoderRecipe | GeneratorRecipe | MotionFieldRecipe | MotionProjectorRecipe
+class Rating(_Section):
+    """See `physcli.tasks.training.rater`. Of the videos shown, `twins` are impossible twins and `static` are one frame
+    repeated; the rest is real. `words_weight`: of a head that names the words of the true caption, `breaks_weight`: of
+    one that says in which frame which law is broken; both are for training only. `validated`: held-out clips."""
+
+    twins: Share = 0.45
+    static: Share = 0.1
+    words_weight: NonNegativeFloat = 0.5
+    breaks_weight: NonNegativeFloat = 1.0
+    validated: PositiveInt = 140
+
+
+class RaterRecipe(_Recipe):
+    """Trains an mPLUG-Owl-Video rater to answer VideoPhy's and VideoPhy-2's questions about simulated clips."""
+
+    trains: Literal["rater"]
+    objective: Rating = Rating()
+
+
+AnyRecipe = VaeRecipe | EncoderRecipe | GeneratorRecipe | MotionFieldRecipe | MotionProjectorRecipe | RaterRecipe
 _KINDS: dict[Any, type[_Recipe]] = {
     "vae": VaeRecipe,
     "encoder": EncoderRecipe,
     "generator": GeneratorRecipe,
     "motion-field": MotionFieldRecipe,
     "motion-projector": MotionProjectorRecipe,
+    "rater": RaterRecipe,
 }
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="trains")])
 

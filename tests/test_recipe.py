@@ -129,7 +129,7 @@ def test_every_recipe_is_strict_yaml(name):
 @pytest.mark.parametrize("name", sorted(list_recipes()))
 def test_every_recipe_is_valid_and_goes_round(name, tmp_path):
     recipe = read_recipe(name)
-    assert recipe.trains in ("vae", "encoder", "generator", "motion-field", "motion-projector")
+    assert recipe.trains in ("vae", "encoder", "generator", "motion-field", "motion-projector", "rater")
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert read_recipe(tmp_path / "again.yaml") == recipe
 

@@ -187,6 +187,53 @@ def read_dataset(folder: str | Path) -> Dataset:
     )
 
 
+def read_impossible(folder: str | Path) -> list[Clip]:
+    """The impossible twins in a simulated set, without decoding them; `record` has "violation" and "twin_of".
+
+    Raises:
+        DataError: none are there, or a row of impossible.jsonl or a video is not as it was written.
+    """
+    root, table = Path(folder), Path(folder) / "impossible.jsonl"
+    if not table.is_file():
+        raise DataError(
+            f"{root} holds no impossible twins.",
+            expected="a simulated set with an impossible.jsonl",
+            fix="make one with `physcli data simulate --impossible all`",
+        )
+    clips = []
+    for number, record in _read_jsonl(table):
+        path = root / record["file_name"]
+        try:
+            row = _SimulatedRow.model_validate(record)
+        except ValidationError as error:
+            raise DataError(
+                f"{table}, line {number}: {error.errors()[0]['msg']}.", fix="simulate the set again"
+            ) from None
+        if "violation" not in record or "twin_of" not in record or not path.is_file():
+            raise DataError(
+                f"{table}, line {number}: {record['file_name']}.",
+                expected='a video that is there, with "violation" and "twin_of"',
+                fix="simulate the set again",
+            )
+        clips.append(
+            Clip(
+                name=path.stem,
+                split=row.split,
+                path=path,
+                kind="simulated",
+                scenario=row.scenario,
+                pair=row.pair,
+                label=row.label,
+                contact_frame=row.contact_frame,
+                num_frames=row.num_frames,
+                prompt=row.prompt,
+                record=record,
+                arrays=path.with_suffix(".npz"),
+            )
+        )
+    return clips
+
+
 def check(dataset: Dataset, reporter: Reporter | None = None) -> tuple[dict[Path, VideoInfo], list[Problem]]:
     """Decode every clip, several at a time.
 

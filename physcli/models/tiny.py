@@ -6,6 +6,7 @@ Weights that ship in `physcli/assets/<name>/` are loaded like any checkpoint. Wh
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from physcli.models.encoders.base import Encoder
+    from physcli.models.raters.mplug_owl_video import MplugOwlVideo
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 VOCABULARY = ASSETS / "vocabulary.txt"
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5
+BEGIN = "<s>"  # of raters, the last id
 
 
 def asset_folder(name: str) -> Path | None:
@@ -140,3 +143,48 @@ def build_videomae(
     encoder = VideoMAE(network, name="videomae-tiny")
     encoder.preprocessing = from_processor(model["preprocessor"], encoder.preprocessing)
     return encoder.to(device, dtype).eval()
+
+
+def build_rater(model: dict[str, Any] | None = None) -> MplugOwlVideo:
+    """The tiny rater with seeded random weights, float32 on the CPU, in evaluation mode.
+
+    Args:
+        model: As `architecture("mplug-owl-video-tiny")`, the default: the official config's sections, `words` that its
+            questions need beside the simulator's, and `preprocessor`.
+    """
+    from torch import nn
+
+    from physcli.models.encoders.preprocessing import Preprocessing, from_processor
+    from physcli.models.raters import TINY_RATER
+    from physcli.models.raters.mplug_owl_video import MODEL_TYPE, MplugOwlVideo, RaterConfig
+    from physcli.models.raters.text import Fast
+
+    model = model or architecture(TINY_RATER)
+    tokenizer = build_tokenizer(
+        [*vocabulary(), *model["words"].split()], max_length=model["text_config"]["max_position_embeddings"]
+    )
+    tokenizer.add_special_tokens({"bos_token": BEGIN})
+    text = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    text |= {"pad_token_id": tokenizer.pad_token_id}
+    content = {**model, "model_type": MODEL_TYPE, "text_config": text | model["text_config"]}
+    config = RaterConfig.from_dict(content, f"{TINY_RATER}'s recipe")
+    size = config.vision.image_size
+    native = Preprocessing(height=size, width=size, num_frames=model["preprocessor"]["num_frames"])
+    preprocessing = dataclasses.replace(from_processor(model["preprocessor"], native), antialias=False)
+    with seeded(model["seed"]):
+        rater = MplugOwlVideo(config, tokenizer=Fast(tokenizer), preprocessing=preprocessing, name=TINY_RATER)
+        # All else has the initialisation of its layer. Places and queries must be told apart from the first step on.
+        embeddings = rater.vision_model.embeddings
+        for parameter, std in (
+            (embeddings.cls_token, 0.5),
+            (embeddings.position_embedding, 0.5),
+            (rater.query_tokens, 1.0),
+            (rater.temporal_query_tokens, 1.0),
+            (rater.abstractor.vit_eos, config.text["initializer_range"]),
+        ):
+            nn.init.normal_(parameter, std=std)
+    return rater.eval()

@@ -27,7 +27,7 @@ from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_rows, read_run, write_text
 from physcli.tasks.sources import pinned
-from physcli.tasks.training.build import build_trainee
+from physcli.tasks.training.build import build_trainee, twins_wanted
 from physcli.tasks.training.checkpoints import (
     cannot_write,
     checkpoint_folders,
@@ -115,7 +115,13 @@ def finetune(
             return _read_result(run.path, processes.is_main)
         cache = cache_root(cache_dir)
         accelerator = build_accelerator(recipe.train, device=device, folder=run.path)
-        training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
+        training, held_out = read_clips(
+            recipe.data,
+            cache=cache,
+            processes=processes,
+            reporter=reporter,
+            impossible=twins_wanted(recipe),
+        )
         if commit := pinned(recipe.data.source):
             run.record["dataset"] = commit
         run.check_inputs({"clips": _clips_in_words(training, held_out)})  # the order of samples hangs on them

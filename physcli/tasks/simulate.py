@@ -165,6 +165,7 @@ def ensure_simulated(
     *,
     cache: Path,
     purpose: str = "probe",
+    impossible: tuple[str, ...] = (),
     seed: int = 0,
     workers: int | None = None,
     reporter: Reporter | None = None,
@@ -177,6 +178,7 @@ def ensure_simulated(
         num_test: N.
         cache: The cache's root folder.
         purpose: A key of `STREAMS_FOR`: what is trained on and what is tested on never meet.
+        impossible: Kinds of impossible twins to make of every clip.
         seed: The seed of the whole suite.
         workers: Processes; None for one a core.
         reporter: Receives progress.
@@ -191,7 +193,9 @@ def ensure_simulated(
             f"--data simulated:{num_test}.",
             expected="an even number of test clips, at least 2 (training clips are three times as many)",
         )
-    settings = SimulateSettings(num_train=3 * num_test, num_test=num_test, seed=seed, purpose=purpose)
+    settings = SimulateSettings(
+        num_train=3 * num_test, num_test=num_test, seed=seed, purpose=purpose, impossible=impossible
+    )
     key = settings_hash({"format": SIMULATED_VERSION, **asdict(settings)})
     folder = cache / "simulated" / f"{num_test}-{key}"
     if not _is_finished(folder):
@@ -216,13 +220,19 @@ def suite_size(source: str) -> int | None:
 
 
 def suite_folder(
-    num_test: int, *, cache: Path, purpose: str = "probe", processes: Processes, reporter: Reporter
+    num_test: int,
+    *,
+    cache: Path,
+    purpose: str = "probe",
+    impossible: tuple[str, ...] = (),
+    processes: Processes,
+    reporter: Reporter,
 ) -> Path:
     """The suite's folder; the main process makes it if it is not there, and the others wait."""
     if processes.is_main:
-        ensure_simulated(num_test, cache=cache, purpose=purpose, reporter=reporter)
+        ensure_simulated(num_test, cache=cache, purpose=purpose, impossible=impossible, reporter=reporter)
     processes.wait()
-    return ensure_simulated(num_test, cache=cache, purpose=purpose)
+    return ensure_simulated(num_test, cache=cache, purpose=purpose, impossible=impossible)
 
 
 def _is_finished(folder: Path) -> bool:

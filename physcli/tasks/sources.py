@@ -24,12 +24,21 @@ _HUB_SOURCE = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?
 _READ = sorted((*VIDEO_SUFFIXES, *HDF5_SUFFIXES, ".json", ".jsonl", ".csv", ".txt", ".npz"))
 
 
-def clips_folder(source: str, *, purpose: str = "probe", cache: Path, processes: Processes, reporter: Reporter) -> Path:
+def clips_folder(
+    source: str,
+    *,
+    purpose: str = "probe",
+    impossible: tuple[str, ...] = (),
+    cache: Path,
+    processes: Processes,
+    reporter: Reporter,
+) -> Path:
     """The folder that a source stands for. The main process makes or downloads what is not there; the others wait.
 
     Args:
         source: As in `--data`.
         purpose: What a simulated suite is for; a key of `physcli.tasks.simulate.STREAMS_FOR`.
+        impossible: Kinds of impossible twins that a simulated suite shall have; other sources are as they are.
         cache: Simulated suites are kept here; hub datasets are in the Hugging Face cache.
         processes: All of them.
         reporter: Receives progress.
@@ -40,7 +49,9 @@ def clips_folder(source: str, *, purpose: str = "probe", cache: Path, processes:
     """
     num_test = suite_size(source)
     if num_test is not None:
-        return suite_folder(num_test, cache=cache, purpose=purpose, processes=processes, reporter=reporter)
+        return suite_folder(
+            num_test, cache=cache, purpose=purpose, impossible=impossible, processes=processes, reporter=reporter
+        )
     folder = dataset_folder(source) if processes.is_main else None
     processes.wait()
     return dataset_folder(source) if folder is None else folder

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from physcli.data.video import read_video, resize, video_info, write_video
+from physcli.data.video import read_scaled, read_video, resize, video_info, write_video
 from physcli.errors import DataError
 
 
@@ -62,6 +62,25 @@ def test_chosen_frames_in_any_order(tmp_path):
     write_video(tmp_path / "a.mp4", moving_square(), 20)
     whole = read_video(tmp_path / "a.mp4")
     assert np.array_equal(read_video(tmp_path / "a.mp4", [7, 0, 7]), whole[[7, 0, 7]])
+
+
+def test_scaled_frames(tmp_path):
+    frames = moving_square()
+    write_video(tmp_path / "a.mp4", frames, 20)
+    scaled = read_scaled(tmp_path / "a.mp4", [0, 3, 3, 11], 32, 48)
+    assert (scaled.shape, scaled.dtype) == ((4, 32, 48, 3), np.uint8)
+    assert np.array_equal(scaled[1], scaled[2])
+    squashed = resize(frames[[0, 3, 3, 11]], 32, 48)
+    assert np.abs(scaled.astype(int) - squashed).mean() < 4
+    same = read_scaled(tmp_path / "a.mp4", [5], 64, 64)
+    assert np.abs(same.astype(int) - read_video(tmp_path / "a.mp4", [5])).max() <= 2
+    with pytest.raises(DataError, match=r"has 12 frames, but frame 12 \(counted from 0\)"):
+        read_scaled(tmp_path / "a.mp4", [0, 12], 32, 32)
+    with pytest.raises(DataError, match="No such video"):
+        read_scaled(tmp_path / "b.mp4", [0], 32, 32)
+    for wrong in ([], [-1]):
+        with pytest.raises(ValueError, match="non-negative and not empty"):
+            read_scaled(tmp_path / "a.mp4", wrong, 32, 32)
 
 
 def test_too_short(tmp_path):

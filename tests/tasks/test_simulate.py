@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from physcli.data.clips import read_dataset
+from physcli.data.clips import read_dataset, read_impossible
 from physcli.data.video import read_video
 from physcli.errors import DataError, UsageError
 from physcli.progress import Reporter
@@ -121,6 +121,23 @@ def test_two_processes_make_a_cached_suite_once(tmp_path):
     assert len(read_dataset(folder).clips) == 16
     simulate(SimulateSettings(num_train=12, num_test=4), out=tmp_path / "alone", workers=1)
     assert contents(folder) == contents(tmp_path / "alone")
+
+
+def test_a_suite_with_twins_is_another_one_with_the_same_clips(tmp_path):
+    plain = ensure_simulated(2, cache=tmp_path, workers=1)
+    folder = ensure_simulated(2, cache=tmp_path, workers=1, impossible=("color",))
+    assert folder != plain
+    assert not (plain / "impossible.jsonl").exists()
+    twins = read_impossible(folder)
+    assert {twin.record["violation"]["kind"] for twin in twins} == {"color"}
+    assert [c.name for c in read_dataset(folder).clips] == [c.name for c in read_dataset(plain).clips]
+    first = json.loads((folder / "impossible.jsonl").read_text().splitlines()[0])
+    for change, message in (({"label": 2}, "line 1: "), ({"file_name": "none.mp4"}, r"line 1: none\.mp4")):
+        (folder / "impossible.jsonl").write_text(json.dumps(first | change) + "\n")
+        with pytest.raises(DataError, match=message):
+            read_impossible(folder)
+    with pytest.raises(DataError, match="holds no impossible twins"):
+        read_impossible(plain)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):

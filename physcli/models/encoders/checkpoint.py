@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +26,14 @@ from physcli.models import WEIGHT_SUFFIXES
 from physcli.models.hub import explain_hub_errors, first_line
 
 
-def fetch(path_or_id: str | Path, *, revision: str | None, local_files_only: bool) -> Path:
+def fetch(path_or_id: str | Path, *, revision: str | None, local_files_only: bool, beside: Sequence[str] = ()) -> Path:
     """A local folder or file: the path itself, or the downloaded (or cached) snapshot of a hub id.
+
+    Args:
+        path_or_id: A path, or a hub id.
+        revision: Of the hub id.
+        local_files_only: Never reach for the network.
+        beside: Files wanted beside weights and JSON files (shell patterns).
 
     Raises:
         ModelError: No such path, or a hub repository that cannot be reached.
@@ -52,7 +58,7 @@ def fetch(path_or_id: str | Path, *, revision: str | None, local_files_only: boo
                     name,
                     revision=revision,
                     local_files_only=local_files_only,
-                    allow_patterns=["*.json", weights],
+                    allow_patterns=["*.json", weights, *beside],
                 )
             )
             if any(folder.glob(weights)):

@@ -18,7 +18,8 @@ from physcli.models import BUILT_IN, loading
 from physcli.models.encoders.videomae import VideoMAE
 from physcli.models.features import check_taps
 from physcli.models.fingerprints import hash_module
-from physcli.models.tiny import architecture, asset_folder, build_cogvideox, build_videomae
+from physcli.models.raters.mplug_owl_video import MplugOwlVideo, load_rater
+from physcli.models.tiny import architecture, asset_folder, build_cogvideox, build_rater, build_videomae
 from physcli.progress import Reporter
 from physcli.recipe import (
     Alignment,
@@ -28,9 +29,11 @@ from physcli.recipe import (
     MoAlign,
     MotionFieldRecipe,
     MotionProjectorRecipe,
+    RaterRecipe,
     Tsa,
     VaeRecipe,
 )
+from physcli.simulation.violations import KINDS
 from physcli.tasks.motion_fields import part_folder
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import ClipReader
@@ -39,6 +42,7 @@ from physcli.tasks.training.encoder import EncoderTrainee
 from physcli.tasks.training.generator import GeneratorTrainee
 from physcli.tasks.training.material import Material, Source
 from physcli.tasks.training.motion import FieldTrainee, MotionProjectorTrainee
+from physcli.tasks.training.rater import RaterTrainee, twins_of
 from physcli.tasks.training.signals import Prompts, flow_of, latents_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
@@ -94,9 +98,9 @@ def build_trainee(
         DataError: clips that cannot be used, or a disk that is full or too small.
     """
 
-    def reader(size: tuple[int, int]) -> ClipReader:
+    def reader(size: tuple[int, int], clips: Sequence[Clip] = training) -> ClipReader:
         return ClipReader(
-            training,
+            clips,
             size=size,
             seed=seed,
             memory_gb=recipe.data.memory_gb,
@@ -110,6 +114,17 @@ def build_trainee(
         return EncoderTrainee(
             encoder,
             reader=reader((height or 224, width or 224)),
+            held_out=held_out,
+            objective=recipe.objective,
+            seed=seed,
+        )
+    if isinstance(recipe, RaterRecipe):
+        rater = _rater(recipe)
+        size = rater.config.vision.image_size
+        return RaterTrainee(
+            rater,
+            reader=reader((size, size)),
+            twins=reader((size, size), twins_of(training)),
             held_out=held_out,
             objective=recipe.objective,
             seed=seed,
@@ -144,6 +159,11 @@ def build_trainee(
             fix="leave freeze out",
         )
     return trainee
+
+
+def twins_wanted(recipe: AnyRecipe) -> tuple[str, ...]:
+    """Kinds of impossible twins that simulated clips must have for this recipe."""
+    return KINDS if isinstance(recipe, RaterRecipe) else ()
 
 
 def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepared:
@@ -287,7 +307,7 @@ def _explain_architecture() -> Iterator[None]:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UsageError(
             f"The recipe's architecture cannot be built: {reason}.",
-            expected="every part's config, as in pretrain/cogvideox-tiny or pretrain/videomae-tiny",
+            expected="every part's config, as in the recipes in pretrain/",
         ) from error
 
 
@@ -302,6 +322,15 @@ def _encoder(recipe: EncoderRecipe) -> Any:
     if not isinstance(encoder, VideoMAE):
         raise UsageError(f"--model {recipe.model} is not a VideoMAE encoder.", expected="videomae-tiny or a folder")
     return encoder
+
+
+def _rater(recipe: RaterRecipe) -> MplugOwlVideo:
+    if recipe.init == "random":
+        with _explain_architecture():
+            rater = build_rater(recipe.architecture or architecture(recipe.model))
+        rater.name = recipe.model
+        return rater
+    return load_rater(recipe.model, device="cpu", dtype="float32")
 
 
 def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts: Sequence[str]) -> Any:

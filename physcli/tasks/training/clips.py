@@ -23,16 +23,26 @@ from physcli.tasks.sources import clips_folder
 _MOST_HELD_OUT = 280  # of a folder without splits
 
 
-def read_clips(data: Data, *, cache: Path, processes: Processes, reporter: Reporter) -> tuple[list[Clip], list[Clip]]:
+def read_clips(
+    data: Data, *, cache: Path, processes: Processes, reporter: Reporter, impossible: tuple[str, ...] = ()
+) -> tuple[list[Clip], list[Clip]]:
     """Training and held-out clips of a recipe's `data`; what is not there is made or downloaded.
 
-    A folder without splits gives its last twentieth (at most 280 clips) for validation.
+    A folder without splits gives its last twentieth (at most 280 clips) for validation. `impossible`: kinds of twins
+    that are made beside simulated clips (`physcli.data.clips.read_impossible`); they are not among the clips.
 
     Raises:
         UsageError: no such suite, or no such way to write a hub dataset.
         DataError: nothing usable in the folder, or the hub's dataset cannot be downloaded.
     """
-    folder = clips_folder(data.source, purpose=data.purpose, cache=cache, processes=processes, reporter=reporter)
+    folder = clips_folder(
+        data.source,
+        purpose=data.purpose,
+        impossible=impossible,
+        cache=cache,
+        processes=processes,
+        reporter=reporter,
+    )
     dataset = read_dataset(folder)
     for problem in dataset.problems[:5]:
         reporter.warn(f"Left out: {problem.path}: {problem.message}")

@@ -35,6 +35,13 @@ model = VideoMAEModel.from_pretrained(FOLDER)
 ```
 
 Its tokens are those after the last block; there is no final norm.""",
+    "rater": """```python
+from physcli.models.raters.mplug_owl_video import load_rater
+
+rater = load_rater(FOLDER)
+```
+
+The folder has the layout of the public mPLUG-Owl-Video checkpoints, and the same key names.""",
     "vae": """```python
 from diffusers import AutoencoderKLCogVideoX
 
@@ -64,6 +71,8 @@ _OBJECTIVES = {
     "encoder": "Future prediction, without labels: the encoder sees the first frames of a window; from the tokens of "
     "its last time step one linear layer predicts how the colours of each token's place will have changed at later "
     "frames, places that move counting most.",
+    "rater": "Cross-entropy of the first answer token to VideoPhy's and VideoPhy-2's questions about simulated clips, "
+    "their impossible twins and frozen frames; right answers are known exactly (physcli/tasks/training/rater.py).",
     "vae": "Squared error of the reconstruction, error of neighbouring pixels' differences, and a small KL term.",
     "motion-field": "LaMo's: squared error of the predicted change from a latent frame to a later one, plus a share of "
     "one minus its cosine; half of the frames are shown with noise.",

@@ -21,7 +21,7 @@ from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate, suite_size
-from physcli.tasks.training.build import build_trainee
+from physcli.tasks.training.build import build_trainee, twins_wanted
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.loop import peak_memory, pick_precision, to_device
 from physcli.tasks.training.optimization import build_optimizer
@@ -116,13 +116,17 @@ def _some_clips(
     data = recipe.data
     num_test = suite_size(data.source)
     if num_test is not None:
-        settings = SimulateSettings(num_train=2, num_test=2, scenarios=("roll",), purpose=data.purpose)
+        settings = SimulateSettings(
+            num_train=2, num_test=2, scenarios=("roll",), purpose=data.purpose, impossible=twins_wanted(recipe)
+        )
         simulate(settings, out=temporary / "clips", workers=1)
         clips = read_dataset(temporary / "clips").clips
         by_split = [[clip for clip in clips if clip.split == split] for split in ("train", "test")]
         count = 3 * num_test if data.limit is None else min(data.limit, 3 * num_test)
         return by_split[0][:1], by_split[1][:1], count
-    training, held_out = read_clips(data, cache=temporary, processes=processes, reporter=reporter)
+    training, held_out = read_clips(
+        data, cache=temporary, processes=processes, reporter=reporter, impossible=twins_wanted(recipe)
+    )
     return training[:1], held_out[:1], len(training)
 
 

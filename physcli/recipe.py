@@ -187,7 +187,8 @@ class Sampling(_Section):
 class Denoising(Sampling):
     """The generator's own objective. `noise`: drawn uniformly over training `timesteps`, as CogVideoX is trained (three
     in five have σ > 0.9: next to nothing of the clip is seen), or over noise levels, `sigmas`. `text_encoder`: trained
-    too. `samples`: videos made for held-out prompts at the end, and a quarter of them at every validation before.
+    too. `samples`: videos made for held-out prompts at the end, and a quarter of them at every validation before, in
+    `sample_steps` denoising steps.
     `guidance_scale`: they are made with, and whoever samples the model later unless another is asked for; none given:
     as the model had it."""
 
@@ -195,6 +196,7 @@ class Denoising(Sampling):
     caption_dropout: Share = 0.1
     text_encoder: bool = False
     samples: NonNegativeInt = 16
+    sample_steps: PositiveInt = 50
     guidance_scale: NonNegativeFloat | None = None
 
 

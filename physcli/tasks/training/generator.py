@@ -148,7 +148,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             some = prompts[first : first + 8]
             seeds = [seed_from(self.seed, prompt, 0) for prompt in some]
             size = {"num_frames": self.objective.frames, "height": height, "width": width}
-            videos += list(generate(self.generator, some, seeds, **size).frames)
+            videos += list(generate(self.generator, some, seeds, **size, steps=self.objective.sample_steps).frames)
         self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
         every = self.objective.frames // 4
         columns = [str(i) for i in range(0, self.objective.frames, every)]

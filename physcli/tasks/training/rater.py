@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from physcli.benchmarks.videophy import FOLLOWED, PASSING_RATING, QUESTIONS, RATINGS, UNDECIDED, VIOLATED
 from physcli.data.clips import Clip, read_impossible
+from physcli.data.subsets import spread
 from physcli.data.video import resize
 from physcli.errors import DataError, UsageError
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo
@@ -36,7 +37,7 @@ from physcli.models.tiny import seeded
 from physcli.recipe import Rating
 from physcli.simulation.prompts import NOUNS, with_rate, words
 from physcli.simulation.violations import KINDS
-from physcli.tasks.training.clips import ClipReader, rng_of, spread
+from physcli.tasks.training.clips import ClipReader, rng_of
 from physcli.tasks.training.trainee import Trainee, held_out_row
 
 RULES: dict[str, str] = {

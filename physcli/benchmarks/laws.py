@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ LAWS: dict[str, Callable[[View], Finding]] = {
     "inertia": inertia,
     "energy": energy,
 }
+METRICS = ("sa", "pc", "joint", "dynamic_degree", "moves", "sa_grade", *(f"law/{law}" for law in LAWS))
 BEST_GRADE, ADHERES_FROM = 5, 4  # VideoPhy-2 counts SA of 4 and 5 as adherence
 # What is taken off the grade for each.
 MISSING, EXTRA, OTHER_OUTCOME, NO_OUTCOME, OTHER_WAY, STILL = 2, 1, 2, 1, 2, 2
@@ -166,6 +167,38 @@ def aggregate(
     task: str = "laws",
     clusters: Sequence[object] | None = None,
 ) -> list[dict[str, Any]]:
+    """Metric rows of a set of clips, over all and for each group; see `aggregate_fields`.
+
+    Args:
+        results: Of N clips; the others as there.
+
+    Raises:
+        ValueError: no clip, or lists of different lengths.
+    """
+    fields = [
+        {
+            "sa": result.adheres,
+            "pc": result.pc,
+            "joint": result.joint,
+            "dynamic_degree": result.dynamic,
+            "moves": result.moves,
+            "sa_grade": result.sa,
+            **{f"law/{law}": holds for law, holds in result.laws.items()},
+        }
+        for result in results
+    ]
+    return aggregate_fields(fields, groups, subject=subject, split=split, task=task, clusters=clusters)
+
+
+def aggregate_fields(
+    fields: Sequence[Mapping[str, Any]],
+    groups: Sequence[str],
+    *,
+    subject: str,
+    split: str = "all",
+    task: str = "laws",
+    clusters: Sequence[object] | None = None,
+) -> list[dict[str, Any]]:
     """Metric rows of a set of clips, over all and for each group.
 
     `sa` is the share with SA ≥ 4, `pc`, `joint` and `dynamic_degree` are shares, `sa_grade` is the mean grade, `moves`
@@ -173,7 +206,7 @@ def aggregate(
     (no row where it never could).
 
     Args:
-        results: Of N clips.
+        fields: Of N clips, by the metrics' names; None is not tested.
         groups: [N] each clip's group, such as its scenario.
         subject: What made the clips.
         split: Which clips.
@@ -184,21 +217,13 @@ def aggregate(
     Raises:
         ValueError: no clip, or lists of different lengths.
     """
-    clusters = range(len(results)) if clusters is None else clusters
-    if not results or not len(results) == len(groups) == len(clusters):
+    clusters = range(len(fields)) if clusters is None else clusters
+    if not fields or not len(fields) == len(groups) == len(clusters):
         raise ValueError(
-            f"{len(results)} results, {len(groups)} groups and {len(clusters)} clusters; expected as many of each, "
+            f"{len(fields)} results, {len(groups)} groups and {len(clusters)} clusters; expected as many of each, "
             "at least one"
         )
-    columns: dict[str, list[float | None]] = {
-        "sa": [result.adheres for result in results],
-        "pc": [result.pc for result in results],
-        "joint": [result.joint for result in results],
-        "dynamic_degree": [result.dynamic for result in results],
-        "moves": [result.moves for result in results],
-        "sa_grade": [result.sa for result in results],
-        **{f"law/{law}": [result.laws[law] for result in results] for law in LAWS},
-    }
+    columns: dict[str, list[float | None]] = {metric: [row[metric] for row in fields] for metric in METRICS}
     rows = []
     for group in ("all", *sorted(set(groups))):
         members = [i for i, name in enumerate(groups) if group in ("all", name)]

@@ -27,6 +27,7 @@ COMMANDS = {
     "probe": "How much physics does a model understand?",
     "finetune": "Train a model by a recipe; resumable, on one or many devices.",
     "sample": "Make videos for prompts, with or without motion prior guidance.",
+    "eval": "Do videos obey physics, and show what was asked? Scores with intervals.",
     "compare": "Is a run really better than another? Paired, with intervals, tests and a report.",
     "visualize": "What methods look at in a video.",
     "prompts": "Make short captions into detailed prompts.",

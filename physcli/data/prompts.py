@@ -52,13 +52,18 @@ def read_prompts(path: Path) -> list[Prompt]:
     if path.suffix.lower() == ".txt":
         prompts = [Prompt(line) for line in read_text(path).split("\n") if line.strip()]
     else:
-        prompts = [_prompt(path, number, row) for number, row in _READERS[path.suffix.lower()](path)]
+        prompts = [prompt_of_row(path, number, row) for number, row in _READERS[path.suffix.lower()](path)]
     if not prompts:
         raise DataError(f"{path} holds no prompt.", expected="at least one")
     return prompts
 
 
-def _prompt(path: Path, number: int, row: Mapping[str, Any]) -> Prompt:
+def prompt_of_row(path: Path, number: int, row: Mapping[str, Any]) -> Prompt:
+    """The texts of a row of a list; `path` and its line `number` are for what is wrong with it.
+
+    Raises:
+        DataError: no column with a prompt, or none in it.
+    """
     detailed, short = first_of(row, DETAILED_COLUMNS), first_of(row, SHORT_COLUMNS)
     if detailed is None and short is None:
         raise DataError(

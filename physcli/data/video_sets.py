@@ -1,0 +1,153 @@
+"""Sets of videos to score: what `physcli sample` leaves, a list of videos, a folder of clips.
+
+A list is `videos.jsonl`, another `.jsonl` or a `.csv`, such as VideoPhy's and VideoPhy-2's; a row has a video (`video`,
+`videopath`, `file_name`, `path`) and its texts as `physcli.data.prompts` reads them. Videos are looked for as the row
+says, from the list's folder on, and then by their name alone beside the list: the official lists name a folder that is
+somewhere else by the time they are used.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from physcli.data.captions import first_of, read_csv, read_jsonl
+from physcli.data.clips import read_dataset
+from physcli.data.prompts import prompt_of_row
+from physcli.errors import DataError
+
+LIST = "videos.jsonl"
+VIDEO_COLUMNS = ("video", "videopath", "file_name", "path", "video_path")
+_READERS: dict[str, Any] = {".csv": read_csv, ".jsonl": read_jsonl}
+
+
+@dataclass(frozen=True)
+class VideoItem:
+    """A video to score.
+
+    Attributes:
+        name: As its list has it.
+        path: The file; it may not be there.
+        caption: What raters are asked about.
+        prompt: What it was made from.
+        index: Which video of its prompt; with `seed`, what pairs it with another run's.
+        seed: Its noise; None where unknown.
+        simulated: It is of the simulated world, filmed there or made by a model of that world.
+        columns: What else its row says.
+    """
+
+    name: str
+    path: Path
+    caption: str
+    prompt: str
+    index: int = 0
+    seed: int | None = None
+    simulated: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VideoSet:
+    """Videos, whose they are, and what of the list is not used and why."""
+
+    items: tuple[VideoItem, ...]
+    subject: str
+    problems: tuple[str, ...] = ()
+
+
+def read_video_set(source: Path) -> VideoSet:
+    """The videos of a run of `physcli sample`, of a list, or of a folder (its test clips, where it has splits).
+
+    Raises:
+        DataError: nothing there to be read, a list without videos or texts, a clip without a caption.
+    """
+    if source.is_dir() and (source / LIST).is_file():
+        return _from_list(source / LIST, source.name)
+    if source.suffix.lower() in _READERS and source.is_file():
+        return _from_list(source, source.parent.name if source.name == LIST else source.stem)
+    if (source.is_dir() and not (source / "run.json").is_file()) or (source / "dataset.json").is_file():
+        return _from_folder(source)
+    raise DataError(
+        f"{source} is no set of videos.",
+        expected=f"a run of `physcli sample`, its {LIST}, a .csv or .jsonl list, or a folder of captioned videos",
+        fix="check the path",
+    )
+
+
+def _from_list(path: Path, name: str) -> VideoSet:
+    items: list[VideoItem] = []
+    problems: list[str] = []
+    models: Counter[str] = Counter()
+    seen: set[tuple[str, str, str]] = set()
+    counts: Counter[str] = Counter()
+    for number, row in _READERS[path.suffix.lower()](path):
+        column = first_of(row, VIDEO_COLUMNS)
+        if column is None or not isinstance(row[column], str) or not row[column].strip():
+            raise DataError(
+                f"{path}, line {number}: no video; it has {', '.join(map(str, row))}.",
+                expected=f"one of {', '.join(VIDEO_COLUMNS)}",
+                fix="rename the column, or fill it",
+            )
+        prompt = prompt_of_row(path, number, {key: value for key, value in row.items() if key != column})
+        key = (row[column], prompt.text, prompt.caption)
+        if key in seen:
+            problems.append(f"line {number} repeats {row[column]}")
+            continue
+        seen.add(key)
+        index = row.get("index")
+        items.append(
+            VideoItem(
+                name=row[column],
+                path=_find(path.parent, row[column]),
+                caption=prompt.caption,
+                prompt=prompt.text,
+                index=index if isinstance(index, int) else counts[prompt.text],
+                seed=row.get("seed") if isinstance(row.get("seed"), int) else None,
+                simulated=row.get("simulated_world") is True or "violation" in row,
+                columns={**prompt.columns, **(row.get("columns") or {})},
+            )
+        )
+        counts[prompt.text] += 1
+        models[str(row.get("baseline") or row.get("model") or name)] += 1
+    if not items:
+        raise DataError(f"{path} lists no video.", expected="at least one")
+    return VideoSet(tuple(_told_apart(items)), next(iter(models)) if len(models) == 1 else name, tuple(problems))
+
+
+def _find(folder: Path, name: str) -> Path:
+    places = [folder / name, folder / Path(name).name, folder / "videos" / Path(name).name]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _from_folder(folder: Path) -> VideoSet:
+    dataset = read_dataset(folder)
+    splits = {clip.split for clip in dataset.clips}
+    clips = [clip for clip in dataset.clips if len(splits) == 1 or clip.split == "test"]
+    mute = [clip.name for clip in clips if not clip.prompt.strip()]
+    if mute:
+        raise DataError(
+            f"{len(mute)} of {len(clips)} videos of {folder} have no caption, such as {mute[0]}.",
+            expected="a caption for each: metadata.csv, or x.txt beside x.mp4",
+            fix="add them; scores are about what a video was to show",
+        )
+    items = [
+        VideoItem(clip.path.name, clip.path, clip.prompt, clip.prompt, simulated=clip.kind == "simulated")
+        for clip in clips
+    ]
+    problems = tuple(f"{problem.path}: {problem.message}" for problem in dataset.problems)
+    return VideoSet(tuple(_told_apart(items)), folder.name or str(folder), problems)
+
+
+def _told_apart(items: list[VideoItem]) -> list[VideoItem]:
+    """The same items, numbered anew where several of a prompt have the same number and seed."""
+    if len({(item.prompt, item.index, item.seed) for item in items}) == len(items):
+        return items
+    counts: Counter[str] = Counter()
+    numbered = []
+    for item in items:
+        numbered.append(replace(item, index=counts[item.prompt]))
+        counts[item.prompt] += 1
+    return numbered

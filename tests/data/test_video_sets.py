@@ -1,0 +1,94 @@
+"""Sets of videos to score: every way they may lie, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from physcli.data.video import write_video
+from physcli.data.video_sets import read_video_set
+from physcli.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / "videos" / name, np.zeros((5, 32, 32, 3), np.uint8), 8)
+    return tmp_path
+
+
+def write_csv(path, *rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_what_sample_leaves(folder):
+    rows = [
+        {"video": "videos/a.mp4", "caption": "short", "prompt": "long", "seed": 7, "index": 1, "model": "m"},
+        {"video": "videos/b.mp4", "prompt": "other", "seed": 8, "index": 0, "model": "m", "simulated_world": True},
+    ]
+    rows[0]["columns"] = {"states_of_matter": "solid_solid"}
+    (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (folder, folder / "videos.jsonl"):
+        found = read_video_set(source)
+        assert found.subject == "m"
+        one, other = found.items
+        assert (one.path, one.caption, one.prompt) == (folder / "videos" / "a.mp4", "short", "long")
+        assert (one.index, one.seed, one.simulated) == (1, 7, False)
+        assert one.columns["states_of_matter"] == "solid_solid"
+        assert (other.caption, other.prompt, other.simulated) == ("other", "other", True)
+
+
+def test_an_official_list_names_another_folder(folder):
+    caption = 'a "b",\n<script>alert(1)</script>'
+    rows = [["caption", "videopath"], [caption, "examples/a.mp4"], [caption, "examples/b.mp4"], ["x", "gone/c.mp4"]]
+    found = read_video_set(write_csv(folder / "sa_pc.csv", *rows))
+    assert [item.path.name for item in found.items if item.path.is_file()] == ["a.mp4", "b.mp4"]
+    assert [item.caption for item in found.items] == [caption, caption, "x"]
+    assert [item.index for item in found.items] == [0, 1, 0]  # told apart, though their texts are the same
+    assert found.subject == "sa_pc"
+
+
+def test_a_row_that_comes_twice_counts_once(folder):
+    rows = [["caption", "videopath"], ["x", "a.mp4"], ["x", "a.mp4"], ["y", "a.mp4"]]
+    found = read_video_set(write_csv(folder / "list.csv", *rows))
+    assert [item.caption for item in found.items] == ["x", "y"]
+    assert found.problems == ("line 3 repeats a.mp4",)
+
+
+def test_a_folder_with_captions(folder):
+    for name in "ab":
+        (folder / "videos" / f"{name}.txt").write_text(f"caption of {name}")
+    found = read_video_set(folder / "videos")
+    assert [(item.name, item.caption) for item in found.items] == [
+        ("a.mp4", "caption of a"),
+        ("b.mp4", "caption of b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([["caption"], ["x"]], "line 2: no video; it has caption"),
+        ([["videopath", "score"], ["a.mp4", "1"]], "line 2: no prompt; it has score"),
+        ([["caption", "videopath"]], "lists no video"),
+        ([["caption", "videopath"], ["", "a.mp4"]], "line 2: the prompt is empty"),
+    ],
+)
+def test_lists_that_are_refused(folder, rows, said):
+    with pytest.raises(DataError, match=said):
+        read_video_set(write_csv(folder / "list.csv", *rows))
+
+
+def test_folders_that_are_refused(folder, tmp_path_factory):
+    with pytest.raises(DataError, match="2 of 2 videos of .* have no caption, such as a"):
+        read_video_set(folder / "videos")
+    with pytest.raises(DataError, match="holds no clip"):
+        read_video_set(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(DataError, match="is no set of videos"):
+        read_video_set(folder / "not-there")

@@ -1,0 +1,161 @@
+"""Scoring sets of videos: what is written, what is missing, what a broken-off run keeps, and who judges."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from physcli.data.video import read_video, write_video
+from physcli.errors import DataError, ModelError, UsageError
+from physcli.models.raters import TINY_RATER
+from physcli.progress import Reporter
+from physcli.tasks.eval import EvalSettings, evaluate
+from physcli.tasks.scored_runs import read_scored_run
+
+RANDOM = f"{TINY_RATER}:random"
+
+
+class Heard(Reporter):
+    def __init__(self):
+        self.said = []
+
+    def note(self, message):
+        self.said.append(message)
+
+    def warn(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture
+def videos(simulated, tmp_path):
+    """A list of four clips of the simulated world, the second of them frozen, as `physcli sample` leaves it."""
+    folder = tmp_path / "set"
+    (folder / "videos").mkdir(parents=True)
+    clips = [json.loads(line) for line in (simulated / "metadata.jsonl").read_text().splitlines()][:4]
+    rows = []
+    for number, clip in enumerate(clips):
+        frames = read_video(simulated / clip["file_name"])
+        frames = np.repeat(frames[:1], len(frames), axis=0) if number == 1 else frames
+        write_video(folder / "videos" / f"{number}.mp4", frames, 20)
+        rows.append({"video": f"videos/{number}.mp4", "caption": clip["prompt"], "prompt": clip["prompt"]})
+        rows[-1] |= {"seed": number, "index": number, "model": "real", "simulated_world": True}
+    write_list(folder, rows)
+    return folder
+
+
+def write_list(folder, rows):
+    (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "videos.jsonl").read_text().splitlines()]
+
+
+def values(result):
+    return {row["metric"]: (row["value"], row["n"]) for row in result.rows if row["group"] == "all"}
+
+
+def test_laws(videos, tmp_path):
+    result = evaluate(EvalSettings("laws", str(videos)), out=tmp_path / "run")
+    found = values(result)
+    assert found["moves"] == (0.75, 4)
+    assert result.items[1]["joint"] is False
+    assert result.items[1]["motion_px"] < min(item["motion_px"] for item in result.items if item["index"] != 1)
+    assert found["missing/video"] == (0, 4)
+    scored = read_scored_run(str(tmp_path / "run"))  # as `physcli compare` reads it
+    assert len(scored.items) == 4
+    assert {"sa", "pc", "joint", "dynamic_degree", "law/permanence"} <= scored.metrics.keys()
+    assert (tmp_path / "run" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_video_that_cannot_be_scored_is_counted(videos, tmp_path):
+    rows = rows_of(videos)
+    rows[0]["prompt"] = rows[0]["caption"] = "nothing the simulator knows"
+    write_list(videos, rows)
+    (videos / "videos" / "2.mp4").write_bytes(b"no video")
+    (videos / "videos" / "3.mp4").unlink()
+    heard = Heard()
+    result = evaluate(EvalSettings("laws", str(videos)), out=tmp_path / "run", reporter=heard)
+    assert values(result)["missing/video"] == (0.75, 4)
+    assert values(result)["pc"][1] == 1
+    assert [item["pc"] is None for item in result.items] == [True, False, True, True]
+    assert sum("Not scored" in line for line in heard.said) == 3
+
+
+def test_not_one_can_be_scored(videos, tmp_path):
+    for file in (videos / "videos").iterdir():
+        file.write_bytes(b"no video")
+    with pytest.raises(DataError, match="Not one of 4 videos could be scored"):
+        evaluate(EvalSettings("laws", str(videos)), out=tmp_path / "run")
+
+
+def test_a_broken_off_run_scores_the_rest(videos, tmp_path):
+    settings = EvalSettings("laws", str(videos))
+    whole = evaluate(settings, out=tmp_path / "whole")
+    log = tmp_path / "run"
+    partial = evaluate(settings, out=log)
+    heard = Heard()
+    assert evaluate(settings, out=log, reporter=heard).rows == partial.rows == whole.rows
+    assert "already holds these scores" in heard.said[0]
+    # As a kill leaves it: two rows scored, a third cut short, no result.
+    rows = [json.loads(line) for line in (log / "items.jsonl").read_text().splitlines()]
+    kept = "".join("\n" + json.dumps({"number": number, **rows[number]}) for number in (0, 1))
+    (log / "items-0.part.jsonl").write_text(kept + '\n{"number": 2, "vid')
+    for name in ("items.jsonl", "metrics.json", "report.html"):
+        (log / name).unlink()
+    record = json.loads((log / "run.json").read_text())
+    (log / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    heard = Heard()
+    again = evaluate(settings, out=log, reporter=heard)
+    assert "2 of 4 videos are scored already." in heard.said
+    assert again.rows == whole.rows
+    assert again.items == whole.items
+    assert not list(log.glob("*.part.jsonl"))
+
+
+@pytest.mark.parametrize("benchmark", ["videophy", "videophy2"])
+def test_raters(videos, tmp_path, benchmark):
+    heard = Heard()
+    result = evaluate(EvalSettings(benchmark, str(videos), RANDOM), out=tmp_path / "run", reporter=heard)
+    assert any("random weights" in line for line in heard.said)
+    assert {row["rater"] for row in result.rows} == {f"{TINY_RATER} (random init)"}
+    for what in ("sa", "pc"):
+        with (tmp_path / "run" / f"official_{what}.csv").open(newline="") as file:
+            table = list(csv.reader(file))
+        scores = [item[f"{what}_mean"] for item in result.items]
+        if benchmark == "videophy":
+            assert [float(row[2]) for row in table] == scores
+            assert all(0 <= score <= 1 for score in scores)
+        else:
+            assert table[0] == ["", "caption", "videopath", "score"]
+            assert [row[3] for row in table[1:]] == ["" if score is None else str(float(score)) for score in scores]
+            assert all(1 <= item[f"{what}_expected"] <= 5 for item in result.items)
+    assert values(result)["missing/video"] == (0, 4)
+    read_scored_run(str(tmp_path / "run"))
+
+
+def test_who_judges_by_default(videos, tmp_path):
+    rows = rows_of(videos)
+    write_list(videos, [row | {"simulated_world": False} for row in rows])
+    with pytest.raises(ModelError, match="the rater of videophy2 is not here") as caught:
+        evaluate(EvalSettings("videophy2", str(videos)), out=tmp_path / "run")
+    assert "videophysics/videophy_2_auto, about 15 GB" in str(caught.value.expected)
+    assert "eval laws" in str(caught.value.fix)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"benchmark": "videophy3"}, "videophy3"),
+        ({"rater": "any"}, "--rater with eval laws"),
+        ({"threshold": 2.0}, "--threshold 2.0"),
+    ],
+)
+def test_settings_that_cannot_be(videos, tmp_path, changes, said):
+    settings = EvalSettings(**({"benchmark": "laws", "videos": str(videos)} | changes))
+    with pytest.raises(UsageError, match=said):
+        evaluate(settings, out=tmp_path / "run")

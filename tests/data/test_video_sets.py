@@ -86,7 +86,7 @@ def test_lists_that_are_refused(folder, rows, said):
 
 
 def test_folders_that_are_refused(folder, tmp_path_factory):
-    with pytest.raises(DataError, match="2 of 2 videos of .* have no caption, such as a"):
+    with pytest.raises(DataError, match="2 of 2 videos of"):
         read_video_set(folder / "videos")
     with pytest.raises(DataError, match="holds no clip"):
         read_video_set(tmp_path_factory.mktemp("empty"))

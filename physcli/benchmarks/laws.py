@@ -79,6 +79,19 @@ class LawResult:
     reasons: dict[str, str]
     objects: ObjectsResult
 
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """By the names in `METRICS`; None where a law is not tested."""
+        return {
+            "sa": self.adheres,
+            "pc": self.pc,
+            "joint": self.joint,
+            "dynamic_degree": self.dynamic,
+            "moves": self.moves,
+            "sa_grade": self.sa,
+            **{f"law/{law}": holds for law, holds in self.laws.items()},
+        }
+
 
 def check_laws(
     frames: np.ndarray, frame_rate_hz: float, prompt: str, *, flow: Callable[[np.ndarray], np.ndarray]
@@ -175,18 +188,7 @@ def aggregate(
     Raises:
         ValueError: no clip, or lists of different lengths.
     """
-    fields = [
-        {
-            "sa": result.adheres,
-            "pc": result.pc,
-            "joint": result.joint,
-            "dynamic_degree": result.dynamic,
-            "moves": result.moves,
-            "sa_grade": result.sa,
-            **{f"law/{law}": holds for law, holds in result.laws.items()},
-        }
-        for result in results
-    ]
+    fields = [result.scores for result in results]
     return aggregate_fields(fields, groups, subject=subject, split=split, task=task, clusters=clusters)
 
 

@@ -215,22 +215,7 @@ def read_impossible(folder: str | Path) -> list[Clip]:
                 expected='a video that is there, with "violation" and "twin_of"',
                 fix="simulate the set again",
             )
-        clips.append(
-            Clip(
-                name=path.stem,
-                split=row.split,
-                path=path,
-                kind="simulated",
-                scenario=row.scenario,
-                pair=row.pair,
-                label=row.label,
-                contact_frame=row.contact_frame,
-                num_frames=row.num_frames,
-                prompt=row.prompt,
-                record=record,
-                arrays=path.with_suffix(".npz"),
-            )
-        )
+        clips.append(_simulated_clip(path, row, record, arrays=path.with_suffix(".npz")))
     return clips
 
 
@@ -324,6 +309,26 @@ class _SimulatedRow(BaseModel):
     prompt: str = ""
 
 
+def _simulated_clip(
+    path: Path, row: _SimulatedRow, record: Mapping[str, Any], *, arrays: Path | None, center_frame: int | None = None
+) -> Clip:
+    return Clip(
+        name=path.stem,
+        split=row.split,
+        path=path,
+        kind="simulated",
+        scenario=row.scenario,
+        pair=row.pair,
+        label=row.label,
+        contact_frame=row.contact_frame,
+        center_frame=center_frame,
+        num_frames=row.num_frames,
+        prompt=row.prompt,
+        record=record,
+        arrays=arrays,
+    )
+
+
 def _read_simulated(root: Path, settings: Mapping[str, Any]) -> Dataset:
     if settings.get("version") != SIMULATED_VERSION:
         raise DataError(
@@ -366,21 +371,13 @@ def _read_simulated(root: Path, settings: Mapping[str, Any]) -> Dataset:
     for path, (row, record) in rows.items():
         arrays = root / "arrays" / row.split / f"{path.stem}.npz"
         clips.append(
-            Clip(
-                name=path.stem,
-                split=row.split,
-                path=path,
-                kind="simulated",
-                scenario=row.scenario,
-                pair=row.pair,
-                label=row.label,
-                contact_frame=row.contact_frame,
+            _simulated_clip(
+                path,
+                row,
+                record,
+                arrays=arrays if arrays.is_file() else None,
                 # A negative's window is laid around its twin's contact.
                 center_frame=row.contact_frame if row.pair is None else contacts.get((row.split, row.pair)),
-                num_frames=row.num_frames,
-                prompt=row.prompt,
-                record=record,
-                arrays=arrays if arrays.is_file() else None,
             )
         )
     problems += [Problem(path, "no row in metadata.jsonl") for path in sorted(videos - listed)]

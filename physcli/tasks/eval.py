@@ -40,6 +40,7 @@ from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, re
 BENCHMARKS = ("laws", "videophy", "videophy2")
 _OFFICIAL = dict(zip(("videophy", "videophy2"), HUB_RATERS, strict=True))
 _RATER_SIZE = "about 15 GB"
+_LOGS = "items-*.part.jsonl"  # one a process
 
 # A video → its fields of items.jsonl.
 Scorer = Callable[[VideoItem], dict[str, Any]]
@@ -113,8 +114,7 @@ def evaluate(
             reporter.note(f"{run.path} already holds these scores.")
             processes.finish()
             return _read(run.path, processes.is_main)
-        logs = sorted(run.path.glob("items-*.part.jsonl"))
-        done = processes.tell({row["number"]: row for log in logs for row in read_log(log)})
+        done = processes.tell(_logged(run.path))
         if done:
             reporter.note(f"{len(done)} of {len(items)} videos are scored already.")
         score, rater = _scorer(settings, items, device, reporter)
@@ -126,11 +126,10 @@ def evaluate(
                 bar.advance()
         processes.wait()
         if processes.is_main:
-            logs = sorted(run.path.glob("items-*.part.jsonl"))
-            by_number = {row["number"]: row for log in logs for row in read_log(log)}
+            by_number = _logged(run.path)
             scored = [by_number[number] for number in range(len(items))]
             _write(run, settings, found, items, scored, rater)
-            for log in logs:
+            for log in run.path.glob(_LOGS):
                 log.unlink()
     if processes.is_main:
         write_run_report(str(run.path))
@@ -145,6 +144,11 @@ def _check(settings: EvalSettings) -> None:
         raise UsageError("--rater with eval laws.", expected="no rater: the laws are checked on the pixels")
     if not 0 < settings.threshold < 1:
         raise UsageError(f"--threshold {settings.threshold}.", expected="between 0 and 1")
+
+
+def _logged(path: Path) -> dict[int, dict[str, Any]]:
+    """What all processes have scored so far: number of the item → row."""
+    return {row["number"]: row for log in sorted(path.glob(_LOGS)) for row in read_log(log)}
 
 
 def _row(item: VideoItem, score: Scorer, reporter: Reporter) -> dict[str, Any]:
@@ -163,15 +167,21 @@ def _row(item: VideoItem, score: Scorer, reporter: Reporter) -> dict[str, Any]:
         return row | {"error": error.received}
 
 
-def _motion(item: VideoItem) -> tuple[np.ndarray, float, dict[str, Any]]:
-    """All frames, the rate, and how much moves."""
+def _frames(item: VideoItem) -> tuple[np.ndarray, float]:
+    """All frames and the rate, in frames a second."""
     frames, rate = read_video(item.path), video_info(item.path).frame_rate_hz
     if len(frames) < laws.LEAST_FRAMES:
         raise DataError(f"{item.path} has {len(frames)} frames.", expected=f"at least {laws.LEAST_FRAMES}")
+    return frames, rate
+
+
+def _motion(item: VideoItem) -> dict[str, Any]:
+    """How much moves."""
+    frames, rate = _frames(item)
     height, width = frames.shape[1:3]
     rule = rule_for(len(frames), height, width, rate)
     motion = largest_motion(dis_flow(frames[:: rule.interval]))
-    return frames, rate, {"dynamic_degree": is_dynamic(motion, rule), "motion_px": float(motion.mean())}
+    return {"dynamic_degree": is_dynamic(motion, rule), "motion_px": float(motion.mean())}
 
 
 def _scorer(
@@ -203,7 +213,7 @@ def _scorer(
     limit = videophy.MAX_TOKENS[settings.benchmark]
 
     def score(item: VideoItem) -> dict[str, Any]:
-        motion = _motion(item)[2]
+        motion = _motion(item)
         seen = rater.encode_videos(read_frames(item.path, rater)[None])
         if settings.benchmark == "videophy":
             asked = [videophy.QUESTIONS[name].segments(item.caption) for name in ("v1_sa", "v1_pc")]
@@ -230,16 +240,11 @@ def _scorer(
 
 
 def _laws(item: VideoItem) -> dict[str, Any]:
-    frames, rate, motion = _motion(item)
+    frames, rate = _frames(item)
     result = laws.check_laws(frames, rate, item.prompt, flow=dis_flow)
     return {
-        "sa": result.adheres,
-        "pc": result.pc,
-        "joint": result.joint,
-        "moves": result.moves,
-        "sa_grade": result.sa,
-        **{f"law/{law}": holds for law, holds in result.laws.items()},
-        **motion,
+        **result.scores,
+        "motion_px": result.motion_px,
         "group": str(item.columns.get("violation", {}).get("kind") or scenario_of(item.prompt) or "other"),
         "reasons": result.reasons,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from physcli.methods.lamo import MotionField
 from physcli.models.loading import load, resolve
 from physcli.progress import Reporter
-from physcli.tasks.bench.timing import alternate, ratio, row
+from physcli.tasks.bench.timing import alternate, ratio, row, synchronize
 from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.sampling import Guide, generate
 
@@ -43,7 +44,7 @@ def bench_sample(
         batch_size: Videos a pass.
         num_frames: Pixel frames; the model's own by default.
         size: (height, width); the model's own by default.
-        steps: Denoising steps of a video.
+        steps: Denoising steps of a video, at least 2.
         rounds: Timed videos of each kind.
         seed: Of the noise.
         reporter: Receives progress.
@@ -80,29 +81,33 @@ def bench_sample(
             output_type="np",
         )
 
-    def ours(guide: Guide | None, steps: int) -> Callable[[], object]:
-        return lambda: generate(generator, prompts, seeds, steps=steps, guide=guide, **shape)
+    # Between the ends of steps, so without the first one, the text encoder and the decoder.
+    step_seconds: dict[str, list[float]] = {"plain": [], "guided": []}
+
+    def ours(name: str, guide: Guide | None) -> None:
+        ends: list[float] = []
+
+        def each_step() -> None:
+            synchronize()
+            ends.append(time.perf_counter())
+
+        generate(generator, prompts, seeds, steps=steps, guide=guide, each_step=each_step, **shape)
+        step_seconds[name].append((ends[-1] - ends[0]) / (len(ends) - 1))
 
     guide = Guide(field, scale=15.0, ratio=1.0)
     sides: dict[str, Callable[[], object]] = {
         "diffusers": bare,
-        "plain": ours(None, steps),
-        "guided": ours(guide, steps),
-        # One step each, to take away what is not steps: text encoder, decoder.
-        "plain once": ours(None, 1),
-        "guided once": ours(guide, 1),
+        "plain": lambda: ours("plain", None),
+        "guided": lambda: ours("guided", guide),
     }
     with reporter.bar(f"Timing {generator.name}", rounds + 1, "round"):
         seconds = alternate(sides, rounds)
-    plain_steps, guided_steps = (
-        [whole - once for whole, once in zip(seconds[name], seconds[f"{name} once"], strict=True)]
-        for name in ("plain", "guided")
-    )
+    plain_steps, guided_steps = (step_seconds[name][1:] for name in ("plain", "guided"))  # the first is warm-up
     values = {
         "over_diffusers": ratio(seconds["plain"], seconds["diffusers"]),
         "guided_over_plain": ratio(seconds["guided"], seconds["plain"]),
         "guided_step_over_plain": ratio(guided_steps, plain_steps),
-        "seconds_per_step": statistics.median(plain_steps) / max(1, steps - 1),
+        "seconds_per_step": statistics.median(plain_steps),
         "seconds_per_video": statistics.median(seconds["plain"]) / batch_size,
     }
     return [row("sample", generator.name, "all", name, value, rounds, False) for name, value in values.items()]

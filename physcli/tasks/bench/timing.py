@@ -31,10 +31,10 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
-            _synchronize()
+            synchronize()
             start = time.perf_counter()
             run()
-            _synchronize()
+            synchronize()
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -55,6 +55,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
     return ["", *(name.replace("_", " ") for name in metrics)], lines  # narrow tables break headings at spaces
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait until the accelerator, if there is one, has done what it was told."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

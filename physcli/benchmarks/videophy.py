@@ -190,6 +190,14 @@ class Score:
         sa, pc = (None if value is None else value >= self.threshold for value in (self.sa, self.pc))
         return {"sa": sa, "pc": pc, "joint": None if sa is None or pc is None else sa and pc}
 
+    @property
+    def rule_shares(self) -> dict[str, float | None]:
+        """`rules`, of the decided ones followed; `rules_undecided`, of the readable ones. None of none."""
+        decided = [rule == FOLLOWED for rule in self.rules if rule in (FOLLOWED, VIOLATED)]
+        readable = [rule == UNDECIDED for rule in self.rules if rule is not None]
+        shares = {"rules": decided, "rules_undecided": readable}
+        return {name: sum(some) / len(some) if some else None for name, some in shares.items()}
+
 
 def score_videophy(sa: float, pc: float, *, threshold: float = YES_THRESHOLD) -> Score:
     """Score one video from its two probabilities of Yes.
@@ -204,19 +212,27 @@ def score_videophy(sa: float, pc: float, *, threshold: float = YES_THRESHOLD) ->
 
 
 def score_videophy2(
-    sa_answer: str,
+    sa_answer: str | None,
     pc_answer: str,
     *,
     sa_digits: Sequence[float] | np.ndarray | None = None,
     pc_digits: Sequence[float] | np.ndarray | None = None,
     rule_answers: Sequence[str] = (),
 ) -> Score:
-    """Score one video from the rater's texts, and the digits' logits where there are any."""
+    """Score one video from the rater's texts, and the digits' logits where there are any.
+
+    Args:
+        sa_answer: None where it was not asked.
+        pc_answer: Whether it obeys physics.
+        sa_digits: Logits of 1 to 5.
+        pc_digits: The same.
+        rule_answers: One a rule.
+    """
     sa_expected, pc_expected = (
         None if logits is None else calibrated_rating(logits).expected for logits in (sa_digits, pc_digits)
     )
     return Score(
-        sa=parse_rating(sa_answer),
+        sa=None if sa_answer is None else parse_rating(sa_answer),
         pc=parse_rating(pc_answer),
         threshold=PASSING_RATING,
         sa_expected=sa_expected,
@@ -237,12 +253,14 @@ class Item:
         prompt: What several videos of one prompt have in common; they are not independent.
         state: Its state of matter (VideoPhy), such as "solid_fluid"; "" where none is known.
         hard: Whether its caption is in VideoPhy-2's hard subset; None where the input does not say.
+        captioned: It has a caption to be asked about; a list of rules has none.
     """
 
     score: Score
     prompt: str
     state: str = ""
     hard: bool | None = None
+    captioned: bool = True
 
 
 def read_hard(value: Any) -> bool | None:
@@ -266,7 +284,8 @@ def aggregate(
 ) -> list[dict[str, Any]]:
     """Metric rows of a set of scored videos.
 
-    `sa`, `pc`, `joint`: shares of videos that pass (`threshold` is in the row), over the videos with an answer.
+    `sa`, `pc`, `joint`: shares of videos that pass (`threshold` is in the row), over the videos with an answer; no
+    `sa` and `joint` where no video has a caption.
     `sa_mean`, `pc_mean`: mean probability or rating. `sa_expected`, `pc_expected`: mean calibrated rating. `rules`:
     share of the decided rules that are followed; `rules_undecided`: share of the rules that cannot be told.
     `missing/<what>`: share of unreadable answers, with their `count`; always there, so that nobody must guess.
@@ -304,15 +323,16 @@ def _rows(items: Sequence[Item]) -> Iterable[dict[str, Any]]:
     def column(values: Iterable[float | None]) -> list[tuple[float | None, str]]:
         return list(zip(values, (item.prompt for item in items), strict=True))
 
-    answers = {"sa": column(item.score.sa for item in items), "pc": column(item.score.pc for item in items)}
-    for name in ("sa", "pc", "joint"):
+    asked = ("sa", "pc") if any(item.captioned for item in items) else ("pc",)
+    answers = {name: column(getattr(item.score, name) for item in items) for name in asked}
+    for name in (*asked, "joint") if "sa" in asked else asked:
         yield _row(name, column(item.score.passed[name] for item in items))
-    for name in ("sa", "pc"):
+    for name in asked:
         yield _row(f"{name}_mean", answers[name])
-    for name in ("sa_expected", "pc_expected"):
-        values = column(getattr(item.score, name) for item in items)
+    for name in asked:
+        values = column(getattr(item.score, f"{name}_expected") for item in items)
         if any(value is not None for value, _ in values):
-            yield _row(name, values)
+            yield _row(f"{name}_expected", values)
     rules = [(rule, item.prompt) for item in items for rule in item.score.rules]
     if rules:
         decided = [(rule == FOLLOWED, prompt) for rule, prompt in rules if rule in (FOLLOWED, VIOLATED)]

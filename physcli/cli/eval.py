@@ -32,6 +32,7 @@ Rater = Annotated[
         show_default=False,
     ),
 ]
+BatchSize = Annotated[int, typer.Option(min=1, help="Videos the rater sees at a time.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many videos, evenly spaced.", show_default=False)]
 
 
@@ -49,17 +50,32 @@ def videophy(
     videos: Videos,
     rater: Rater = None,
     threshold: Annotated[float, typer.Option(help="P(Yes) from which a video passes.")] = 0.5,
+    batch_size: BatchSize = 4,
     limit: Limit = None,
 ) -> None:
     """VideoPhy: semantic adherence and physical commonsense, by the probability of Yes."""
-    _evaluate(common, "videophy", videos, limit, rater=rater, threshold=threshold)
+    _evaluate(common, "videophy", videos, limit, rater=rater, threshold=threshold, batch_size=batch_size)
 
 
 @app.command("videophy2")
 @shared(ModelRun)
-def videophy2(common: ModelRun, videos: Videos, rater: Rater = None, limit: Limit = None) -> None:
-    """VideoPhy-2: both rated 1 to 5, and Joint; 4 is enough."""
-    _evaluate(common, "videophy2", videos, limit, rater=rater)
+def videophy2(
+    common: ModelRun,
+    videos: Videos,
+    rater: Rater = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Physical rules to judge: a .csv or .jsonl list, a video and a rule a row. It may be --videos itself.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: BatchSize = 4,
+    limit: Limit = None,
+) -> None:
+    """VideoPhy-2: both rated 1 to 5, and Joint; 4 is enough. Rules: followed, violated or undecided."""
+    _evaluate(common, "videophy2", videos, limit, rater=rater, rules=rules, batch_size=batch_size)
 
 
 def _evaluate(
@@ -70,18 +86,21 @@ def _evaluate(
     *,
     rater: str | None = None,
     threshold: float | None = None,
+    rules: str | None = None,
+    batch_size: int = 1,
 ) -> None:
     from dataclasses import replace
 
     from physcli.tasks.eval import EvalSettings, evaluate
     from physcli.tasks.run_dir import to_json
 
-    settings = EvalSettings(benchmark, videos, rater, limit=limit, dtype=common.dtype)
+    settings = EvalSettings(benchmark, videos, rater, rules=rules, limit=limit, dtype=common.dtype)
     done = evaluate(
         settings if threshold is None else replace(settings, threshold=threshold),
         out=common.out,
         overwrite=common.overwrite,
         device=common.device,
+        batch_size=batch_size,
         reporter=render.RichReporter(quiet=common.quiet),
     )
     if not done.is_main:

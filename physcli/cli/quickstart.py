@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from physcli.cli import render
+from physcli.cli.compare import show_comparison
 from physcli.cli.options import Run, shared
 from physcli.cli.probe import show_probe
 
 
 @shared(Run)
 def quickstart(common: Run) -> None:
-    """Simulate clips, probe two small models, draw the result: no GPU, no network, a few minutes on two cores."""
+    """Probe, fine-tune with VideoREPA, probe again, sample, score, compare: no GPU, no network, five minutes."""
+    from physcli.tasks.quickstart import QuickstartSettings
     from physcli.tasks.quickstart import quickstart as task
     from physcli.tasks.run_dir import to_json
 
-    path, result = task(
+    done = task(
+        QuickstartSettings(seed=common.seed),
         out=common.out,
         overwrite=common.overwrite,
-        seed=common.seed,
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
     if common.json:
-        render.json_text(to_json({"run": path, "rows": result.rows}))
+        render.json_text(to_json({"run": done.path, "rows": done.rows, "seconds": done.seconds}))
         return
-    show_probe(result, {"clips": path / "clips.png"})
+    render.result("\n[1] Before fine-tuning: what the features of both tell about contact\n")
+    show_probe(done.before, {"clips": done.path / "clips.png"})
+    render.result("\n[2] After fine-tuning with VideoREPA\n")
+    show_probe(done.after)
+    render.result("\n[3] The videos, before and after, and with LaMo's motion guidance\n")
+    for benchmark, runs in done.scores.items():
+        _show_scores(benchmark, runs)
+    for comparison in done.comparisons.values():
+        show_comparison(comparison)
+    pairs = len(next(iter(done.comparisons.values())).keys)
+    spent = ", ".join(f"{name} {render.duration(seconds)}" for name, seconds in done.seconds.items())
     render.result(
-        "\nNext: physcli probe physion --help (your own models and data), physcli data simulate --help, physcli doctor"
+        f"\n{done.trained.steps[-1]['step']} steps and {pairs} videos decide nothing: they show "
+        "how a question is asked. What is beyond noise is said above; for an answer, take the recipe's own steps, "
+        "hundreds of prompts and several seeds.\n"
+        f"Time: {spent}.\n"
+        f"\nOpen {done.path / 'compare' / 'report.html'} in a browser: the videos side by side.\n"
+        "Next: physcli finetune --help, physcli sample --help, physcli recipes ls, physcli doctor"
     )
+
+
+def _show_scores(benchmark: str, runs: Any) -> None:
+    names = {"sa": "shows the prompt", "pc": "obeys the laws", "joint": "both", "dynamic_degree": "moves"}
+    lines = []
+    for metric, words in names.items():
+        found = {name: _row(run.rows, metric) for name, run in runs.items()}
+        if any(row is not None for row in found.values()):
+            cells = [
+                "–" if row is None or row["value"] is None else f"{100 * row['value']:.0f} %" for row in found.values()
+            ]
+            lines.append([words, *cells])
+    judge = "checked on the pixels" if benchmark == "laws" else f"by {next(iter(runs.values())).rows[0].get('rater')}"
+    count = len(next(iter(runs.values())).items)
+    render.table(f"{benchmark}: {count} videos a set, {judge}", ["", *runs], lines, right=range(1, len(runs) + 1))
+
+
+def _row(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    return next((row for row in rows if row["metric"] == metric and row["group"] == "all"), None)

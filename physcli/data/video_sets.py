@@ -4,23 +4,27 @@ A list is `videos.jsonl`, another `.jsonl` or a `.csv`, such as VideoPhy's and V
 `videopath`, `file_name`, `path`) and its texts as `physcli.data.prompts` reads them. Videos are looked for as the row
 says, from the list's folder on, and then by their name alone beside the list: the official lists name a folder that is
 somewhere else by the time they are used.
+
+A list may have physical rules to be judged, one a row (`rule`), a video in as many rows as it has rules; with no other
+text, as VideoPhy-2's `rule.csv`, there is no caption.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from physcli.data.captions import first_of, read_csv, read_jsonl
 from physcli.data.clips import read_dataset
-from physcli.data.prompts import prompt_of_row
+from physcli.data.prompts import DETAILED_COLUMNS, SHORT_COLUMNS, prompt_of_row
 from physcli.errors import DataError
 
 LIST = "videos.jsonl"
 VIDEO_COLUMNS = ("video", "videopath", "file_name", "path", "video_path")
+RULE_COLUMN = "rule"
 _READERS: dict[str, Any] = {".csv": read_csv, ".jsonl": read_jsonl}
 
 
@@ -31,12 +35,13 @@ class VideoItem:
     Attributes:
         name: As its list has it.
         path: The file; it may not be there.
-        caption: What raters are asked about.
-        prompt: What it was made from.
+        caption: What raters are asked about; "" in a list of rules alone.
+        prompt: What it was made from; the video's name in a list of rules alone.
         index: Which video of its prompt; with `seed`, what pairs it with another run's.
         seed: Its noise; None where unknown.
         simulated: It is of the simulated world, filmed there or made by a model of that world.
         columns: What else its row says.
+        rules: What is to be judged of it.
     """
 
     name: str
@@ -47,6 +52,7 @@ class VideoItem:
     seed: int | None = None
     simulated: bool = False
     columns: Mapping[str, Any] = field(default_factory=dict)
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,44 +83,109 @@ def read_video_set(source: Path) -> VideoSet:
     )
 
 
+def add_rules(videos: VideoSet, path: Path) -> VideoSet:
+    """The same set, each video with its rules of a list (a video and a `rule` a row), found by the file's name.
+
+    Raises:
+        DataError: the list cannot be read, has a row without a video or rule, or no rule for any of these videos.
+    """
+    rules: dict[str, list[str]] = {}
+    for number, row in _rows(path):
+        video, rule = row[_video_column(path, number, row)], _rule_of(path, number, row)
+        if rule is None:
+            raise DataError(
+                f"{path}, line {number}: no rule; it has {', '.join(map(str, row))}.",
+                expected="a column `rule`",
+                fix="rename the column",
+            )
+        told = rules.setdefault(Path(video).name, [])
+        if rule not in told:
+            told.append(rule)
+    items = tuple(
+        replace(item, rules=tuple(dict.fromkeys((*item.rules, *rules.get(Path(item.name).name, ())))))
+        for item in videos.items
+    )
+    unknown = rules.keys() - {Path(item.name).name for item in items}
+    if len(unknown) == len(rules):
+        raise DataError(
+            f"{path} has no rule for any of the {len(items)} videos of {videos.subject}.",
+            expected=f"rows with names such as {Path(items[0].name).name}",
+            fix="give the list that belongs to these videos",
+        )
+    lost = tuple(f"the rules of {name} in {path.name}, for no such video is here" for name in sorted(unknown))
+    return replace(videos, items=items, problems=videos.problems + lost)
+
+
 def _from_list(path: Path, name: str) -> VideoSet:
-    items: list[VideoItem] = []
+    items: dict[tuple[str, str, str], VideoItem] = {}
     problems: list[str] = []
     models: Counter[str] = Counter()
-    seen: set[tuple[str, str, str]] = set()
     counts: Counter[str] = Counter()
-    for number, row in _READERS[path.suffix.lower()](path):
-        column = first_of(row, VIDEO_COLUMNS)
-        if column is None or not isinstance(row[column], str) or not row[column].strip():
-            raise DataError(
-                f"{path}, line {number}: no video; it has {', '.join(map(str, row))}.",
-                expected=f"one of {', '.join(VIDEO_COLUMNS)}",
-                fix="rename the column, or fill it",
-            )
-        prompt = prompt_of_row(path, number, {key: value for key, value in row.items() if key != column})
-        key = (row[column], prompt.text, prompt.caption)
-        if key in seen:
-            problems.append(f"line {number} repeats {row[column]}")
+    for number, row in _rows(path):
+        column, rule = _video_column(path, number, row), _rule_of(path, number, row)
+        video = row[column]
+        texts = {key: value for key, value in row.items() if key not in (column, RULE_COLUMN)}
+        if rule is not None and first_of(row, (*DETAILED_COLUMNS, *SHORT_COLUMNS)) is None:
+            prompt, caption, columns = video, "", texts
+        else:
+            read = prompt_of_row(path, number, texts)
+            prompt, caption, columns = read.text, read.caption, dict(read.columns)
+        key = (video, prompt, caption)
+        if (known := items.get(key)) is not None:
+            if rule is None or rule in known.rules:
+                problems.append(f"line {number} repeats {video}")
+            else:
+                items[key] = replace(known, rules=(*known.rules, rule))
             continue
-        seen.add(key)
         index = row.get("index")
-        items.append(
-            VideoItem(
-                name=row[column],
-                path=_find(path.parent, row[column]),
-                caption=prompt.caption,
-                prompt=prompt.text,
-                index=index if isinstance(index, int) else counts[prompt.text],
-                seed=row.get("seed") if isinstance(row.get("seed"), int) else None,
-                simulated=row.get("simulated_world") is True or "violation" in row,
-                columns={**prompt.columns, **(row.get("columns") or {})},
-            )
+        items[key] = VideoItem(
+            name=video,
+            path=_find(path.parent, video),
+            caption=caption,
+            prompt=prompt,
+            index=index if isinstance(index, int) else counts[prompt],
+            seed=row.get("seed") if isinstance(row.get("seed"), int) else None,
+            simulated=row.get("simulated_world") is True or "violation" in row,
+            columns={**columns, **(row.get("columns") or {})},
+            rules=() if rule is None else (rule,),
         )
-        counts[prompt.text] += 1
+        counts[prompt] += 1
         models[str(row.get("baseline") or row.get("model") or name)] += 1
     if not items:
         raise DataError(f"{path} lists no video.", expected="at least one")
-    return VideoSet(tuple(_told_apart(items)), next(iter(models)) if len(models) == 1 else name, tuple(problems))
+    told_apart = tuple(_told_apart(list(items.values())))
+    return VideoSet(told_apart, next(iter(models)) if len(models) == 1 else name, tuple(problems))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a list.
+
+    Raises:
+        DataError: it is neither .csv nor .jsonl, is not there, or cannot be read.
+    """
+    if path.suffix.lower() not in _READERS:
+        raise DataError(f"{path} is no list.", expected="a .csv or .jsonl file", fix="check the path")
+    yield from _READERS[path.suffix.lower()](path)
+
+
+def _video_column(path: Path, number: int, row: Mapping[str, Any]) -> str:
+    column = first_of(row, VIDEO_COLUMNS)
+    if column is None or not isinstance(row[column], str) or not row[column].strip():
+        raise DataError(
+            f"{path}, line {number}: no video; it has {', '.join(map(str, row))}.",
+            expected=f"one of {', '.join(VIDEO_COLUMNS)}",
+            fix="rename the column, or fill it",
+        )
+    return column
+
+
+def _rule_of(path: Path, number: int, row: Mapping[str, Any]) -> str | None:
+    """The row's rule; None where the list has none."""
+    if RULE_COLUMN not in row:
+        return None
+    if not isinstance(row[RULE_COLUMN], str) or not row[RULE_COLUMN].strip():
+        raise DataError(f"{path}, line {number}: the rule is {row[RULE_COLUMN]!r}.", expected="text")
+    return str(row[RULE_COLUMN])
 
 
 def _find(folder: Path, name: str) -> Path:

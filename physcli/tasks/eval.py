@@ -2,7 +2,7 @@
 
     OUT/items.jsonl            a row a video: its texts, a field for each metric, and why
     OUT/metrics.json           the means
-    OUT/official_*.csv         the official scorers' tables (VideoPhy, VideoPhy-2)
+    OUT/official_*.csv         the official scorers' tables: sa and pc, and VideoPhy-2's rule
     OUT/report.html            the scores, the worst and the best videos
     OUT/run.json
 
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from physcli.benchmarks.law_view import scenario_of
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
 from physcli.data.video import read_video, video_info
-from physcli.data.video_sets import VideoItem, VideoSet, read_video_set
+from physcli.data.video_sets import VideoItem, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, ModelError, UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.raters import HUB_RATERS, TINY_RATER
@@ -37,23 +37,39 @@ from physcli.tasks.processes import Processes
 from physcli.tasks.report import write_run_report
 from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl, write_text
 
+if TYPE_CHECKING:  # eval laws needs no torch
+    from torch import Tensor
+
+    from physcli.models.raters.mplug_owl_video import MplugOwlVideo
+
 BENCHMARKS = ("laws", "videophy", "videophy2")
 _OFFICIAL = dict(zip(("videophy", "videophy2"), HUB_RATERS, strict=True))
 _RATER_SIZE = "about 15 GB"
 _LOGS = "items-*.part.jsonl"  # one a process
 
-# A video → its fields of items.jsonl.
-Scorer = Callable[[VideoItem], dict[str, Any]]
+# Videos → the fields of each in items.jsonl, or what is wrong with it.
+Scorer = Callable[[Sequence[VideoItem]], "list[dict[str, Any] | DataError]"]
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """`benchmark`: one of `BENCHMARKS`; `videos`: as `read_video_set` takes them; `threshold`: of VideoPhy's P(Yes)."""
+    """What is scored.
+
+    Attributes:
+        benchmark: One of `BENCHMARKS`.
+        videos: As `read_video_set` takes them.
+        rater: As `load_rater` takes it; None for the default.
+        threshold: Of VideoPhy's P(Yes).
+        rules: For VideoPhy-2, a list of rules to be judged; see `add_rules`.
+        limit: At most so many videos, evenly spaced.
+        dtype: Of the rater.
+    """
 
     benchmark: str
     videos: str
     rater: str | None = None
     threshold: float = videophy.YES_THRESHOLD
+    rules: str | None = None
     limit: int | None = None
     dtype: str = "auto"
 
@@ -79,9 +95,18 @@ def evaluate(
     out: Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    batch_size: int = 4,
     reporter: Reporter | None = None,
 ) -> EvalResult:
     """Score a set of videos.
+
+    Args:
+        settings: What.
+        out: The run directory.
+        overwrite: Begin anew where it holds another run.
+        device: Of the rater.
+        batch_size: Videos the rater sees at a time.
+        reporter: Receives progress.
 
     Raises:
         UsageError: no such benchmark, or a rater for the laws.
@@ -92,6 +117,8 @@ def evaluate(
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
     _check(settings)
     found = read_video_set(Path(settings.videos).expanduser())
+    if settings.rules is not None:
+        found = add_rules(found, Path(settings.rules).expanduser())
     for problem in found.problems[:5]:
         reporter.warn(f"Left out: {problem}")
     if len(found.problems) > 5:
@@ -108,8 +135,10 @@ def evaluate(
     with run:
         run.path = Path(processes.tell(str(run.path)))
         hashes = {item.name: content_hash(item.path) if item.path.is_file() else "missing" for item in items}
-        texts = [[item.name, item.caption, item.prompt, item.index, item.seed] for item in items]
-        run.check_inputs({"videos": settings_hash({"files": hashes, "texts": texts})})
+        texts = [[item.name, item.caption, item.prompt, item.index, item.seed, *item.rules] for item in items]
+        rater = _find_rater(settings, items)
+        inputs = {"videos": settings_hash({"files": hashes, "texts": texts})}
+        run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]})
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds these scores.")
             processes.finish()
@@ -117,18 +146,20 @@ def evaluate(
         done = processes.tell(_logged(run.path))
         if done:
             reporter.note(f"{len(done)} of {len(items)} videos are scored already.")
-        score, rater = _scorer(settings, items, device, reporter)
+        score, label = (_laws, None) if rater is None else _rater_scorer(settings, rater[0], device, reporter)
         mine = [number for number in processes.share(range(len(items))) if number not in done]
         with reporter.bar("Scoring", len(mine), "video") as bar:
-            for number in mine:
-                row = {"number": number, **_row(items[number], score, reporter)}
-                append_row(run.path / f"items-{processes.rank}.part.jsonl", row)
-                bar.advance()
+            for first in range(0, len(mine), batch_size):
+                some = mine[first : first + batch_size]
+                for number, fields in zip(some, score([items[number] for number in some]), strict=True):
+                    row = {"number": number, **_row(items[number], fields, reporter)}
+                    append_row(run.path / f"items-{processes.rank}.part.jsonl", row)
+                    bar.advance()
         processes.wait()
         if processes.is_main:
             by_number = _logged(run.path)
             scored = [by_number[number] for number in range(len(items))]
-            _write(run, settings, found, items, scored, rater)
+            _write(run, settings, found, items, scored, label)
             for log in run.path.glob(_LOGS):
                 log.unlink()
     if processes.is_main:
@@ -142,6 +173,8 @@ def _check(settings: EvalSettings) -> None:
         raise unknown("benchmark", settings.benchmark, BENCHMARKS)
     if settings.benchmark == "laws" and settings.rater is not None:
         raise UsageError("--rater with eval laws.", expected="no rater: the laws are checked on the pixels")
+    if settings.benchmark != "videophy2" and settings.rules is not None:
+        raise UsageError(f"Rules with eval {settings.benchmark}.", expected="eval videophy2")
     if not 0 < settings.threshold < 1:
         raise UsageError(f"--threshold {settings.threshold}.", expected="between 0 and 1")
 
@@ -151,7 +184,7 @@ def _logged(path: Path) -> dict[int, dict[str, Any]]:
     return {row["number"]: row for log in sorted(path.glob(_LOGS)) for row in read_log(log)}
 
 
-def _row(item: VideoItem, score: Scorer, reporter: Reporter) -> dict[str, Any]:
+def _row(item: VideoItem, fields: dict[str, Any] | DataError, reporter: Reporter) -> dict[str, Any]:
     row = {
         "video": str(item.path.resolve()),
         "name": item.name,
@@ -160,11 +193,10 @@ def _row(item: VideoItem, score: Scorer, reporter: Reporter) -> dict[str, Any]:
         "index": item.index,
         "seed": item.seed,
     }
-    try:
-        return row | score(item)
-    except DataError as error:
-        reporter.warn(f"Not scored: {error.received}")
-        return row | {"error": error.received}
+    if isinstance(fields, DataError):
+        reporter.warn(f"Not scored: {fields.received}")
+        return row | {"error": fields.received}
+    return row | fields
 
 
 def _frames(item: VideoItem) -> tuple[np.ndarray, float]:
@@ -184,19 +216,20 @@ def _motion(item: VideoItem) -> dict[str, Any]:
     return {"dynamic_degree": is_dynamic(motion, rule), "motion_px": float(motion.mean())}
 
 
-def _scorer(
-    settings: EvalSettings, items: Sequence[VideoItem], device: str, reporter: Reporter
-) -> tuple[Scorer, str | None]:
-    """What scores a video, and the rater's name for tables."""
+def _find_rater(settings: EvalSettings, items: Sequence[VideoItem]) -> tuple[str, str] | None:
+    """The rater's name and a hash of its files; None for the laws, which have none.
+
+    Raises:
+        ModelError: it is not there.
+    """
     if settings.benchmark == "laws":
-        return _laws, None
-    from physcli.models.raters.mplug_owl_video import load_rater
-    from physcli.tasks.rating import read_frames
+        return None
+    from physcli.models.raters.mplug_owl_video import rater_fingerprint
 
     simulated = all(item.simulated for item in items)
     name = settings.rater or (TINY_RATER if simulated else _OFFICIAL[settings.benchmark])
     try:
-        rater = load_rater(name, device=device, dtype=settings.dtype)
+        return name, rater_fingerprint(name)
     except ModelError as error:
         if settings.rater is not None or simulated:
             raise
@@ -206,48 +239,118 @@ def _scorer(
             fix=f"where there is a network, `hf download {name}`; or --rater with its folder; videos of the simulated "
             "world are scored without it by `physcli eval laws`",
         ) from error
+
+
+def _rater_scorer(settings: EvalSettings, name: str, device: str, reporter: Reporter) -> tuple[Scorer, str]:
+    """What scores videos, and the rater's name for tables."""
+    import torch
+
+    from physcli.models.raters.mplug_owl_video import load_rater
+    from physcli.tasks.rating import read_frames
+
+    rater = load_rater(name, device=device, dtype=settings.dtype)
     label = f"{name.removesuffix(':random')} (random init)" if rater.random_init else name
     reporter.note(f"The rater is {label}.")
     if rater.random_init:
         reporter.warn("The rater has random weights: its scores mean nothing.")
-    limit = videophy.MAX_TOKENS[settings.benchmark]
+    judge = _judge_videophy if settings.benchmark == "videophy" else _judge_videophy2
 
-    def score(item: VideoItem) -> dict[str, Any]:
-        motion = _motion(item)
-        seen = rater.encode_videos(read_frames(item.path, rater)[None])
-        if settings.benchmark == "videophy":
-            asked = [videophy.QUESTIONS[name].segments(item.caption) for name in ("v1_sa", "v1_pc")]
-            sa, pc = (float(rater.yes_probability(seen, [one], max_tokens=limit)[0]) for one in asked)
-            result = videophy.score_videophy(sa, pc, threshold=settings.threshold)
-            told: dict[str, Any] = {}
-        else:
-            ratings = [
-                rater.rate(seen, [videophy.QUESTIONS[name].segments(item.caption)]) for name in ("v2_sa", "v2_pc")
-            ]
-            result = videophy.score_videophy2(
-                ratings[0].texts[0],
-                ratings[1].texts[0],
-                sa_digits=ratings[0].digit_logits[0].numpy(),
-                pc_digits=ratings[1].digit_logits[0].numpy(),
-            )
-            told = {"sa_answer": ratings[0].texts[0], "pc_answer": ratings[1].texts[0]}
-        fields = {**result.passed, "sa_mean": result.sa, "pc_mean": result.pc}
-        if settings.benchmark == "videophy2":
-            fields |= {"sa_expected": result.sa_expected, "pc_expected": result.pc_expected}
-        return fields | motion | told | {"group": str(item.columns.get("states_of_matter") or "") or None}
+    def score(items: Sequence[VideoItem]) -> list[dict[str, Any] | DataError]:
+        known: dict[int, dict[str, Any]] = {}
+        broken: dict[int, DataError] = {}
+        shown = []
+        for number, item in enumerate(items):
+            try:
+                motion = _motion(item)
+                shown.append(read_frames(item.path, rater))
+                known[number] = motion | {"group": _state_of(item) or None}
+            except DataError as error:
+                broken[number] = error
+        if known:
+            seen = rater.encode_videos(torch.stack(shown))
+            for number, scores in zip(known, judge(settings, rater, seen, [items[n] for n in known]), strict=True):
+                known[number] = scores | known[number]
+        return [broken[number] if number in broken else known[number] for number in range(len(items))]
 
     return score, label
 
 
-def _laws(item: VideoItem) -> dict[str, Any]:
-    frames, rate = _frames(item)
-    result = laws.check_laws(frames, rate, item.prompt, flow=dis_flow)
-    return {
-        **result.scores,
-        "motion_px": result.motion_px,
-        "group": str(item.columns.get("violation", {}).get("kind") or scenario_of(item.prompt) or "other"),
-        "reasons": result.reasons,
-    }
+def _judge_videophy(
+    settings: EvalSettings, rater: MplugOwlVideo, seen: Tensor, items: Sequence[VideoItem]
+) -> list[dict[str, Any]]:
+    sa, pc = (
+        rater.yes_probability(
+            seen,
+            [videophy.QUESTIONS[question].segments(item.caption) for item in items],
+            max_tokens=videophy.MAX_TOKENS["videophy"],
+        ).tolist()
+        for question in ("v1_sa", "v1_pc")
+    )
+    results = [videophy.score_videophy(*one, threshold=settings.threshold) for one in zip(sa, pc, strict=True)]
+    return [{**result.passed, "sa_mean": result.sa, "pc_mean": result.pc} for result in results]
+
+
+def _judge_videophy2(
+    settings: EvalSettings, rater: MplugOwlVideo, seen: Tensor, items: Sequence[VideoItem]
+) -> list[dict[str, Any]]:
+    """SA is asked where there is a caption, PC always, and each rule there is."""
+
+    def ask(question: str, about: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str, np.ndarray]]:
+        """Number of the video, answer and digits' logits, for each (number of the video, text)."""
+        asked = videophy.QUESTIONS[question]
+        for first in range(0, len(about), len(items)):
+            some = about[first : first + len(items)]
+            numbers = [number for number, _ in some]
+            rating = rater.rate(seen[numbers], [asked.segments(text) for _, text in some])
+            yield from zip(numbers, rating.texts, rating.digit_logits.numpy(), strict=True)
+
+    texts = [(number, item.caption) for number, item in enumerate(items)]
+    sa, pc = (
+        {number: (answer, digits) for number, answer, digits in ask(question, about)}
+        for question, about in (("v2_sa", [one for one in texts if one[1]]), ("v2_pc", texts))
+    )
+    rules = list(ask("v2_rule", [(number, rule) for number, item in enumerate(items) for rule in item.rules]))
+    rows: list[dict[str, Any]] = []
+    for number, item in enumerate(items):
+        sa_answer, sa_digits = sa.get(number, (None, None))
+        pc_answer, pc_digits = pc[number]
+        told = [answer for whose, answer, _ in rules if whose == number]
+        result = videophy.score_videophy2(
+            sa_answer, pc_answer, sa_digits=sa_digits, pc_digits=pc_digits, rule_answers=told
+        )
+        rows.append(
+            {
+                **result.passed,
+                **{"sa_mean": result.sa, "pc_mean": result.pc},
+                **{"sa_expected": result.sa_expected, "pc_expected": result.pc_expected},
+                **{"sa_answer": sa_answer, "pc_answer": pc_answer},
+            }
+        )
+        if item.rules:
+            judged = zip(item.rules, told, result.rules, strict=True)
+            rows[-1] |= {
+                **result.rule_shares,
+                "judged": [{"rule": rule, "answer": answer, "judgement": value} for rule, answer, value in judged],
+            }
+    return rows
+
+
+def _state_of(item: VideoItem) -> str:
+    return str(item.columns.get("states_of_matter") or "")
+
+
+def _laws(items: Sequence[VideoItem]) -> list[dict[str, Any] | DataError]:
+    scored: list[dict[str, Any] | DataError] = []
+    for item in items:
+        try:
+            frames, rate = _frames(item)
+            result = laws.check_laws(frames, rate, item.prompt, flow=dis_flow)
+        except DataError as error:
+            scored.append(error)
+            continue
+        group = item.columns.get("violation", {}).get("kind") or scenario_of(item.prompt) or "other"
+        scored.append({**result.scores, "motion_px": result.motion_px, "group": str(group), "reasons": result.reasons})
+    return scored
 
 
 def _write(
@@ -309,10 +412,14 @@ def _rater_rows(
     threshold = settings.threshold if settings.benchmark == "videophy" else videophy.PASSING_RATING
     scored = [
         videophy.Item(
-            videophy.Score(row["sa_mean"], row["pc_mean"], threshold, row.get("sa_expected"), row.get("pc_expected")),
+            videophy.Score(
+                *(row["sa_mean"], row["pc_mean"], threshold, row.get("sa_expected"), row.get("pc_expected")),
+                rules=tuple(one["judgement"] for one in row.get("judged", ())),
+            ),
             item.prompt,
-            str(item.columns.get("states_of_matter") or ""),
+            _state_of(item),
             videophy.read_hard(item.columns.get("is_hard")),
+            captioned=bool(item.caption),
         )
         for item, row in good
     ]
@@ -323,17 +430,29 @@ def _rater_rows(
 def _write_official(path: Path, benchmark: str, good: Sequence[tuple[VideoItem, Mapping[str, Any]]]) -> None:
     """The official scorers' tables: VideoPhy's without a head line, its texts the whole questions."""
     for what in ("sa", "pc"):
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
         if benchmark == "videophy":
             question = videophy.QUESTIONS[f"v1_{what}"]
-            table.writerows([item.name, question.fill(item.caption), row[f"{what}_mean"]] for item, row in good)
+            rows = [[item.name, question.fill(item.caption), row[f"{what}_mean"]] for item, row in good]
         else:
-            table.writerow(["", "caption", "videopath", "score"])
-            for number, (item, row) in enumerate(good):
-                score = row[f"{what}_mean"]
-                table.writerow([number, item.caption, item.name, "" if score is None else float(score)])
-        write_text(path / f"official_{what}.csv", text.getvalue())
+            asked = [(item, row) for item, row in good if item.caption or what == "pc"]
+            rows = _numbered("caption", "videopath", [(i.caption, i.name, row[f"{what}_mean"]) for i, row in asked])
+        if len(rows) > 1 or benchmark == "videophy":
+            _write_table(path / f"official_{what}.csv", rows)
+    rules = [(item.name, one["rule"], one["judgement"]) for item, row in good for one in row.get("judged", ())]
+    if rules:
+        _write_table(path / "official_rule.csv", _numbered("videopath", "rule", rules))
+
+
+def _numbered(first: str, second: str, rows: Sequence[tuple[str, str, float | None]]) -> list[list[Any]]:
+    """VideoPhy-2's layout: an index without a name, two texts, a score that is empty where the answer is missing."""
+    told = [[number, *texts, "" if score is None else float(score)] for number, (*texts, score) in enumerate(rows)]
+    return [["", first, second, "score"], *told]
+
+
+def _write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _read(path: Path, is_main: bool) -> EvalResult:

@@ -1,52 +1,228 @@
-"""`physcli quickstart`: the whole story so far on the embedded default. Simulate, probe, look."""
+"""`physcli quickstart`: the whole story on the embedded default, small enough for a few minutes on two cores.
+
+Probe a generator and the encoder it is to learn from, fine-tune it with VideoREPA, probe again, sample from it before
+and after and with motion guidance, score the videos, compare. Each stage is a run of the command of its name, in a
+folder of its own, and a quickstart that was broken off goes on where it stopped.
+
+    OUT/clips.png            simulated clips
+    OUT/probe-before/        encoder and generator
+    OUT/videorepa/           the fine-tuned generator
+    OUT/probe-after/         generator and fine-tuned generator
+    OUT/samples-*/           base, videorepa, guided: the same prompts and seeds
+    OUT/laws-*/              their scores by the laws of the simulated world
+    OUT/videophy2-*/         and by the tiny rater, where the installation has a trained one
+    OUT/compare*/report.html against the base
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from physcli.data.clips import read_dataset
+from physcli.models.raters import TINY_RATER
+from physcli.models.tiny import asset_folder
 from physcli.progress import Reporter
 from physcli.report.plots import contact_sheet
+from physcli.tasks.compare import CompareSettings, compare
+from physcli.tasks.compare_result import CompareResult
+from physcli.tasks.eval import EvalResult, EvalSettings, evaluate
+from physcli.tasks.finetune import FinetuneResult, finetune
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.probe_result import ProbeResult
 from physcli.tasks.run_dir import RunDir, cache_root
+from physcli.tasks.sample import SampleSettings, sample
 from physcli.tasks.simulate import ensure_simulated
 
-NUM_TEST = 70
-MODELS = ("videomae-tiny", "cogvideox-tiny")
+ENCODER, GENERATOR, RECIPE = "videomae-tiny", "cogvideox-tiny", "videorepa"
 _FRAMES = (0, 16, 24, 32, 48)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class QuickstartSettings:
+    """How much of everything.
+
+    Attributes:
+        num_test: Test clips of the probe; it fits on three times as many.
+        num_trained: Test clips of the suite that is trained on; three times as many are trained on.
+        steps: Of fine-tuning.
+        batch_size: Clips a step.
+        num_prompts: Videos of a set.
+        sample_steps: Denoising steps.
+        seed: Of everything.
+    """
+
+    num_test: int = 56
+    num_trained: int = 28
+    steps: int = 150
+    batch_size: int = 4
+    num_prompts: int = 8
+    sample_steps: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    """What every stage gave. `comparisons` and `scores` by benchmark; `seconds` by stage."""
+
+    path: Path
+    before: ProbeResult
+    trained: FinetuneResult
+    after: ProbeResult
+    scores: Mapping[str, Mapping[str, EvalResult]]
+    comparisons: Mapping[str, CompareResult]
+    seconds: Mapping[str, float]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of all stages."""
+        rows = [*self.before.rows, *self.trained.rows, *self.after.rows]
+        rows += [row for runs in self.scores.values() for run in runs.values() for row in run.rows]
+        return rows + [row for comparison in self.comparisons.values() for row in comparison.rows]
 
 
 def quickstart(
+    settings: QuickstartSettings = QuickstartSettings(),
     *,
     out: Path | None = None,
     overwrite: bool = False,
-    seed: int = 0,
     cache_dir: Path | None = None,
     reporter: Reporter | None = None,
-) -> tuple[Path, ProbeResult]:
-    """Simulate clips, draw a sheet of them, probe the two tiny models.
+) -> QuickstartResult:
+    """Tell the whole story; each stage is told of as it begins.
 
-    Returns:
-        The run directory, and the probe's result (in its `probe/`).
+    Raises:
+        PhyscliError: a stage cannot be done, such as on a full disk.
     """
     reporter = reporter or Reporter()
-    settings = {"models": list(MODELS), "num_test": NUM_TEST, "seed": seed}
-    with RunDir(out, "quickstart", settings, overwrite=overwrite, reporter=reporter) as run:
-        folder = ensure_simulated(NUM_TEST, cache=cache_root(cache_dir), reporter=reporter)
-        if not run.already_finished:
-            draw_clips(folder, run.path / "clips.png")
-        result = probe_physion(
-            ProbeSettings(models=MODELS, data=f"simulated:{NUM_TEST}", seed=seed),
-            out=run.path / "probe",
-            cache_dir=cache_dir,
-            reporter=reporter,
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, what: str, run: Callable[[], T]) -> T:
+        reporter.note(f"[{len(seconds) + 1}/7] {what}")
+        start = time.monotonic()
+        result = run()
+        seconds[name] = time.monotonic() - start
+        return result
+
+    common: dict[str, Any] = {"reporter": reporter, "overwrite": overwrite}
+    cached = common | {"cache_dir": cache_dir}
+    data = f"simulated:{settings.num_test}"
+    with RunDir(out, "quickstart", asdict(settings), overwrite=overwrite, reporter=reporter) as run:
+        folder = stage(
+            "simulate",
+            f"Simulating {4 * settings.num_test} clips of seven kinds of scene",
+            lambda: ensure_simulated(settings.num_test, cache=cache_root(cache_dir), reporter=reporter),
         )
+        draw_clips(folder, run.path / "clips.png")
+        before = stage(
+            "probe",
+            f"Can contact be predicted from what {ENCODER} and {GENERATOR} see?",
+            lambda: probe_physion(
+                ProbeSettings(models=(ENCODER, GENERATOR), data=data, seed=settings.seed),
+                out=run.path / "probe-before",
+                **cached,
+            ),
+        )
+        trained = stage(
+            "finetune",
+            f"Fine-tuning {GENERATOR} with VideoREPA: its tokens shall relate as {ENCODER}'s do",
+            lambda: finetune(
+                RECIPE,
+                overrides=(f"train.batch_size={settings.batch_size}", "objective.samples=0"),
+                model=GENERATOR,
+                data=f"simulated:{settings.num_trained}",
+                steps=settings.steps,
+                seed=settings.seed,
+                out=run.path / RECIPE,
+                **cached,
+            ),
+        )
+        after = stage(
+            "probe again",
+            "The same probe after fine-tuning",
+            lambda: probe_physion(
+                ProbeSettings(models=(str(trained.path), GENERATOR), data=data, seed=settings.seed),
+                out=run.path / "probe-after",
+                **cached,
+            ),
+        )
+        sets: dict[str, dict[str, Any]] = {
+            "base": {"model": GENERATOR},
+            RECIPE: {"model": str(trained.path)},
+            "guided": {"model": GENERATOR, "guidance": "lamo"},
+        }
+        prompts = tuple(_test_prompts(folder)[: settings.num_prompts])
+        stage(
+            "sample",
+            f"Sampling {len(prompts)} videos before, after, and before with LaMo's motion guidance",
+            lambda: [
+                sample(
+                    SampleSettings(prompts, steps=settings.sample_steps, seed=settings.seed, **choices),
+                    out=run.path / f"samples-{name}",
+                    batch_size=len(prompts),
+                    **common,
+                )
+                for name, choices in sets.items()
+            ],
+        )
+        benchmarks = ["laws"]
+        if asset_folder(TINY_RATER) is not None:
+            benchmarks.append("videophy2")
+        else:
+            reporter.note(
+                f"VideoPhy-2's questions are left out: this installation has no trained {TINY_RATER}. A rater of your "
+                f"own: physcli eval videophy2 --videos {run.path / 'samples-base'} --rater DIR"
+            )
+        scores = stage(
+            "eval",
+            "Scoring the videos: do they show what the prompt says, and obey the laws of the simulated world?",
+            lambda: {
+                benchmark: {
+                    name: evaluate(
+                        EvalSettings(benchmark, str(run.path / f"samples-{name}")),
+                        out=run.path / f"{benchmark}-{name}",
+                        **common,
+                    )
+                    for name in sets
+                }
+                for benchmark in benchmarks
+            },
+        )
+        comparisons = stage(
+            "compare",
+            "Comparing them with the base, video by video",
+            lambda: {
+                benchmark: compare(
+                    CompareSettings(tuple(str(result.path) for result in runs.values()), seed=settings.seed),
+                    out=run.path / ("compare" if benchmark == "laws" else f"compare-{benchmark}"),
+                    **common,
+                )
+                for benchmark, runs in scores.items()
+            },
+        )
+        result = QuickstartResult(run.path, before, trained, after, scores, comparisons, seconds)
+        run.record["seconds"] = seconds
         if not run.already_finished:
             run.write_metrics(result.rows)
-    return run.path, result
+    return result
+
+
+def _test_prompts(folder: Path) -> list[str]:
+    """The prompts of the test clips, each once, the scenarios in turn."""
+    clips = [clip for clip in read_dataset(folder).clips if clip.split == "test"]
+    by: dict[str, list[str]] = {}
+    for clip in clips:
+        prompts = by.setdefault(clip.scenario or "", [])
+        if clip.prompt not in prompts:
+            prompts.append(clip.prompt)
+    most = max(len(prompts) for prompts in by.values())
+    return [prompts[turn] for turn in range(most) for _, prompts in sorted(by.items()) if turn < len(prompts)]
 
 
 def draw_clips(folder: Path, path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from physcli.data.video import write_video
-from physcli.data.video_sets import read_video_set
+from physcli.data.video_sets import add_rules, read_video_set
 from physcli.errors import DataError
 
 
@@ -92,3 +92,36 @@ def test_folders_that_are_refused(folder, tmp_path_factory):
         read_video_set(tmp_path_factory.mktemp("empty"))
     with pytest.raises(DataError, match="is no set of videos"):
         read_video_set(folder / "not-there")
+
+
+def test_a_list_of_rules_alone(folder):
+    """VideoPhy-2's rule.csv: no caption; a video once, with all its rules."""
+    rows = [["videopath", "rule"], ["a.mp4", "It falls."], ["b.mp4", "It floats."], ["a.mp4", "It stops."]]
+    found = read_video_set(write_csv(folder / "rule.csv", *rows, ["a.mp4", "It falls."]))
+    assert [(item.prompt, item.caption, item.rules) for item in found.items] == [
+        ("a.mp4", "", ("It falls.", "It stops.")),
+        ("b.mp4", "", ("It floats.",)),
+    ]
+    assert found.problems == ("line 5 repeats a.mp4",)
+
+
+def test_rules_are_added_by_the_name_of_the_file(folder):
+    videos = read_video_set(write_csv(folder / "list.csv", ["caption", "videopath"], ["x", "a.mp4"], ["y", "b.mp4"]))
+    rows = [["videopath", "rule"], ["examples/b.mp4", "It floats."], ["c.mp4", "It stops."]]
+    found = add_rules(videos, write_csv(folder / "rule.csv", *rows))
+    assert [(item.caption, item.rules) for item in found.items] == [("x", ()), ("y", ("It floats.",))]
+    assert found.problems == ("the rules of c.mp4 in rule.csv, for no such video is here",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([["videopath", "caption"], ["a.mp4", "x"]], "line 2: no rule; it has videopath, caption"),
+        ([["videopath", "rule"], ["a.mp4", " "]], "line 2: the rule is ' '"),
+        ([["videopath", "rule"], ["c.mp4", "It stops."]], "has no rule for any of the 1 videos"),
+    ],
+)
+def test_rules_that_are_refused(folder, rows, said):
+    videos = read_video_set(write_csv(folder / "list.csv", ["caption", "videopath"], ["x", "a.mp4"]))
+    with pytest.raises(DataError, match=said):
+        add_rules(videos, write_csv(folder / "rule.csv", *rows))

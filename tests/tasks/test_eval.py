@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, ModelError, UsageError
 from physcli.models.raters import TINY_RATER
+from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.progress import Reporter
 from physcli.tasks.eval import EvalSettings, evaluate
 from physcli.tasks.scored_runs import read_scored_run
@@ -137,6 +139,57 @@ def test_raters(videos, tmp_path, benchmark):
     read_scored_run(str(tmp_path / "run"))
 
 
+def test_rules(videos, tmp_path):
+    """Asked for as many videos at a time as the batch holds; the same as one by one; official columns."""
+    names = [f"videos/{number}.mp4" for number in (0, 0, 2)]
+    told = list(zip(names, ["The ball falls.", "The box floats.", "The ball stops."], strict=True))
+    path = tmp_path / "rule.csv"
+    path.write_text("videopath,rule\n" + "".join(f"{name},{rule}\n" for name, rule in told))
+    settings = EvalSettings("videophy2", str(videos), RANDOM, rules=str(path))
+    one = evaluate(settings, out=tmp_path / "one", batch_size=1)
+    run = evaluate(settings, out=tmp_path / "run", batch_size=3)
+    assert [[judged["rule"] for judged in item.get("judged", ())] for item in run.items] == [
+        ["The ball falls.", "The box floats."],
+        [],
+        ["The ball stops."],
+        [],
+    ]
+    for ours, theirs in zip(run.items, one.items, strict=True):
+        assert ours["pc_expected"] == pytest.approx(theirs["pc_expected"], abs=1e-5)
+        assert ours["sa_answer"] == theirs["sa_answer"]
+        assert ours.get("judged") == theirs.get("judged")
+    with (tmp_path / "run" / "official_rule.csv").open(newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["", "videopath", "rule", "score"]
+    assert [tuple(row[1:3]) for row in table[1:]] == told
+    assert {"missing/rules", "rules", "rules_undecided"} <= values(run).keys()
+    assert len(read_scored_run(str(tmp_path / "run")).items) == 4
+
+
+def test_a_list_of_rules_alone_has_no_adherence(videos, tmp_path):
+    path = videos / "rule.csv"
+    path.write_text("videopath,rule\nvideos/0.mp4,The ball falls.\nvideos/2.mp4,The ball stops.\n")
+    result = evaluate(EvalSettings("videophy2", str(path), RANDOM), out=tmp_path / "run")
+    found = values(result)
+    assert found["missing/rules"][1] == 2
+    assert "pc" in found
+    assert not {"sa", "joint", "sa_mean", "missing/sa"} & found.keys()
+    assert not (tmp_path / "run" / "official_sa.csv").exists()
+    assert (tmp_path / "run" / "official_pc.csv").exists()
+
+
+def test_other_weights_are_another_run(videos, tmp_path):
+    rater = load_rater(RANDOM)
+    rater.save(tmp_path / "rater")
+    settings = EvalSettings("videophy2", str(videos), str(tmp_path / "rater"), limit=1)
+    evaluate(settings, out=tmp_path / "run")
+    with torch.no_grad():
+        rater.query_tokens.add_(1)
+    rater.save(tmp_path / "rater")
+    with pytest.raises(UsageError, match="rater"):
+        evaluate(settings, out=tmp_path / "run")
+
+
 def test_who_judges_by_default(videos, tmp_path):
     rows = rows_of(videos)
     write_list(videos, [row | {"simulated_world": False} for row in rows])
@@ -153,6 +206,7 @@ def test_who_judges_by_default(videos, tmp_path):
         ({"benchmark": "videophy3"}, "videophy3"),
         ({"rater": "any"}, "--rater with eval laws"),
         ({"threshold": 2.0}, "--threshold 2.0"),
+        ({"rules": "rule.csv"}, "Rules with eval laws"),
     ],
 )
 def test_settings_that_cannot_be(videos, tmp_path, changes, said):

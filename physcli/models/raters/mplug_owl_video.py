@@ -28,6 +28,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 from physcli.errors import ModelError, UsageError
 from physcli.models.encoders.checkpoint import fetch, read_config
 from physcli.models.encoders.preprocessing import Preprocessing, write_preprocessing
+from physcli.models.fingerprints import hash_files
 from physcli.models.loading import pick_device, pick_dtype
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.preprocessing import PROCESSOR_FILE, frame_indices, normalise, read_rater_preprocessing
@@ -65,6 +66,7 @@ _TEXT_FIELDS = (
 )
 # What LLaMA's forward calls its cache; later versions of transformers drop the first name.
 _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+_RANDOM = f"{TINY_RATER}:random"
 _UNSPLIT = ["VisionLayer", "VisionEmbeddings", "Abstractor", "LlamaDecoderLayer"]
 
 
@@ -371,27 +373,50 @@ def load_rater(
     if device_map is not None and str(device) != "auto":
         raise UsageError(f"device {device} and device_map {device_map}.", expected="one of them")
     place = pick_device(device)
-    if str(name).partition(":")[0] == TINY_RATER:
-        from physcli.models.tiny import asset_folder, build_rater
+    if str(name) == _RANDOM:
+        from physcli.models.tiny import build_rater
 
-        if str(name) == f"{TINY_RATER}:random":
-            rater = build_rater().to(place, pick_dtype(dtype, place))
-            rater.random_init = True
-            return _freeze(rater)
-        folder = asset_folder(TINY_RATER) if str(name) == TINY_RATER else None
-        if folder is None:
-            raise ModelError(
-                f"There is no trained {name} in this installation.",
-                expected=f"{TINY_RATER}:random, a hub id or a folder",
-                fix=f"train it with `physcli finetune --recipe pretrain/{TINY_RATER}` and give its model folder",
-            )
+        rater = build_rater().to(place, pick_dtype(dtype, place))
+        rater.random_init = True
     else:
-        folder = fetch(name, revision=revision, local_files_only=local_files_only, beside=(SENTENCEPIECE_FILE,))
-    return _freeze(_read(folder, str(name), place, dtype, device_map))
-
-
-def _freeze(rater: MplugOwlVideo) -> MplugOwlVideo:
+        folder = _folder(name, revision=revision, local_files_only=local_files_only)
+        rater = _read(folder, str(name), place, dtype, device_map)
     return rater.requires_grad_(False).eval()
+
+
+def rater_fingerprint(name: str | Path) -> str:
+    """A hash of everything that determines a rater's answers: weights, configs, tokenizer. Fetches a hub rater.
+
+    Args:
+        name: As for `load_rater`.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    if str(name) == _RANDOM:
+        from physcli.models.tiny import random_fingerprint
+
+        return random_fingerprint(TINY_RATER)
+    return hash_files(_folder(name)).hex()
+
+
+def _folder(name: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """Where a trained rater's files are."""
+    if str(name).partition(":")[0] != TINY_RATER:
+        return fetch(name, revision=revision, local_files_only=local_files_only, beside=(SENTENCEPIECE_FILE,))
+    from physcli.models.tiny import asset_folder
+
+    folder = asset_folder(TINY_RATER) if str(name) == TINY_RATER else None
+    if folder is None:
+        raise ModelError(
+            f"There is no trained {name} in this installation.",
+            expected=f"{_RANDOM}, a hub id or a folder",
+            fix=f"train it with `physcli finetune --recipe pretrain/{TINY_RATER}` and give its model folder",
+        )
+    return folder
 
 
 def _read(

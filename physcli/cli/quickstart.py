@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from physcli.cli import render
@@ -48,20 +49,17 @@ def quickstart(common: Run) -> None:
     )
 
 
-def _show_scores(benchmark: str, runs: Any) -> None:
-    names = {"sa": "shows the prompt", "pc": "obeys the laws", "joint": "both", "dynamic_degree": "moves"}
+def _show_scores(benchmark: str, runs: Mapping[str, Any]) -> None:
+    first = next(iter(runs.values()))
+    words = {"sa": "shows the prompt", "pc": "obeys physics", "joint": "both"}
+    words |= {"moves": "moves"} if benchmark == "laws" else {"dynamic_degree": "moves"}
     lines = []
-    for metric, words in names.items():
-        found = {name: _row(run.rows, metric) for name, run in runs.items()}
-        if any(row is not None for row in found.values()):
-            cells = [
-                "–" if row is None or row["value"] is None else f"{100 * row['value']:.0f} %" for row in found.values()
-            ]
-            lines.append([words, *cells])
-    judge = "checked on the pixels" if benchmark == "laws" else f"by {next(iter(runs.values())).rows[0].get('rater')}"
-    count = len(next(iter(runs.values())).items)
-    render.table(f"{benchmark}: {count} videos a set, {judge}", ["", *runs], lines, right=range(1, len(runs) + 1))
-
-
-def _row(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
-    return next((row for row in rows if row["metric"] == metric and row["group"] == "all"), None)
+    for metric, told in words.items():
+        values = [
+            next(r["value"] for r in run.rows if (r["metric"], r["group"]) == (metric, "all")) for run in runs.values()
+        ]
+        lines.append([told, *("–" if value is None else f"{100 * value:.0f} %" for value in values)])
+    judge = "checked on the pixels" if benchmark == "laws" else f"rated by {first.rows[0]['rater']}"
+    render.table(
+        f"{benchmark}: {len(first.items)} videos a set, {judge}", ["", *runs], lines, right=range(1, len(runs) + 1)
+    )

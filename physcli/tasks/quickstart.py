@@ -60,7 +60,7 @@ class QuickstartSettings:
 
     num_test: int = 56
     num_trained: int = 28
-    steps: int = 150
+    steps: int = 200
     batch_size: int = 4
     num_prompts: int = 8
     sample_steps: int = 20

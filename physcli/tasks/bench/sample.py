@@ -11,7 +11,7 @@ import torch
 
 from physcli.methods.lamo import MotionField
 from physcli.models.loading import load, resolve
-from physcli.progress import Reporter
+from physcli.progress import Bar, Reporter
 from physcli.tasks.bench.timing import alternate, ratio, row, synchronize
 from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.sampling import Guide, generate
@@ -100,8 +100,8 @@ def bench_sample(
         "plain": lambda: ours("plain", None),
         "guided": lambda: ours("guided", guide),
     }
-    with reporter.bar(f"Timing {generator.name}", rounds + 1, "round"):
-        seconds = alternate(sides, rounds)
+    with reporter.bar(f"Timing {generator.name}", len(sides) * (rounds + 1), "run") as bar:
+        seconds = alternate({name: _counted(side, bar) for name, side in sides.items()}, rounds)
     plain_steps, guided_steps = (step_seconds[name][1:] for name in ("plain", "guided"))  # the first is warm-up
     values = {
         "over_diffusers": ratio(seconds["plain"], seconds["diffusers"]),
@@ -111,3 +111,11 @@ def bench_sample(
         "seconds_per_video": statistics.median(seconds["plain"]) / batch_size,
     }
     return [row("sample", generator.name, "all", name, value, rounds, False) for name, value in values.items()]
+
+
+def _counted(side: Callable[[], object], bar: Bar) -> Callable[[], None]:
+    def run() -> None:
+        side()
+        bar.advance()
+
+    return run

@@ -1,0 +1,60 @@
+"""The whole story, told small."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from physcli.models.raters import TINY_RATER
+from physcli.models.tiny import asset_folder
+from physcli.progress import Reporter
+from physcli.tasks.quickstart import QuickstartSettings, quickstart
+
+SMALL = QuickstartSettings(num_test=14, num_trained=2, steps=2, batch_size=2, num_prompts=3, sample_steps=2)
+
+
+class Heard(Reporter):
+    def __init__(self):
+        self.said = []
+
+    def note(self, message):
+        self.said.append(message)
+
+
+def told(row):
+    return row["subject"], row["group"], row["metric"], row["value"], row["n"]
+
+
+def test_the_whole_story(tmp_path):
+    heard = Heard()
+    done = quickstart(SMALL, out=tmp_path / "run", cache_dir=tmp_path / "cache", reporter=heard)
+    stages = [line for line in heard.said if line.startswith("[")]
+    assert [line[:5] for line in stages] == [f"[{number}/7]" for number in range(1, 8)]
+    assert list(done.seconds) == ["simulate", "probe", "finetune", "probe again", "sample", "eval", "compare"]
+
+    # Before and after, the same clips.
+    assert done.before.accuracy("videomae-tiny")["n"] == done.after.accuracy("videorepa")["n"] == 14
+    assert done.trained.steps[-1]["step"] == 2
+    assert "videorepa" in done.trained.steps[-1]
+
+    # Three sets of the same prompts and seeds, each scored and held against the base.
+    for benchmark in done.scores:
+        runs = done.scores[benchmark]
+        keys = {tuple((item["prompt"], item["seed"]) for item in run.items) for run in runs.values()}
+        assert list(runs) == ["base", "videorepa", "guided"]
+        assert len(keys) == 1
+        assert len(done.comparisons[benchmark].keys) == 3
+    assert len({item["prompt"] for item in done.scores["laws"]["base"].items}) == 3
+    assert ("videophy2" in done.scores) == (asset_folder(TINY_RATER) is not None)
+    assert ("videophy2" in done.scores) != any("VideoPhy-2's questions are left out" in line for line in heard.said)
+    for name in ("clips.png", "compare/report.html", "videorepa/model", "samples-guided/contact_sheet.png"):
+        assert (tmp_path / "run" / name).exists(), name
+
+    # Again: nothing is computed anew.
+    again = quickstart(SMALL, out=tmp_path / "run", cache_dir=tmp_path / "cache")
+    assert [told(row) for row in again.rows] == [told(row) for row in done.rows]
+    assert again.seconds["finetune"] < done.seconds["finetune"]
+
+    with pytest.raises(Exception, match="steps"):
+        quickstart(dataclasses.replace(SMALL, steps=3), out=tmp_path / "run", cache_dir=tmp_path / "cache")

@@ -259,7 +259,7 @@ def _baseline(
 
 def _show(common: ModelRun, done: SampleResult) -> None:
     from physcli.tasks.run_dir import to_json
-    from physcli.tasks.sample import shorten
+    from physcli.tasks.sheets import shorten
 
     if common.json:
         render.json_text(to_json({"run": done.path, "videos": done.videos, "items": done.items, "rows": done.rows}))

@@ -135,26 +135,32 @@ def depth_curves(
     _save(figure, path)
 
 
-def contact_sheet(path: Path, *, rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str]) -> None:
-    """Frames of several clips in a grid, a clip a row, two clips side by side.
+def contact_sheet(
+    path: Path, *, rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], abreast: int = 2
+) -> None:
+    """Frames of several clips in a grid.
 
     Args:
         path: The PNG.
         rows: (caption, uint8 [T, H, W, 3]) each.
         columns: A heading for each of the T frames.
+        abreast: Clips a line.
     """
-    num_frames, lines = len(columns), (len(rows) + 1) // 2
+    num_frames, lines = len(columns), -(-len(rows) // abreast)
+    widths = [1.0] * num_frames
+    for _ in range(abreast - 1):
+        widths += [0.15] + [1.0] * num_frames
     figure, axes = plt.subplots(
         lines,
-        2 * num_frames + 1,
-        figsize=(1.05 * (2 * num_frames) + 0.3, 1.18 * lines + 0.3),
-        gridspec_kw={"width_ratios": [1] * num_frames + [0.15] + [1] * num_frames, "wspace": 0.04, "hspace": 0.22},
+        len(widths),
+        figsize=(1.05 * num_frames * abreast + 0.3, 1.18 * lines + 0.3),
+        gridspec_kw={"width_ratios": widths, "wspace": 0.04, "hspace": 0.22},
         squeeze=False,
     )
     for axis in axes.flat:
         axis.axis("off")
     for number, (caption, frames) in enumerate(rows):
-        line, side = divmod(number, 2)
+        line, side = divmod(number, abreast)
         for column, image in enumerate(frames):
             axis = axes[line, side * (num_frames + 1) + column]
             axis.imshow(image, interpolation="nearest")

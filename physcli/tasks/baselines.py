@@ -28,7 +28,8 @@ from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.features import to_tensor
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, write_jsonl
-from physcli.tasks.sample import SampleResult, draw_sheet, motion_of, read_result, rows_of, video_name, write_clip
+from physcli.tasks.sample import SampleResult, motion_of, read_result, rows_of, video_name, write_clip
+from physcli.tasks.sheets import draw_sheet
 from physcli.tasks.sources import clips_folder
 
 _LIST = "videos.jsonl"

@@ -39,6 +39,7 @@ from physcli.tasks.compare_result import FEWEST_CLUSTERS, CompareResult, Side, d
 from physcli.tasks.report import same_file, write_comparison
 from physcli.tasks.run_dir import RunDir, write_jsonl
 from physcli.tasks.scored_runs import SUBJECT_MARK, Key, ScoredRun, describe, read_scored_run
+from physcli.tasks.sheets import draw_side_by_side
 
 ALPHA = 0.05
 COMMONSENSE = "pc"
@@ -130,8 +131,16 @@ def compare(
         write_jsonl(run_dir.path / "items.jsonl", _item_rows(sides, metrics, keys))
         result = CompareResult(run_dir.path, rows, sides, keys, notes, flags)
         write_comparison(result, run_dir.path / "report.html", cases=settings.cases, max_video_mb=settings.max_video_mb)
+        if runs[0].kind == "eval":
+            draw_side_by_side(run_dir.path / "contact_sheet.png", [_videos_of(sides, key) for key in keys])
         run_dir.write_metrics(rows)
     return result
+
+
+def _videos_of(sides: Sequence[Side], key: Key) -> list[tuple[str, Path]]:
+    """For each side, caption and file of its video of an item."""
+    items = [side.runs[0].items[key] for side in sides]
+    return [(f"{s.label}: {i.prompt}", i.video) for s, i in zip(sides, items, strict=True) if i.video is not None]
 
 
 # --- which runs ---

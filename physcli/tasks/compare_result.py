@@ -127,7 +127,12 @@ class CompareResult:
         return " ".join(parts)
 
     def files(self) -> dict[str, Path]:
-        names = {"report": "report.html", "rows": "metrics.json", "pairs": "items.jsonl"}
+        names = {
+            "report": "report.html",
+            "picture": "contact_sheet.png",
+            "rows": "metrics.json",
+            "pairs": "items.jsonl",
+        }
         return {what: self.path / name for what, name in names.items() if (self.path / name).exists()}
 
 

@@ -19,7 +19,6 @@ import math
 import re
 import time
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,14 +28,13 @@ import numpy as np
 
 from physcli.data.flow import dis_flow
 from physcli.data.prompts import Prompt
-from physcli.data.video import read_video, resize, write_video
+from physcli.data.video import write_video
 from physcli.errors import UsageError, unknown
 from physcli.hashing import content_hash, seed_from
 from physcli.models import read_guidance_scale
 from physcli.models.fingerprints import hash_files
 from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, quiet_libraries, resolve
 from physcli.progress import Reporter
-from physcli.report.plots import contact_sheet
 from physcli.simulation.prompts import RATES
 from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.stats import stderr_of_mean
@@ -44,6 +42,7 @@ from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
 from physcli.tasks.sampling import SCHEDULERS, Guide, Sampled, generate, use_scheduler
+from physcli.tasks.sheets import draw_sheet, shorten
 
 GUIDANCES = ("none", "lamo")
 REDUCTIONS = ("mean", "sum", "normalized")
@@ -51,10 +50,6 @@ MOTION_SCALE = 15.0  # LaMo's released λ
 MOTION_RATIO = 0.8
 
 _SLUG_LENGTH = 32
-_SHEET_VIDEOS = 24
-_SHEET_COLUMNS = 5
-_SHEET_HEIGHT = 160  # pixels of a frame on the sheet, at most
-_CAPTION_LENGTH = 72
 _LEAST_FLOW_SIDE = 16  # pixels
 
 
@@ -314,12 +309,6 @@ def frame_rate_of(prompt: str, default_hz: float) -> float:
     return default_hz
 
 
-def shorten(prompt: str, length: int = 80) -> str:
-    """The beginning of a prompt, on one line."""
-    words = " ".join(prompt.split()) or "(empty prompt)"
-    return words if len(words) <= length else words[: length - 1] + "…"
-
-
 def write_clip(path: Path, frames: np.ndarray, frame_rate_hz: float) -> None:
     """Write a video that was made. Large ones keep their colours in 4:2:0 as well, and only that plays in browsers."""
     write_video(path, frames, frame_rate_hz, full_chroma=min(frames.shape[1:3]) < 256)
@@ -496,37 +485,6 @@ def rows_of(made: Sequence[Mapping[str, Any]], subject: str) -> list[dict[str, A
         rows.append(row("update_changed", [float(np.mean(item["changed"])) for item in made], None))
         rows.append(row("motion_residual", [item["guidance_loss"][-1] for item in made], False))
     return rows
-
-
-def draw_sheet(folder: Path, videos: Sequence[Mapping[str, Any]]) -> None:
-    """The contact sheet of rows of videos.jsonl: five moments each, every prompt's first sample before a second."""
-    num_frames = min(row["num_frames"] for row in videos)
-    moments = [int(n) for n in np.linspace(0, num_frames - 1, min(_SHEET_COLUMNS, num_frames)).round()]
-    several = any(row["index"] for row in videos)
-    chosen = {row["video"] for row in sorted(videos, key=lambda row: row["index"])[:_SHEET_VIDEOS]}
-    shown = [
-        (_caption(row, several), _thumbnails(read_video(folder / row["video"], moments)))
-        for row in videos
-        if row["video"] in chosen
-    ]
-    with warnings.catch_warnings():
-        # The font has no Chinese and no emoji; a box in the picture is bearable, the list has the words.
-        warnings.filterwarnings("ignore", message="Glyph")
-        contact_sheet(folder / "contact_sheet.png", rows=shown, columns=[f"frame {n}" for n in moments])
-
-
-def _caption(row: Mapping[str, Any], several: bool) -> str:
-    """A line of the contact sheet."""
-    before = "random init: " if row["random_init"] else ""
-    after = f" ({row['index']})" if several else ""
-    words = shorten(row["prompt"], _CAPTION_LENGTH - len(before) - len(after))
-    return f"{before}{words}{after}".replace("$", r"\$")  # matplotlib sets what is between dollars as mathematics
-
-
-def _thumbnails(frames: np.ndarray) -> np.ndarray:
-    height, width = frames.shape[1:3]
-    shrunk = min(height, _SHEET_HEIGHT)
-    return resize(frames, shrunk, max(1, round(width * shrunk / height)))
 
 
 def _whole(path: Path, items: Sequence[_Item]) -> dict[str, dict[str, Any]]:

@@ -24,8 +24,10 @@ from physcli.models.loading import load
 from physcli.models.tiny import architecture, build_cogvideox
 from physcli.progress import Bar, Reporter
 from physcli.tasks import sample as task
-from physcli.tasks.sample import SampleSettings, frame_rate_of, sample, shorten, slug
+from physcli.tasks import sheets
+from physcli.tasks.sample import SampleSettings, frame_rate_of, sample, slug
 from physcli.tasks.sampling import generate
+from physcli.tasks.sheets import shorten
 
 SIMULATED = "a red ball rolls towards a yellow box and hits it, filmed at 7 frames per second"
 STRANGE = 'A "zebra" costs $5/$6 — 猫 😀\n' + "ball " * 60
@@ -124,7 +126,7 @@ def test_random_weights_are_named(made, tmp_path, monkeypatch):
     assert all(row["random_init"] for row in [*result.videos, *result.rows])
     assert any("random weights" in message for message in heard.warnings)
     drawn = []
-    monkeypatch.setattr(task, "contact_sheet", lambda path, rows, columns: drawn.extend([columns, *rows]))
+    monkeypatch.setattr(sheets, "contact_sheet", lambda path, rows, columns, abreast: drawn.extend([columns, *rows]))
     sample(dataclasses.replace(SETTINGS, steps=1), out=tmp_path / "run", batch_size=4)
     columns, *rows = drawn
     assert columns == [f"frame {n}" for n in (0, 4, 8, 12, 16)]
@@ -403,13 +405,13 @@ def test_guidance_is_the_models_own_unless_another_is_asked_for(made, pipeline_f
 
 def test_a_large_video_keeps_the_sheet_small(tiny):
     frames = np.zeros((5, 480, 720, 3), np.uint8)
-    assert task._thumbnails(frames).shape == (5, 160, 240, 3)
+    assert sheets._thumbnails(frames).shape == (5, 160, 240, 3)
 
 
 def test_the_sheet_shows_every_prompt_before_a_second_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(task, "_SHEET_VIDEOS", 2)
+    monkeypatch.setattr(sheets, "_SHEET_VIDEOS", 2)
     drawn = []
-    monkeypatch.setattr(task, "contact_sheet", lambda path, rows, columns: drawn.append(rows))
+    monkeypatch.setattr(sheets, "contact_sheet", lambda path, rows, columns, abreast: drawn.append(rows))
     settings = SampleSettings(prompts=("a ball", "a box"), model=MODEL, num_samples=2, steps=1, num_frames=1)
     sample(settings, out=tmp_path / "run", batch_size=4)
     assert [caption for caption, _ in drawn[0]] == ["random init: a ball (0)", "random init: a box (0)"]

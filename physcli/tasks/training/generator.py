@@ -16,8 +16,8 @@ from physcli.hashing import seed_from
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.report.plots import contact_sheet
-from physcli.tasks.sample import shorten
 from physcli.tasks.sampling import generate
+from physcli.tasks.sheets import shorten
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import T5EncoderModel
 
 from physcli.errors import ModelError, UsageError
 from physcli.models import GUIDANCE_SCALE, LORA_FILE, OWN_FILE, read_guidance_scale
+from physcli.models.encoders.checkpoint import read_shapes
 from physcli.models.features import tapped
 from physcli.models.fingerprints import hash_files, hash_module
 from physcli.models.hub import explain_hub_errors, first_line
@@ -271,20 +273,30 @@ class CogVideoX:
         """Put a LoRA (a folder or a .safetensors file, diffusers' format) on the transformer.
 
         Raises:
-            ModelError: it cannot be read, or was made for other shapes.
+            ModelError: it cannot be read, or was made for other shapes or layers.
         """
         file = Path(path)
         if file.is_dir():
             file /= LORA_FILE
+        before = self._count_lora()
         try:
-            # Offline, diffusers must be told the name.
-            self.pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+            with quiet_libraries(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of layers without an update, which may be meant
+                # Offline, diffusers must be told the name.
+                self.pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+            loaded = self._count_lora() - before
+            held = sum(not name.endswith("alpha") for name in read_shapes(file))
+            if loaded != held:  # diffusers passes over weights that find no layer
+                raise ValueError(f"{held - loaded} of its {held} weights are of layers that this model does not have")
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, ModelError) as error:
             raise ModelError(
                 f"The adapter {file} does not load onto {self.name}: {first_line(error)}",
                 expected="a LoRA in diffusers format, trained on the same architecture",
                 fix="name the model it was trained on with --model",
             ) from error
+
+    def _count_lora(self) -> int:
+        return sum("lora_" in name for name, _ in self.transformer.named_parameters())
 
     @property
     def has_adapter(self) -> bool:

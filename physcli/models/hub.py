@@ -52,8 +52,9 @@ def _is_network(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first: libraries' messages run to many lines."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    """What an error says first, and what follows a colon there: libraries' messages run to many lines."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 def explain(name: str, error: BaseException, what: Repository = "model") -> ModelError | DataError:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import logging
 import os
 import re
 import warnings
@@ -384,15 +385,15 @@ def _load(
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No progress bars, load reports and deprecation notices of diffusers and transformers: what matters is checked
-    here and raised."""
+    """No progress bars, load reports, logged errors and deprecation notices of diffusers and transformers: what
+    matters is checked here and raised."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():

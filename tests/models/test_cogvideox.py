@@ -440,6 +440,25 @@ def test_a_lora_goes_round(small, tmp_path, targets):
     assert (run(other).output - bare).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_layers": 1}, "4 of its 8 weights are of layers that this model does not have"),
+        ({"attention_head_dim": 32}, "size mismatch"),
+    ],
+)
+def test_a_lora_for_another_model_is_refused(small, tmp_path, capfd, change, said):
+    """Diffusers would only log that half of it finds no layer."""
+    small.add_lora(rank=2, alpha=6, targets=("to_q", "ff.net.2"))
+    small.save_lora(tmp_path / "adapter")
+    model = architecture("cogvideox-tiny")
+    model["transformer"] |= {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16} | change
+    other = CogVideoX(build_cogvideox(model), name="other")
+    with pytest.raises(ModelError, match=f"does not load onto other: .*{said}"):
+        other.load_adapter(tmp_path / "adapter")
+    assert capfd.readouterr().err == ""
+
+
 # -- the guidance scale ------------------------------------------------------------------------------------------
 
 

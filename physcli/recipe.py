@@ -392,10 +392,17 @@ class MotionProjectorRecipe(_Recipe):
 class Rating(_Section):
     """See `physcli.tasks.training.rater`. Of the videos shown, `twins` are impossible twins and `static` are one frame
     repeated; the rest is real. `words_weight`: of a head that names the words of the true caption, `breaks_weight`: of
-    one that says in which frame which law is broken; both are for training only. `validated`: held-out clips."""
+    one that says in which frame which law is broken; both are for training only. `validated`: held-out clips.
+
+    `sampled` are videos that the generator `sampled_from` made for `num_sampled` training captions in `sample_steps`
+    steps; the laws of the simulated world (`physcli eval laws`) say what is right of them."""
 
     twins: Share = 0.45
     static: Share = 0.1
+    sampled: Share = 0.0
+    sampled_from: str = "cogvideox-tiny"
+    num_sampled: PositiveInt = 300
+    sample_steps: PositiveInt = 30
     words_weight: NonNegativeFloat = 0.5
     breaks_weight: NonNegativeFloat = 1.0
     validated: PositiveInt = 140

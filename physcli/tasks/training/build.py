@@ -43,6 +43,7 @@ from physcli.tasks.training.generator import GeneratorTrainee
 from physcli.tasks.training.material import Material, Source
 from physcli.tasks.training.motion import FieldTrainee, MotionProjectorTrainee
 from physcli.tasks.training.rater import RaterTrainee, twins_of
+from physcli.tasks.training.rater_samples import SampledVideo, sampled_videos
 from physcli.tasks.training.signals import Prompts, flow_of, latents_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
@@ -121,11 +122,28 @@ def build_trainee(
     if isinstance(recipe, RaterRecipe):
         rater = _rater(recipe)
         size = rater.config.vision.image_size
+
+        def sampled(clips: Sequence[Clip], most: int) -> list[SampledVideo]:
+            return sampled_videos(
+                recipe.objective.sampled_from,
+                clips,
+                most,
+                steps=recipe.objective.sample_steps,
+                seed=seed,
+                cache=cache,
+                device=device,
+                processes=processes,
+                reporter=reporter,
+            )
+
+        some = recipe.objective.sampled > 0
         return RaterTrainee(
             rater,
             reader=reader((size, size)),
             twins=reader((size, size), twins_of(training)),
+            sampled=sampled(training, recipe.objective.num_sampled) if some else [],
             held_out=held_out,
+            held_out_sampled=sampled(held_out, recipe.objective.validated) if some else [],
             objective=recipe.objective,
             seed=seed,
         )

@@ -1,8 +1,8 @@
 """Training a rater on simulated clips, where the right answer is known exactly.
 
 Every sample is a video and four prompts about it, in the official words of VideoPhy or VideoPhy-2, drawn by chance: its
-own caption, a wrong one, physics, and a rule. A video is a clip, its impossible twin (one law broken), or one frame of
-it repeated: nothing moves where all should.
+own caption, a wrong one, physics, and a rule. A video is a clip, its impossible twin (one law broken), one frame of
+it repeated (nothing moves where all should), or a generator's, judged by the laws of the simulated world.
 
 | | SA, own caption | SA, wrong caption | PC |
 |---|---|---|---|
@@ -10,6 +10,7 @@ it repeated: nothing moves where all should.
 | twin, told outcome comes | 4 | 1, 2 | 1 |
 | twin, another outcome | 2 | 1, 2 | 1 |
 | one frame repeated | 2 (all is there, nothing happens) | 1 | 2 |
+| generated | its grade | 1, 2 | 5, 2 (one law broken), 1 |
 
 Yes is a rating of 4 and 5. A rule is followed (1), broken (0) by the twins of its kind, or cannot be told (2): of
 things no clip holds, and what only motion tells where nothing moves.
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from physcli.benchmarks.laws import LawResult
 from physcli.benchmarks.videophy import FOLLOWED, PASSING_RATING, QUESTIONS, RATINGS, UNDECIDED, VIOLATED
 from physcli.data.clips import Clip, read_impossible
 from physcli.data.subsets import spread
@@ -37,7 +39,8 @@ from physcli.models.tiny import seeded
 from physcli.recipe import Rating
 from physcli.simulation.prompts import NOUNS, with_rate, words
 from physcli.simulation.violations import KINDS
-from physcli.tasks.training.clips import ClipReader, rng_of
+from physcli.tasks.training.clips import ClipReader, rng_of, sample_order
+from physcli.tasks.training.rater_samples import STRIDE, SampledVideo
 from physcli.tasks.training.trainee import Trainee, held_out_row
 
 RULES: dict[str, str] = {
@@ -49,6 +52,15 @@ RULES: dict[str, str] = {
     "float": "Objects fall down when nothing holds them.",
     "stop": "Moving objects do not stop by themselves.",
 }
+# The law that judges whether a generated video follows a rule.
+_LAWS = {
+    "vanish": "permanence",
+    "color": "color",
+    "shape": "shape",
+    "pass-through": "solidity",
+    "float": "gravity",
+    "stop": "inertia",
+}
 OFF_TOPIC = ("Water flows down.", "The glass breaks into pieces.")
 _NEED_MOTION = ("teleport", "pass-through", "float", "stop")
 _LOOKS = ("color", "shape")  # broken by their own twins alone, whatever else happens
@@ -59,11 +71,13 @@ _STRIDES = (3, 1)  # the whole event in 17 frames, as `sample` makes it, or in a
 _SHARE_WITH_RATE = 0.7  # of captions; people leave the frame rate out
 _END_WEIGHT = 0.1
 _BREAK_FRAMES = 2  # shown frames, from the first that shows the break, that the helping head is asked about
+_UNKNOWN = -100  # a generated video breaks laws, and nobody says when
 _NOTHING_WEIGHT = 0.2  # of frames without a break, which are most
 
 
 class Video(NamedTuple):
-    """What is shown. `kind`: real, static, or a twin's kind. `first`: the file's frame that shows the break."""
+    """What is shown. `kind`: real, static, sampled, or a twin's kind. `stride`: of the frames that are shown; a sampled
+    video has no others. `first`: the file's frame that shows the break. `law`: what is known of a sampled video."""
 
     clip: Clip
     frames: np.ndarray
@@ -71,6 +85,11 @@ class Video(NamedTuple):
     stride: int
     mirrored: bool
     first: int | None = None
+    law: LawResult | None = None
+
+    @property
+    def shown(self) -> np.ndarray:
+        return self.frames if self.kind == "sampled" else self.frames[:: self.stride]
 
 
 class Asked(NamedTuple):
@@ -87,7 +106,9 @@ class RaterTrainee(Trainee):
         rater: With weights that can be trained.
         reader: Training clips, of a simulated set with impossible twins.
         twins: Their twins, read the same way.
+        sampled: Generated videos, where there shall be any.
         held_out: For validation.
+        held_out_sampled: The same of generated videos.
         objective: The recipe's.
         seed: Of what is shown and asked, and of the heads.
 
@@ -101,17 +122,20 @@ class RaterTrainee(Trainee):
         *,
         reader: ClipReader,
         twins: ClipReader,
+        sampled: Sequence[SampledVideo] = (),
         held_out: Sequence[Clip],
+        held_out_sampled: Sequence[SampledVideo] = (),
         objective: Rating,
         seed: int,
     ) -> None:
         super().__init__()
-        if objective.twins + objective.static > 1:
-            raise UsageError(
-                f"objective.twins={objective.twins} and objective.static={objective.static}.", expected="1 in all"
-            )
+        shares = {"twins": objective.twins, "static": objective.static, "sampled": objective.sampled}
+        if sum(shares.values()) > 1:
+            told = ", ".join(f"objective.{name}={share}" for name, share in shares.items())
+            raise UsageError(f"{told}.", expected="1 in all, at most")
         self.rater = rater.requires_grad_(True)
-        self.reader, self.twins, self.held_out = reader, twins, held_out
+        self.reader, self.twins, self.sampled = reader, twins, sampled
+        self.held_out, self.held_out_sampled = held_out, held_out_sampled
         self.objective, self.seed = objective, seed
         self._vocabulary = sorted({word for clip in reader.clips for word in words(clip.prompt)})
         width = rater.config.vision.hidden_size
@@ -136,6 +160,8 @@ class RaterTrainee(Trainee):
             clip, frames = self.twins.read(sample)
             broken = clip.record["violation"]
             return Video(clip, frames, broken["kind"], stride, mirrored, broken["frame"])
+        if chance > 1 - self.objective.sampled:
+            return _of_sampled(self.sampled[sample_order(sample, len(self.sampled), self.seed)], mirrored)
         clip, frames = self.reader.read(sample)
         if chance < self.objective.twins + self.objective.static:
             return Video(clip, _frozen(frames, int(rng.integers(len(frames)))), "static", stride, mirrored)
@@ -149,7 +175,7 @@ class RaterTrainee(Trainee):
         return [
             _question(rng, "sa", own, own_rating(video, self._label(video.clip))),
             _question(rng, "sa", wrong, rating),
-            _question(rng, "pc", "", physics_rating(video.kind)),
+            _question(rng, "pc", "", physics_rating(video)),
             Asked(QUESTIONS["v2_rule"].segments(rule), str(judged)),
         ]
 
@@ -170,11 +196,11 @@ class RaterTrainee(Trainee):
     def _row(self, video: Video, asked: Sequence[Asked]) -> dict[str, Any]:
         """A video's pixels, its prompts with their answers, and what the helping heads shall say."""
         rater = self.rater
-        shown = video.frames[:: video.stride]
+        shown = video.shown
         indices = rater.frame_indices(len(shown))
         pixels = resize(shown[indices], rater.config.vision.image_size, rater.config.vision.image_size)
         pixels = np.ascontiguousarray(pixels[:, :, ::-1]) if video.mirrored else pixels
-        breaks = np.zeros(len(indices), np.int64)
+        breaks = np.full(len(indices), _UNKNOWN if video.law is not None and not video.law.pc else 0, np.int64)
         if video.first is not None:
             after = [t for t, index in enumerate(indices) if index * video.stride >= video.first]
             breaks[after[:_BREAK_FRAMES]] = 1 + KINDS.index(video.kind)
@@ -216,7 +242,10 @@ class RaterTrainee(Trainee):
         naming = F.binary_cross_entropy_with_logits(named, batch["words"], reduction="none").mean(dim=1)
         seen = self.breaks_head(patches).amax(dim=2)  # where it is seen best
         weights = torch.tensor([_NOTHING_WEIGHT] + [1.0] * len(KINDS), device=seen.device)
-        breaking = F.cross_entropy(seen.transpose(1, 2), batch["breaks"], weight=weights, reduction="none").mean(dim=1)
+        breaking = F.cross_entropy(
+            seen.transpose(1, 2), batch["breaks"], weight=weights, ignore_index=_UNKNOWN, reduction="none"
+        )
+        breaking = breaking.mean(dim=1)
         total = loss + objective.words_weight * naming + objective.breaks_weight * breaking
         logs = {"answers": answered.mean(dim=1), "sa_right": right[:, :2].mean(dim=1), "pc_right": right[:, 2]}
         return total, {**logs, "rule_right": right[:, 3], "naming": naming.detach(), "breaking": breaking.detach()}
@@ -224,11 +253,12 @@ class RaterTrainee(Trainee):
     # --- measuring ---
 
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
-        """On held-out clips, their twins and first frames: how often SA and PC are on the right side of 4, read from
-        the likeliest digit, and how often a real clip's expected PC is above its own twin's."""
+        """On held-out clips, their twins and first frames, and generated videos: how often SA and PC are on the right
+        side of 4, read from the likeliest digit, and how often a real clip's expected PC is above its own twin's."""
         clips = spread(self.held_out, self.objective.validated)
         found: dict[tuple[str, str], list[float]] = {}
         expected = self._judge(self._held_out_videos(clips), found)
+        self._judge([_of_sampled(one, False) for one in self.held_out_sampled], found)
         ranked = [
             float(expected[name]["real"] > value) + 0.5 * float(expected[name]["real"] == value)
             for name in expected
@@ -288,13 +318,15 @@ class RaterTrainee(Trainee):
                     "pc": int(physics[number].argmax()) + 1 >= PASSING_RATING,
                     "pc_yes": float(yes[number]) >= 0.5,
                 }
-                should = video.kind == "real"
-                group = "all" if should else "static" if video.kind == "static" else "twins"
+                should = physics_rating(video) >= PASSING_RATING
+                groups = {video.kind, "twins"} if video.kind in KINDS else {video.kind}
                 for name, value in passes.items():
-                    for one in {group, video.kind} - {"real"}:
-                        label = {"all": "real"}.get(one, one)
-                        found.setdefault((f"{name}_right", label), []).append(float(value == should))
-                if should:
+                    for group in groups:
+                        found.setdefault((f"{name}_right", group), []).append(float(value == should))
+                if video.kind == "sampled":
+                    right = (int(own[number].argmax()) + 1 >= PASSING_RATING) == (own_rating(video, None) >= 4)
+                    found.setdefault(("sa_own_right", "sampled"), []).append(float(right))
+                if video.kind == "real":
                     for name, answer, wanted in (("sa_own", own, True), ("sa_wrong", spoilt, False)):
                         right = (int(answer[number].argmax()) + 1 >= PASSING_RATING) == wanted
                         found.setdefault((f"{name}_right", "all"), []).append(float(right))
@@ -353,18 +385,27 @@ def twins_of(clips: Sequence[Clip]) -> list[Clip]:
     return twins
 
 
-def physics_rating(kind: str) -> int:
-    """PC of a real clip, a static one, or a twin."""
-    return {"real": 5, "static": 2}.get(kind, 1)
+def physics_rating(video: Video) -> int:
+    """PC: of a generated video by how many laws it breaks."""
+    if video.law is not None:
+        broken = sum(holds is False for holds in video.law.laws.values())
+        return 5 if video.law.pc else 2 if broken == 1 else 1
+    return {"real": 5, "static": 2}.get(video.kind, 1)
 
 
 def own_rating(video: Video, told: int | None) -> int:
     """SA of a video under its own caption, which tells the outcome `told`."""
+    if video.law is not None:
+        return video.law.sa
     if video.kind == "real":
         return 5
     if video.kind == "static":
         return 2
     return 4 if video.clip.label == told else 2
+
+
+def _of_sampled(made: SampledVideo, mirrored: bool) -> Video:
+    return Video(made.clip, made.frames, "sampled", STRIDE, mirrored, law=made.law)
 
 
 def spoil(caption: str, rng: np.random.Generator) -> str:
@@ -406,7 +447,9 @@ def _rule(video: Video, rng: np.random.Generator) -> tuple[str, int]:
             return RULES[video.kind], VIOLATED
         others = [kind for kind in _LOOKS if kind != video.kind]
         return RULES[str(rng.choice(others))], FOLLOWED
-    kind = str(rng.choice(list(RULES)))
+    kind = str(rng.choice(list(RULES if video.law is None else _LAWS)))
+    if video.law is not None:
+        return RULES[kind], {True: FOLLOWED, False: VIOLATED, None: UNDECIDED}[video.law.laws[_LAWS[kind]]]
     still = video.kind == "static" and kind in _NEED_MOTION
     return RULES[kind], UNDECIDED if still else FOLLOWED
 

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from physcli.benchmarks.laws import check_laws
 from physcli.benchmarks.videophy import MEDIA, parse_rating
 from physcli.data.clips import read_dataset, read_impossible
+from physcli.data.flow import dis_flow
 from physcli.data.video import write_video
 from physcli.errors import DataError, UsageError
 from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.models.tiny import architecture, build_rater
+from physcli.progress import Reporter
 from physcli.recipe import Rating, read_recipe
-from physcli.simulation.prompts import words
+from physcli.simulation.prompts import with_rate, words
 from physcli.simulation.violations import KINDS
 from physcli.tasks.finetune import finetune
+from physcli.tasks.processes import Processes
 from physcli.tasks.rating import read_frames
 from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.training.build import twins_wanted
@@ -34,6 +38,7 @@ from physcli.tasks.training.rater import (
     spoil,
     twins_of,
 )
+from physcli.tasks.training.rater_samples import sampled_videos
 
 SMALL = {
     "vision_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
@@ -66,14 +71,42 @@ def clips(suite):
     return [[c for c in read_dataset(suite).clips if c.split == split] for split in ("train", "test")]
 
 
+@pytest.fixture(scope="module")
+def sampled(clips, tmp_path_factory):
+    """Videos of the shipped generator, after two steps: most break laws."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(some, count=4):
+        return sampled_videos(
+            "cogvideox-tiny",
+            some,
+            count,
+            steps=2,
+            seed=0,
+            cache=cache,
+            device=torch.device("cpu"),
+            processes=Processes("cpu"),
+            reporter=Reporter(),
+        )
+
+    return make
+
+
 @pytest.fixture
 def trainee(clips):
-    def make(**objective):
+    def make(sampled=(), **objective):
         training, held_out = clips
         readers = [ClipReader(some, size=(32, 32), seed=0) for some in (training, twins_of(training))]
         rater = build_rater(small_architecture())
         return RaterTrainee(
-            rater, reader=readers[0], twins=readers[1], held_out=held_out, objective=Rating(**objective), seed=0
+            rater,
+            reader=readers[0],
+            twins=readers[1],
+            sampled=sampled,
+            held_out=held_out,
+            held_out_sampled=sampled,
+            objective=Rating(sampled=0.3 if sampled else 0, **objective),
+            seed=0,
         )
 
     return make
@@ -129,8 +162,42 @@ def test_the_shares_are_as_asked_and_the_answers_what_is_known(trainee):
             assert (video.frames == video.frames[:1]).all()
     assert kinds["twins"] / 200 == pytest.approx(0.4, abs=0.1)
     assert kinds["static"] / 200 == pytest.approx(0.2, abs=0.1)
-    with pytest.raises(UsageError, match=r"objective\.twins=0\.7 and objective\.static=0\.4"):
+    with pytest.raises(UsageError, match=r"objective\.twins=0\.7, objective\.static=0\.4"):
         trainee(twins=0.7, static=0.4)
+
+
+def test_sampled_videos_are_made_once_and_judged_by_the_laws(clips, sampled):
+    first, again = sampled(clips[0]), sampled(clips[0])
+    assert len(first) == len({clip.prompt for clip in clips[0]})
+    assert len(sampled(clips[0], 2)) == 2
+    for one, same in zip(first, again, strict=True):
+        assert one.frames.shape == (17, 64, 64, 3)
+        np.testing.assert_array_equal(one.frames, same.frames)
+        told = with_rate(one.clip.prompt, 3)
+        assert one.law == check_laws(one.frames, 20 / 3, told, flow=dis_flow)
+
+
+def test_what_is_right_of_a_sampled_video_is_what_the_laws_say(clips, sampled, trainee):
+    laws = {"Objects do not vanish.": "permanence", "Objects keep their shape.": "shape"}
+    made = trainee(sampled(clips[0]), twins=0.4, static=0.2)
+    seen = [(video, asked) for video, asked in drawn(made) if video.kind == "sampled"]
+    assert len(seen) / 200 == pytest.approx(0.3, abs=0.1)
+    for video, (own, _, physics, rule) in seen:
+        broken = sum(holds is False for holds in video.law.laws.values())
+        assert own.answer in (str(video.law.sa), "Yes" if video.law.sa >= 4 else "No")
+        assert physics.answer in (("5", "Yes") if not broken else ("2", "No") if broken == 1 else ("1", "No"))
+        for text, law in laws.items():
+            if text in rule.segments[2]:
+                assert rule.answer == {True: "1", False: "0", None: "2"}[video.law.laws[law]]
+        breaks = made._row(video, [])["breaks"]
+        assert (breaks == (0 if video.law.pc else -100)).all()
+    assert any(not video.law.pc for video, _ in seen)
+    loss, _ = made(made.batch(range(8), 0))
+    assert loss.isfinite().all()
+    with torch.no_grad():
+        rows = {(row["metric"], row["group"]): row for row in made.validate(None, final=True)}
+    assert rows["pc_right", "sampled"]["n"] == rows["sa_own_right", "sampled"]["n"] == len(made.held_out_sampled)
+    assert rows["pc_right", "real"]["n"] == 4
 
 
 def test_every_word_is_known_and_left_is_right_in_a_mirror(trainee):
@@ -153,7 +220,7 @@ def test_a_twin_that_ends_otherwise_is_not_what_was_told(clips):
         told = int("hits" in words(twin.prompt))
         video = Video(twin, np.zeros((1, 8, 8, 3)), twin.record["violation"]["kind"], 1, False)
         assert own_rating(video, told) == (4 if twin.label == told else 2)
-        assert physics_rating(video.kind) == 1
+        assert physics_rating(video) == 1
     assert {twin.label == int("hits" in words(twin.prompt)) for twin in twins} == {True, False}
 
 

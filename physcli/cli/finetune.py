@@ -91,7 +91,8 @@ def finetune(
     rows = [["loss", f"{last['loss']:.4g}", "", "last step"]]
     for row in done.rows:
         error = "" if row["stderr"] is None else f"±{row['stderr']:.2g}"
-        rows.append([row["metric"], f"{row['value']:.4g}", error, f"{row['n']} {row['split']}"])
+        group = "" if row["group"] == "all" else f", {row['group']}"
+        rows.append([row["metric"] + group, f"{row['value']:.4g}", error, f"{row['n']} {row['split']}"])
     render.table(f"Trained for {last['step']:,} steps", ["", "value", "", "over"], rows, right=(1, 2))
     files = {"model": done.model, "loss": done.path / "loss.png", "steps": done.path / "steps.jsonl"}
     samples = sorted((done.path / "samples").glob("step-*/*.png"))

@@ -127,15 +127,19 @@ def physion(
     show_probe(done)
 
 
+_LABEL, _CELL = 14, 13  # characters of the scenarios' column, and of one with errors
+
+
 def show_probe(done: Any, more_files: Mapping[str, object] | None = None) -> None:
     """The probe's tables and the paths of its files."""
-    table = done.table()
+    table = done.table(errors=_LABEL + _CELL * len(done.subjects) <= render.width())
     render.table(
         table.title,
         table.columns,
         table.rows,
         caption=table.caption,
         right=range(1, len(table.columns)),
+        whole=(0,),
         sections=table.sections,
     )
     if done.differences():

@@ -45,7 +45,9 @@ class ProbeResult:
                 return row
         return None
 
-    def table(self) -> ProbeTable:
+    def table(self, *, errors: bool = True) -> ProbeTable:
+        """A line a scenario, a column a subject. Without `errors`, which take room, only the mean's are told, in a line
+        of their own."""
         groups = [g for g in dict.fromkeys(r["group"] for r in self.rows if r["metric"] == "accuracy") if g != "all"]
         published = {(r["subject"], r["group"]): r["value"] for r in self.rows if r["metric"] == "published_accuracy"}
         by_scenario = [name for name in dict.fromkeys(name for name, _ in published) if (name, "all") not in published]
@@ -54,11 +56,15 @@ class ProbeResult:
             line: list[Any] = ["mean" if group == "all" else group]
             for subject in self.subjects:
                 row = self.accuracy(subject, group)
-                line.append(None if row is None else _percent(row["value"], row["stderr"]))
+                line.append(None if row is None else _percent(row["value"], row["stderr"] if errors else None))
             for name in by_scenario:
                 value = published.get((name, group))
                 line.append(None if value is None else _percent(value, None))
             lines.append(line)
+        if not errors:
+            means = [self.accuracy(subject) for subject in self.subjects]
+            told = [None if row is None or row["stderr"] is None else f"±{100 * row['stderr']:.1f}" for row in means]
+            lines.append(["", *told, *("" for _ in by_scenario)])
         heads = {subject: row for subject in self.subjects if (row := self.accuracy(subject)) is not None}
         columns = [
             "accuracy, %",
@@ -67,7 +73,7 @@ class ProbeResult:
         ]
         head = next(iter(heads.values()))
         taps = [f"{name}: {row['tap']}" for name, row in heads.items() if row.get("tap")]
-        means = [f"{name} {_percent(value, None)}" for (name, group), value in published.items() if group == "all"]
+        overall = [f"{name} {_percent(value, None)}" for (name, group), value in published.items() if group == "all"]
         caption = [
             "± one standard error, clustered by pair; chance is 50.",
             f"{head['num_train']} training and {head['n_total']} test clips"
@@ -76,8 +82,8 @@ class ProbeResult:
         ]
         if taps:
             caption.append(f"Features: {'; '.join(taps)}.")
-        if means:
-            caption.append(f"Published means, official readout, all of Physion v1.5: {', '.join(means)}.")
+        if overall:
+            caption.append(f"Published means, official readout, all of Physion v1.5: {', '.join(overall)}.")
         title = f"{head['task'].upper()} on {head['data']}, readout {head['readout']}"
         return ProbeTable(title, columns, lines, " ".join(caption), [len(groups) - 1])
 

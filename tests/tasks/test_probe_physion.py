@@ -87,6 +87,9 @@ def test_items_and_pictures(probed):
 def test_random_weights_are_named_in_the_table(probed):
     _, result = probed
     assert result.table().columns[1:3] == ["videomae-tiny:random\n(random init)", "cogvideox-tiny"]
+    full, short = result.table().rows, result.table(errors=False).rows  # for many models on a narrow terminal
+    assert [row[1].split()[0] for row in full] == [row[1] for row in short[:-1]]
+    assert short[-1][1:] == [cell.split()[1] for cell in full[-1][1:]]
 
 
 def test_the_same_run_again_is_read_and_another_refused(probed, session_cache):

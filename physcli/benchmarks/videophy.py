@@ -193,10 +193,18 @@ class Score:
     @property
     def rule_shares(self) -> dict[str, float | None]:
         """`rules`, of the decided ones followed; `rules_undecided`, of the readable ones. None of none."""
-        decided = [rule == FOLLOWED for rule in self.rules if rule in (FOLLOWED, VIOLATED)]
-        readable = [rule == UNDECIDED for rule in self.rules if rule is not None]
-        shares = {"rules": decided, "rules_undecided": readable}
+        shares = {"rules": self.followed, "rules_undecided": self.undecided}
         return {name: sum(some) / len(some) if some else None for name, some in shares.items()}
+
+    @property
+    def followed(self) -> list[bool]:
+        """Of each rule that is decided, whether it is followed."""
+        return [rule == FOLLOWED for rule in self.rules if rule in (FOLLOWED, VIOLATED)]
+
+    @property
+    def undecided(self) -> list[bool]:
+        """Of each rule with an answer, whether it cannot be told."""
+        return [rule == UNDECIDED for rule in self.rules if rule is not None]
 
 
 def score_videophy(sa: float, pc: float, *, threshold: float = YES_THRESHOLD) -> Score:
@@ -335,10 +343,9 @@ def _rows(items: Sequence[Item]) -> Iterable[dict[str, Any]]:
             yield _row(f"{name}_expected", values)
     rules = [(rule, item.prompt) for item in items for rule in item.score.rules]
     if rules:
-        decided = [(rule == FOLLOWED, prompt) for rule, prompt in rules if rule in (FOLLOWED, VIOLATED)]
-        yield _row("rules", decided)
-        told = [(rule == UNDECIDED, prompt) for rule, prompt in rules if rule is not None]
-        yield _row("rules_undecided", told, higher_is_better=None)
+        yield _row("rules", [(value, item.prompt) for item in items for value in item.score.followed])
+        undecided = [(value, item.prompt) for item in items for value in item.score.undecided]
+        yield _row("rules_undecided", undecided, higher_is_better=None)
         answers["rules"] = [(rule, prompt) for rule, prompt in rules]
     for name, values in answers.items():
         gone = [(value is None, prompt) for value, prompt in values]

@@ -143,3 +143,7 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.", expected="a UTF-8 text file") from error
+
+
+# The lists that hold a row a video or a prompt: how the kind of file is read, as (line number, row).
+READERS: dict[str, Any] = {".csv": read_csv, ".jsonl": read_jsonl}

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from physcli.data.captions import first_of, read_csv, read_jsonl, read_text
+from physcli.data.captions import READERS, first_of, read_text
 from physcli.errors import DataError
 
 DETAILED_COLUMNS = ("prompt", "detailed_caption", "upsampled_caption", "detailed_prompt")
 SHORT_COLUMNS = ("caption", "short_caption", "text")
-_READERS: dict[str, Any] = {".csv": read_csv, ".jsonl": read_jsonl}
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         DataError: no such file, another kind of file, no column with prompts, a row without one, or no prompt at all.
     """
-    if path.suffix.lower() not in (".txt", *_READERS):
+    if path.suffix.lower() not in (".txt", *READERS):
         raise DataError(f"{path} is no list of prompts.", expected="a .txt (a prompt a line), .csv or .jsonl file")
     if path.suffix.lower() == ".txt":
         prompts = [Prompt(line) for line in read_text(path).split("\n") if line.strip()]
     else:
-        prompts = [prompt_of_row(path, number, row) for number, row in _READERS[path.suffix.lower()](path)]
+        prompts = [prompt_of_row(path, number, row) for number, row in READERS[path.suffix.lower()](path)]
     if not prompts:
         raise DataError(f"{path} holds no prompt.", expected="at least one")
     return prompts

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from physcli.data.captions import first_of, read_csv, read_jsonl
+from physcli.data.captions import READERS, first_of
 from physcli.data.clips import read_dataset
 from physcli.data.prompts import DETAILED_COLUMNS, SHORT_COLUMNS, prompt_of_row
 from physcli.errors import DataError
@@ -25,7 +25,6 @@ from physcli.errors import DataError
 LIST = "videos.jsonl"
 VIDEO_COLUMNS = ("video", "videopath", "file_name", "path", "video_path")
 RULE_COLUMN = "rule"
-_READERS: dict[str, Any] = {".csv": read_csv, ".jsonl": read_jsonl}
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def read_video_set(source: Path) -> VideoSet:
     """
     if source.is_dir() and (source / LIST).is_file():
         return _from_list(source / LIST, source.name)
-    if source.suffix.lower() in _READERS and source.is_file():
+    if source.suffix.lower() in READERS and source.is_file():
         return _from_list(source, source.parent.name if source.name == LIST else source.stem)
     if (source.is_dir() and not (source / "run.json").is_file()) or (source / "dataset.json").is_file():
         return _from_folder(source)
@@ -163,9 +162,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: it is neither .csv nor .jsonl, is not there, or cannot be read.
     """
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in READERS:
         raise DataError(f"{path} is no list.", expected="a .csv or .jsonl file", fix="check the path")
-    yield from _READERS[path.suffix.lower()](path)
+    yield from READERS[path.suffix.lower()](path)
 
 
 def _video_column(path: Path, number: int, row: Mapping[str, Any]) -> str:

@@ -261,6 +261,8 @@ def _rater_scorer(settings: EvalSettings, name: str, device: str, reporter: Repo
         shown = []
         for number, item in enumerate(items):
             try:
+                for question, text in _questions(settings.benchmark, item):
+                    videophy.QUESTIONS[question].fill(text)  # a text that cannot be asked about is this video's fault
                 motion = _motion(item)
                 shown.append(read_frames(item.path, rater))
                 known[number] = motion | {"group": _state_of(item) or None}
@@ -273,6 +275,14 @@ def _rater_scorer(settings: EvalSettings, name: str, device: str, reporter: Repo
         return [broken[number] if number in broken else known[number] for number in range(len(items))]
 
     return score, label
+
+
+def _questions(benchmark: str, item: VideoItem) -> list[tuple[str, str]]:
+    """What is asked of a video: question and the text in it."""
+    if benchmark == "videophy":
+        return [("v1_sa", item.caption), ("v1_pc", "")]
+    sa = [("v2_sa", item.caption)] if item.caption else []
+    return [*sa, ("v2_pc", ""), *(("v2_rule", rule) for rule in item.rules)]
 
 
 def _judge_videophy(
@@ -295,21 +305,23 @@ def _judge_videophy2(
 ) -> list[dict[str, Any]]:
     """SA is asked where there is a caption, PC always, and each rule there is."""
 
-    def ask(question: str, about: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Number of the video, answer and digits' logits, for each (number of the video, text)."""
+    def ask(question: str) -> Iterator[tuple[int, str, np.ndarray]]:
+        """Number of the video, answer and digits' logits, as often as it is asked."""
         asked = videophy.QUESTIONS[question]
+        about = [
+            (number, text)
+            for number, item in enumerate(items)
+            for which, text in _questions(settings.benchmark, item)
+            if which == question
+        ]
         for first in range(0, len(about), len(items)):
             some = about[first : first + len(items)]
             numbers = [number for number, _ in some]
             rating = rater.rate(seen[numbers], [asked.segments(text) for _, text in some])
             yield from zip(numbers, rating.texts, rating.digit_logits.numpy(), strict=True)
 
-    texts = [(number, item.caption) for number, item in enumerate(items)]
-    sa, pc = (
-        {number: (answer, digits) for number, answer, digits in ask(question, about)}
-        for question, about in (("v2_sa", [one for one in texts if one[1]]), ("v2_pc", texts))
-    )
-    rules = list(ask("v2_rule", [(number, rule) for number, item in enumerate(items) for rule in item.rules]))
+    sa, pc = ({number: (answer, digits) for number, answer, digits in ask(question)} for question in ("v2_sa", "v2_pc"))
+    rules = list(ask("v2_rule"))
     rows: list[dict[str, Any]] = []
     for number, item in enumerate(items):
         sa_answer, sa_digits = sa.get(number, (None, None))

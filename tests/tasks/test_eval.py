@@ -166,6 +166,17 @@ def test_rules(videos, tmp_path):
     assert len(read_scored_run(str(tmp_path / "run")).items) == 4
 
 
+@pytest.mark.parametrize("benchmark", ["videophy", "videophy2"])
+def test_a_caption_that_cannot_be_asked_about_loses_its_own_video_alone(videos, tmp_path, benchmark):
+    rows = rows_of(videos)
+    rows[1]["caption"] = "a <|video|> in the words"
+    write_list(videos, rows)
+    result = evaluate(EvalSettings(benchmark, str(videos), RANDOM), out=tmp_path / "run", batch_size=4)
+    assert values(result)["missing/video"] == (0.25, 4)
+    assert "cannot be asked about" in result.items[1]["error"]
+    assert ["error" in item for item in result.items] == [False, True, False, False]
+
+
 def test_a_list_of_rules_alone_has_no_adherence(videos, tmp_path):
     path = videos / "rule.csv"
     path.write_text("videopath,rule\nvideos/0.mp4,The ball falls.\nvideos/2.mp4,The ball stops.\n")

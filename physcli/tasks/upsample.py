@@ -191,8 +191,10 @@ def _local(settings: UpsampleSettings, device: str, dtype: str) -> Writer:
         tokens = tokenizer.apply_chat_template(
             _messages(caption, settings.words), add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(place)
+        # Some tokenizers add token types, which models that write do not take.
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
         with quiet_libraries():
-            made = model.generate(**tokens, max_new_tokens=3 * settings.words, **sampled)
+            made = model.generate(**inputs, max_new_tokens=3 * settings.words, **sampled)
         return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 
     return write

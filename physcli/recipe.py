@@ -392,7 +392,8 @@ class MotionProjectorRecipe(_Recipe):
 class Rating(_Section):
     """See `physcli.tasks.training.rater`. Of the videos shown, `twins` are impossible twins and `static` are one frame
     repeated; the rest is real. `words_weight`: of a head that names the words of the true caption, `breaks_weight`: of
-    one that says in which frame which law is broken; both are for training only. `validated`: held-out clips.
+    one that says in which frame which law is broken, `reading_weight`: of one that says of every colour, noun, way and
+    outcome in a caption whether it is true; all are for training only. `validated`: held-out clips.
 
     `sampled` are videos that the generator `sampled_from` made for `num_sampled` training captions in `sample_steps`
     steps; the laws of the simulated world (`physcli eval laws`) say what is right of them."""
@@ -405,6 +406,7 @@ class Rating(_Section):
     sample_steps: PositiveInt = 30
     words_weight: NonNegativeFloat = 0.5
     breaks_weight: NonNegativeFloat = 1.0
+    reading_weight: NonNegativeFloat = 1.0
     validated: PositiveInt = 140
 
 

@@ -210,6 +210,8 @@ class FlowDecoder(nn.Module):
         )
         self.dim, self.flows_per_token = dim, flows_per_token
         self.convs = _convolutions(nn.Conv2d, dim, hidden_dim, flows_per_token * 2 * upscale**2, num_layers, kernel)
+        for parameter in self.convs[-1].parameters():  # "no motion", which most of a picture is, is where it begins
+            nn.init.zeros_(parameter)
         self.to_pixels = nn.PixelShuffle(upscale)
 
     def forward(self, motion: Tensor) -> Tensor:

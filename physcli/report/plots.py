@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -172,26 +173,48 @@ def contact_sheet(
     _save(figure, path)
 
 
-def loss_curve(path: Path, steps: Sequence[Mapping[str, Any]], *, title: str) -> None:
-    """Loss and gradient norm by step: every step faint, their running median dark.
+def loss_curve(
+    path: Path,
+    steps: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    terms: Sequence[str] = (),
+    control: str | None = None,
+) -> None:
+    """Loss, its terms and the gradient norm by step: every step faint, their running median dark.
 
     Args:
         path: The PNG.
-        steps: Rows of steps.jsonl: `step`, `loss`, `grad_norm`, `lr`.
+        steps: Rows of steps.jsonl: `step`, `loss`, `grad_norm`, `lr`, and the terms.
         title: Above the axes.
+        terms: Fields that the loss is made of, each with axes of its own.
+        control: A field drawn grey beside the loss: what doing nothing would give.
     """
-    figure, axes = plt.subplots(2, 1, figsize=(7.0, 4.6), sharex=True, gridspec_kw={"height_ratios": [2, 1]})
+    heights = [2, *[1.4] * len(terms), 1]
+    figure, panels = plt.subplots(
+        len(heights), 1, figsize=(7.0, 1.2 + 1.15 * sum(heights)), sharex=True, gridspec_kw={"height_ratios": heights}
+    )
     at = np.array([row["step"] for row in steps])
     width = max(1, len(at) // 60)
-    for axis, name, color in zip(axes, ("loss", "grad_norm"), COLORS, strict=False):
-        values = np.array([row[name] if row[name] is not None else np.nan for row in steps], dtype=float)
-        smooth = [np.nanmedian(values[max(0, i - width) : i + width + 1]) for i in range(len(values))]
-        axis.plot(at, values, color=color, alpha=0.25, linewidth=0.7)
-        axis.plot(at, smooth, color=color, linewidth=1.6)
+
+    def draw(axes: Any, name: str, color: str, **style: Any) -> None:
+        values = np.array([np.nan if row.get(name) is None else row[name] for row in steps], dtype=float)
+        smooth = [
+            np.nanmedian(some) if np.isfinite(some).any() else np.nan
+            for some in (values[max(0, i - width) : i + width + 1] for i in range(len(values)))
+        ]
+        axes.plot(at, values, color=color, alpha=0.25, linewidth=0.7)
+        axes.plot(at, smooth, color=color, linewidth=1.6, **style)
         if np.nanmin(values, initial=1) > 0:
-            axis.set_yscale("log")
-        axis.set_ylabel(name.replace("_", " "))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[1].set_xlabel("optimizer step")
-    axes[0].set_title(title, loc="left", fontsize=11)
+            axes.set_yscale("log")
+
+    for axes, name, color in zip(panels, ("loss", *terms, "grad_norm"), cycle(COLORS), strict=False):
+        draw(axes, name, color)
+        axes.set_ylabel(name.replace("_", " "))
+        axes.spines[["top", "right"]].set_visible(False)
+    if control is not None:
+        draw(panels[0], control, CONTROL, linestyle="dashed", label=control.replace("_", " "))
+        panels[0].legend(frameon=False, fontsize=9)
+    panels[-1].set_xlabel("optimizer step")
+    panels[0].set_title(title, loc="left", fontsize=11)
     _save(figure, path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def finetune(
             for problem in problems:
                 if problem not in trained.problems:
                     reporter.warn(f"Left out by another process: {problem}")
-            loss_curve(run.path / "loss.png", trained.steps, title=f"{recipe.model}: {recipe.trains}")
+            _plot(run.path / "loss.png", trained.steps, recipe_name, recipe)
             folder = _export(trainee, recipe, run, trained, num_clips=len(training), seed=seed)
             run.record["unreadable_clips"] = problems
             run.record["training"] = {
@@ -166,6 +167,14 @@ def finetune(
             run.write_metrics(trained.rows)
     processes.finish()
     return FinetuneResult(run.path, folder, trained.rows, trained.steps, trained.seconds, processes.is_main)
+
+
+def _plot(path: Path, steps: Sequence[Mapping[str, Any]], recipe_name: str, recipe: AnyRecipe) -> None:
+    logged = set().union(*steps)
+    terms = ("denoising", recipe.method.name) if recipe.trains == "generator" else ()
+    control = "no_motion" if "no_motion" in logged else None
+    title = f"{Path(recipe_name).stem}: {recipe.trains}, from {recipe.model}"
+    loss_curve(path, steps, title=title, terms=[term for term in terms if term in logged], control=control)
 
 
 def resolve_recipe(

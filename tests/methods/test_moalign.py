@@ -190,10 +190,12 @@ def test_flow_is_laid_out_field_by_field_and_pixel_by_pixel(flows, upscale):
                     assert torch.equal(placed, motion[..., channel])
 
 
-def test_the_decoder_sees_one_token_frame():
+def test_the_decoder_starts_at_no_motion_and_sees_one_token_frame():
     torch.manual_seed(0)
     decoder = FlowDecoder(dim=3, hidden_dim=4, flows_per_token=2, upscale=2)
     motion = random(1, 4, 5, 5, 3).requires_grad_()
+    assert torch.equal(decoder(motion), torch.zeros(1, 8, 2, 10, 10))
+    torch.nn.init.normal_(decoder.convs[-1].weight)
     decoder(motion)[0, 2:4].sum().backward()
     assert (motion.grad[0].abs().sum((1, 2, 3)) > 0).tolist() == [False, True, False, False]
 

@@ -14,6 +14,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -679,3 +680,7 @@ def test_loss_curve(tmp_path):
     for name, rows in {"whole": steps, "one": steps[:1], "none": []}.items():
         loss_curve(tmp_path / f"{name}.png", rows, title="A run")
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    rows = [row | {"denoising": 1.0, "trd": 0.5, "nothing": 2.0} for row in steps]
+    loss_curve(tmp_path / "terms.png", rows, title="A run", terms=("denoising", "trd"), control="nothing")
+    heights = [plt.imread(tmp_path / f"{name}.png").shape[0] for name in ("whole", "terms")]
+    assert heights[1] > 1.3 * heights[0]

@@ -37,7 +37,7 @@ from physcli.errors import DataError, UsageError
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo
 from physcli.models.tiny import seeded
 from physcli.recipe import Rating
-from physcli.simulation.prompts import NOUNS, with_rate, words
+from physcli.simulation.prompts import NOUNS, VERBS, with_rate, words
 from physcli.simulation.violations import KINDS
 from physcli.tasks.training.clips import ClipReader, rng_of, sample_order
 from physcli.tasks.training.rater_samples import STRIDE, SampledVideo
@@ -93,14 +93,15 @@ class Video(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A prompt and its answer."""
+    """A prompt and its answer. `true`: the words that are true of the video, where a caption is asked about."""
 
     segments: tuple[str, ...]
     answer: str
+    true: frozenset[str] | None = None
 
 
 class RaterTrainee(Trainee):
-    """The rater, and two linear heads on its eyes that are not kept.
+    """The rater, and three linear heads that are not kept: two on its eyes, one on what it reads.
 
     Args:
         rater: With weights that can be trained.
@@ -142,6 +143,8 @@ class RaterTrainee(Trainee):
         with seeded(seed):
             self.words_head = nn.Linear(width, len(self._vocabulary))
             self.breaks_head = nn.Linear(width, 1 + len(KINDS))
+            self.reading_head = nn.Linear(rater.config.text["hidden_size"], 1)
+        self._told_words = {rater.tokenizer.encode(word)[0]: word for family in _FAMILIES for word in family}
 
     # --- what is shown and asked ---
 
@@ -172,9 +175,11 @@ class RaterTrainee(Trainee):
         own = _told(video.clip.prompt, video, rated=rng.random() < _SHARE_WITH_RATE)
         wrong, rating = self._wrong_caption(video, rng)
         rule, judged = _rule(video, rng)
+        told = self._label(video.clip)
+        true = _true_words(video, told)
         return [
-            _question(rng, "sa", own, own_rating(video, self._label(video.clip))),
-            _question(rng, "sa", wrong, rating),
+            _question(rng, "sa", own, own_rating(video, told), true),
+            _question(rng, "sa", wrong, rating, true),
             _question(rng, "pc", "", physics_rating(video)),
             Asked(QUESTIONS["v2_rule"].segments(rule), str(judged)),
         ]
@@ -205,17 +210,25 @@ class RaterTrainee(Trainee):
             after = [t for t, index in enumerate(indices) if index * video.stride >= video.first]
             breaks[after[:_BREAK_FRAMES]] = 1 + KINDS.index(video.kind)
         own = set(words(video.clip.prompt))
-        prompts = []
+        prompts, truths = [], []
         for question in asked:
             answer = rater.tokenizer.encode(question.answer)
             assert len(answer) == 1, f"{question.answer!r} is no single token"
-            prompts.append(torch.tensor([*rater.tokenize(question.segments).ids, *answer]))
+            ids = [*rater.tokenize(question.segments).ids, *answer]
+            prompts.append(torch.tensor(ids))
+            truths.append(torch.tensor([self._truth(number, question.true) for number in ids]))
         return {
             "pixels": rater.prepare(pixels),
             "prompts": prompts,
+            "truths": truths,
             "breaks": torch.from_numpy(breaks),
             "words": torch.tensor([float(word in own) for word in self._vocabulary]),
         }
+
+    def _truth(self, token: int, true: frozenset[str] | None) -> int:
+        """Whether a caption's word is true of the video: 1 or 0."""
+        word = self._told_words.get(token)
+        return _UNKNOWN if word is None or true is None else int(word in true)
 
     # --- the loss ---
 
@@ -246,9 +259,24 @@ class RaterTrainee(Trainee):
             seen.transpose(1, 2), batch["breaks"], weight=weights, ignore_index=_UNKNOWN, reduction="none"
         )
         breaking = breaking.mean(dim=1)
+        reading = self._reading(hidden, batch["truths"])
         total = loss + objective.words_weight * naming + objective.breaks_weight * breaking
+        total = total + objective.reading_weight * reading
         logs = {"answers": answered.mean(dim=1), "sa_right": right[:, :2].mean(dim=1), "pc_right": right[:, 2]}
-        return total, {**logs, "rule_right": right[:, 3], "naming": naming.detach(), "breaking": breaking.detach()}
+        heads = {"naming": naming.detach(), "breaking": breaking.detach(), "reading": reading.detach()}
+        return total, {**logs, "rule_right": right[:, 3], **heads}
+
+    def _reading(self, hidden: Tensor, truths: Tensor) -> Tensor:
+        """Of hidden states [B·Q, N, L] and `_truth` [B, Q, N]: cross-entropy [B] over the captions' true words and, by
+        as much, their false ones, which are few."""
+        truths = truths.flatten(1)  # [B, Q·N]
+        said = self.reading_head(hidden).float().view(truths.shape)
+        losses = F.binary_cross_entropy_with_logits(said, truths.clamp(min=0).float(), reduction="none")
+        halves = []
+        for truth in (0, 1):
+            where = truths == truth
+            halves.append((losses * where).sum(dim=1) / where.sum(dim=1).clamp(min=1))
+        return torch.stack(halves).mean(dim=0)
 
     # --- measuring ---
 
@@ -432,11 +460,25 @@ def _told(caption: str, video: Video, *, rated: bool) -> str:
     return caption if rated else caption.rsplit(", ", 1)[0]
 
 
-def _question(rng: np.random.Generator, about: str, text: str, rating: int) -> Asked:
+def _true_words(video: Video, told: int | None) -> frozenset[str] | None:
+    """The words of its caption that are true of a video; None where nobody knows."""
+    if video.law is not None and video.law.sa < max(RATINGS):
+        return None
+    true = set(words(_told(video.clip.prompt, video, rated=False)))
+    if video.kind == "static":
+        true -= set(VERBS.values())
+    elif video.law is None and video.clip.label != told:
+        true ^= set(VERBS.values())
+    return frozenset(true)
+
+
+def _question(
+    rng: np.random.Generator, about: str, text: str, rating: int, true: frozenset[str] | None = None
+) -> Asked:
     """VideoPhy's or VideoPhy-2's question, and what the rating is in its words."""
     version = "v1" if rng.random() < 0.5 else "v2"
     answer = str(rating) if version == "v2" else "Yes" if rating >= PASSING_RATING else "No"
-    return Asked(QUESTIONS[f"{version}_{about}"].segments(text), answer)
+    return Asked(QUESTIONS[f"{version}_{about}"].segments(text), answer, true)
 
 
 def _rule(video: Video, rng: np.random.Generator) -> tuple[str, int]:
@@ -460,10 +502,13 @@ def _frozen(frames: np.ndarray, number: int) -> np.ndarray:
 
 def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     prompts = [prompt for row in rows for prompt in row["prompts"]]
+    truths = [truth for row in rows for truth in row["truths"]]
     ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+    truth = nn.utils.rnn.pad_sequence(truths, batch_first=True, padding_value=_UNKNOWN)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return {
         "ids": ids.unflatten(0, (len(rows), -1)),
         "lengths": lengths.unflatten(0, (len(rows), -1)),
+        "truths": truth.unflatten(0, (len(rows), -1)),
         **{name: torch.stack([row[name] for row in rows]) for name in ("pixels", "breaks", "words")},
     }

@@ -1,5 +1,6 @@
 """Intervals and tests for scores of the same items: cluster-robust standard errors, paired bootstrap, McNemar,
-sign flips, Holm's correction, the smallest difference that could be seen, and several training seeds of one method.
+sign flips, Holm's correction, the smallest difference that could be seen, several training seeds of one method, and
+how far two judges of the same items agree.
 
 Items come in pairs (a positive and its negative twin), and the two are not independent: wherever `clusters` is asked
 for, whole clusters are the unit of resampling. Scenarios are strata: the mean over scenarios is unweighted, and each
@@ -9,11 +10,11 @@ scenario is resampled by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, rankdata
 from scipy.stats import t as student
 
 from physcli.hashing import seed_from
@@ -305,3 +306,77 @@ def _draw_seeds(rng: np.random.Generator, count: int, num_resamples: int) -> np.
     if count == 1:
         return np.ones((num_resamples, 1))
     return rng.multinomial(count - 1, np.full(count, 1 / count), size=num_resamples) / (count - 1)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's correlation of two judges' grades [N] of the same items, ties sharing their mean rank.
+
+    NaN where one of them grades all items alike.
+    """
+    first, second = (rankdata(grades) - (len(grades) + 1) / 2 for grades in (a, b))
+    spread = float(np.sqrt(first @ first * (second @ second)))
+    return float(first @ second) / spread if spread > 0 else math.nan
+
+
+def ranking_area(grades: np.ndarray, passes: np.ndarray) -> float:
+    """How often an item that passes is graded above one that fails, ties counting half: the area under the ROC curve.
+
+    Args:
+        grades: [N].
+        passes: Booleans [N].
+
+    Returns:
+        0 to 1, by chance ½; NaN where all pass or all fail.
+    """
+    passes = np.asarray(passes, dtype=bool)
+    above, below = int(passes.sum()), int((~passes).sum())
+    if not above or not below:
+        return math.nan
+    return float((rankdata(grades)[passes].sum() - above * (above + 1) / 2) / (above * below))
+
+
+def cohens_kappa(a: np.ndarray, b: np.ndarray) -> float:
+    """Cohen's κ of two judges' verdicts, booleans [N]: agreement beyond what their pass rates alone would give.
+
+    NaN where both give one and the same verdict throughout.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    observed = float(np.mean(a == b))
+    by_chance = float(a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean()))
+    return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval and the standard error; NaN where nothing is known of the spread."""
+
+    low: float
+    high: float
+    stderr: float
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], float], *, clusters: Sequence[object], seed: int = 0, num_resamples: int = 1000
+) -> Interval:
+    """The percentile bootstrap of any statistic of N items.
+
+    Args:
+        statistic: Of the numbers of the items that are drawn [M]; a draw for which it is NaN is left out.
+        clusters: What each of the N items belongs to; whole clusters are drawn again.
+        seed: Of the bootstrap.
+        num_resamples: Of the bootstrap.
+    """
+    _, index = np.unique(np.asarray([str(c) for c in clusters]), return_inverse=True)
+    count = int(index.max()) + 1 if len(index) else 0
+    if count < 2:
+        return Interval(math.nan, math.nan, math.nan)
+    members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+    rng = np.random.default_rng(seed_from("bootstrap", seed))
+    drawn = [
+        statistic(np.concatenate([members[cluster] for cluster in rng.integers(0, count, size=count)]))
+        for _ in range(num_resamples)
+    ]
+    values = np.array([value for value in drawn if not math.isnan(value)])
+    if len(values) < 2:
+        return Interval(math.nan, math.nan, math.nan)
+    return Interval(float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975)), float(values.std(ddof=1)))

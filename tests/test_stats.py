@@ -10,9 +10,13 @@ from scipy import stats as reference
 
 from physcli.hashing import seed_from
 from physcli.stats import (
+    bootstrap_interval,
+    cohens_kappa,
     holm,
     mcnemar_exact,
     paired_difference,
+    rank_correlation,
+    ranking_area,
     seeds_difference,
     sign_flip_p,
     smallest_detectable,
@@ -242,3 +246,40 @@ def test_interval_over_seeds_covers_the_truth():
         found = seeds_difference(a, b, clusters=range(80), seed=trial, num_resamples=400)
         covered += found.low <= 0 <= found.high
     assert covered >= 137  # 95 % of 150 is 142, its standard deviation 2.7
+
+
+def test_ranks_against_scipy():
+    rng = np.random.default_rng(0)
+    for ties in (3, 1000):
+        a = rng.integers(0, ties, 80)
+        b = a + rng.integers(0, ties, 80)
+        assert rank_correlation(a, b) == pytest.approx(reference.spearmanr(a, b).statistic, rel=1e-12)
+        passes = b > np.median(b)
+        test = reference.mannwhitneyu(a[passes], a[~passes])
+        assert ranking_area(a, passes) == pytest.approx(test.statistic / (passes.sum() * (~passes).sum()), rel=1e-12)
+    assert math.isnan(rank_correlation(np.ones(5), np.arange(5)))
+
+
+def test_kappa_of_a_known_table():
+    """20 both, 5 and 10 one alone, 15 neither: agreement .7, by chance .5."""
+    a = np.repeat([True, True, False, False], [20, 5, 10, 15])
+    b = np.repeat([True, False, True, False], [20, 5, 10, 15])
+    assert cohens_kappa(a, b) == pytest.approx(0.4)
+    assert cohens_kappa(b, a) == pytest.approx(0.4)
+
+
+def test_bootstrap_of_a_mean_is_the_standard_error():
+    values = np.random.default_rng(0).normal(size=200)
+
+    def mean(drawn):
+        return float(values[drawn].mean())
+
+    alone = bootstrap_interval(mean, clusters=range(200), num_resamples=4000)
+    assert alone.stderr == pytest.approx(reference.sem(values), rel=0.05)
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * reference.sem(values), rel=0.07)
+    clusters = np.arange(200) // 4
+    by_four = bootstrap_interval(mean, clusters=clusters, num_resamples=4000)
+    assert by_four.stderr == pytest.approx(stderr_of_mean(values, clusters), rel=0.07)
+    assert bootstrap_interval(mean, clusters=range(200), seed=1) != bootstrap_interval(mean, clusters=range(200))
+    assert math.isnan(bootstrap_interval(mean, clusters=["one"] * 200).stderr)
+    assert math.isnan(bootstrap_interval(lambda drawn: math.nan, clusters=range(9)).low)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from physcli.cli import render
-from physcli.cli.options import ModelRun, shared
+from physcli.cli.options import ModelRun, Run, shared
+
+if TYPE_CHECKING:
+    from physcli.tasks.agreement import AgreementResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +36,10 @@ Rater = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Videos the rater sees at a time.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(metavar="auto", help="auto: spread the rater over all devices there are.", show_default=False),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many videos, evenly spaced.", show_default=False)]
 
 
@@ -51,10 +58,20 @@ def videophy(
     rater: Rater = None,
     threshold: Annotated[float, typer.Option(help="P(Yes) from which a video passes.")] = 0.5,
     batch_size: BatchSize = 4,
+    device_map: DeviceMap = None,
     limit: Limit = None,
 ) -> None:
     """VideoPhy: semantic adherence and physical commonsense, by the probability of Yes."""
-    _evaluate(common, "videophy", videos, limit, rater=rater, threshold=threshold, batch_size=batch_size)
+    _evaluate(
+        common,
+        "videophy",
+        videos,
+        limit,
+        rater=rater,
+        threshold=threshold,
+        batch_size=batch_size,
+        device_map=device_map,
+    )
 
 
 @app.command("videophy2")
@@ -72,10 +89,80 @@ def videophy2(
         ),
     ] = None,
     batch_size: BatchSize = 4,
+    device_map: DeviceMap = None,
     limit: Limit = None,
 ) -> None:
     """VideoPhy-2: both rated 1 to 5, and Joint; 4 is enough. Rules: followed, violated or undecided."""
-    _evaluate(common, "videophy2", videos, limit, rater=rater, rules=rules, batch_size=batch_size)
+    _evaluate(
+        common, "videophy2", videos, limit, rater=rater, rules=rules, batch_size=batch_size, device_map=device_map
+    )
+
+
+@app.command("agreement")
+@shared(Run)
+def agreement(
+    common: Run,
+    truth: Annotated[str, typer.Argument(metavar="TRUTH", help="A run of eval, such as that of eval laws.")],
+    judge: Annotated[str, typer.Argument(metavar="JUDGE", help="A run of eval over the same videos.")],
+) -> None:
+    """Does a rater say what the laws, or another rater, say of the same videos? Counts, κ and rank correlation."""
+    from physcli.tasks.agreement import AgreementSettings, agreement
+    from physcli.tasks.run_dir import to_json
+
+    done = agreement(
+        AgreementSettings(truth, judge, common.seed),
+        out=common.out,
+        overwrite=common.overwrite,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    if common.json:
+        render.json_text(to_json({"run": done.path, "rows": done.rows}))
+        return
+    _show_agreement(done)
+
+
+def _show_agreement(done: AgreementResult) -> None:
+    def cell(verdict: str, measure: str, group: str = "all") -> str | None:
+        row = done.row(verdict, measure, group)
+        if row is None or row["value"] is None:
+            return None
+        return f"{row['value']:.2f}" + ("" if row["stderr"] is None else f" ±{1.96 * row['stderr']:.2f}")
+
+    names = {"sa": "SA", "pc": "PC", "joint": "Joint"}
+    render.table(
+        f"{done.judge} against {done.truth}: {done.num_videos} videos",
+        ["", "agree", "κ", "ranking", "rank correlation"],
+        [
+            [names[verdict], *(cell(verdict, m) for m in ("agreement", "kappa", "ranking_area", "rank_correlation"))]
+            for verdict in done.verdicts
+        ],
+        caption="± is a 95 % interval over prompts. κ: 0 by chance, 1 where they always agree. ranking: how often a "
+        "video that truly passes is graded above one that fails; ½ by chance.",
+        right=range(1, 5),
+        whole=range(5),
+    )
+    render.table(
+        "How many videos pass",
+        ["", "both", f"only by {done.truth}", "only by the judge", "neither", "no answer"],
+        [[names[v], *done.counts(v), done.num_videos - sum(done.counts(v))] for v in done.verdicts],
+        right=range(1, 6),
+    )
+    if done.groups:
+        render.table(
+            "Agreement by group",
+            ["", "n", *(names[verdict] for verdict in done.verdicts)],
+            [
+                [
+                    group,
+                    sum(done.counts(done.verdicts[0], group)),
+                    *(cell(v, "agreement", group) for v in done.verdicts),
+                ]
+                for group in done.groups
+            ],
+            right=range(1, 2 + len(done.verdicts)),
+            whole=range(2 + len(done.verdicts)),
+        )
+    render.files(done.files())
 
 
 def _evaluate(
@@ -88,6 +175,7 @@ def _evaluate(
     threshold: float | None = None,
     rules: str | None = None,
     batch_size: int = 1,
+    device_map: str | None = None,
 ) -> None:
     from dataclasses import replace
 
@@ -100,6 +188,7 @@ def _evaluate(
         out=common.out,
         overwrite=common.overwrite,
         device=common.device,
+        device_map=device_map,
         batch_size=batch_size,
         reporter=render.RichReporter(quiet=common.quiet),
     )

@@ -95,6 +95,7 @@ def evaluate(
     out: Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    device_map: str | None = None,
     batch_size: int = 4,
     reporter: Reporter | None = None,
 ) -> EvalResult:
@@ -105,6 +106,7 @@ def evaluate(
         out: The run directory.
         overwrite: Begin anew where it holds another run.
         device: Of the rater.
+        device_map: "auto" to spread it over all devices there are, with `device` "auto".
         batch_size: Videos the rater sees at a time.
         reporter: Receives progress.
 
@@ -146,7 +148,9 @@ def evaluate(
         done = processes.tell(_logged(run.path))
         if done:
             reporter.note(f"{len(done)} of {len(items)} videos are scored already.")
-        score, label = (_laws, None) if rater is None else _rater_scorer(settings, rater[0], device, reporter)
+        score, label = (
+            (_laws, None) if rater is None else _rater_scorer(settings, rater[0], device, device_map, reporter)
+        )
         mine = [number for number in processes.share(range(len(items))) if number not in done]
         with reporter.bar("Scoring", len(mine), "video") as bar:
             for first in range(0, len(mine), batch_size):
@@ -241,14 +245,16 @@ def _find_rater(settings: EvalSettings, items: Sequence[VideoItem]) -> tuple[str
         ) from error
 
 
-def _rater_scorer(settings: EvalSettings, name: str, device: str, reporter: Reporter) -> tuple[Scorer, str]:
+def _rater_scorer(
+    settings: EvalSettings, name: str, device: str, device_map: str | None, reporter: Reporter
+) -> tuple[Scorer, str]:
     """What scores videos, and the rater's name for tables."""
     import torch
 
     from physcli.models.raters.mplug_owl_video import load_rater
     from physcli.tasks.rating import read_frames
 
-    rater = load_rater(name, device=device, dtype=settings.dtype)
+    rater = load_rater(name, device=device, dtype=settings.dtype, device_map=device_map)
     label = f"{name.removesuffix(':random')} (random init)" if rater.random_init else name
     reporter.note(f"The rater is {label}.")
     if rater.random_init:

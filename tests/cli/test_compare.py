@@ -1,4 +1,4 @@
-"""`physcli compare` as a user meets it."""
+"""`physcli compare` and `physcli eval agreement` as a user meets it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import sys
 import pytest
 
 
-def run(*arguments, columns=80, cwd=None):
+def run(*arguments, columns=80, cwd=None, command=("compare",)):
     return subprocess.run(
-        [sys.executable, "-m", "physcli", "compare", *map(str, arguments)],
+        [sys.executable, "-m", "physcli", *command, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=os.environ | {"COLUMNS": str(columns), "OMP_NUM_THREADS": "1"},
@@ -87,3 +87,19 @@ def test_intersect_says_what_is_dropped(runs, tmp_path):
     assert "10 of 60 items are dropped" in " ".join(done.stderr.split())
     assert "50 pairs" in done.stdout
     assert "Not in every run, so not compared" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_agreement(runs, eval_run, tmp_path, columns):
+    for name, rater in (("truth", None), ("judge", "a-long-name/of_a_rater_of_videos")):
+        verdicts = [rater is not None or number % 2 == 0 for number in range(8)]
+        eval_run(tmp_path / name, {"sa": verdicts, "pc": verdicts, "joint": verdicts}, videos=True, rater=rater)
+    command = ("eval", "agreement")
+    done = run("truth", "judge", "--out", "out", columns=columns, cwd=tmp_path, command=command)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.split("rows  ")[0].splitlines())) <= columns
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["PC", "4", "0", "4", "0", "0"] in lines
+    refused = run(runs / "base", runs / "short", cwd=tmp_path, command=command)
+    assert refused.returncode == 1
+    assert "10 of 60 videos of" in " ".join(refused.stderr.split())

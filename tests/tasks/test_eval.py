@@ -14,6 +14,7 @@ from physcli.errors import DataError, ModelError, UsageError
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.progress import Reporter
+from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
 from physcli.tasks.scored_runs import read_scored_run
 
@@ -137,6 +138,16 @@ def test_raters(videos, tmp_path, benchmark):
             assert all(1 <= item[f"{what}_expected"] <= 5 for item in result.items)
     assert values(result)["missing/video"] == (0, 4)
     read_scored_run(str(tmp_path / "run"))
+
+
+def test_a_rater_against_the_laws(videos, tmp_path):
+    evaluate(EvalSettings("laws", str(videos)), out=tmp_path / "laws")
+    evaluate(EvalSettings("videophy", str(videos), RANDOM), out=tmp_path / "rater", device_map="auto")
+    result = agreement(AgreementSettings(str(tmp_path / "laws"), str(tmp_path / "rater")), out=tmp_path / "run")
+    assert (result.truth, result.judge) == ("laws", f"{TINY_RATER} (random init)")
+    assert sum(result.counts("pc")) == result.num_videos == 4
+    assert result.verdicts == ["sa", "pc", "joint"]
+    assert result.row("pc", "rank_correlation")["n"] == 4
 
 
 def test_rules(videos, tmp_path):

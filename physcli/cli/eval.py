@@ -212,7 +212,8 @@ def _evaluate(
         f"{benchmark}: {len(done.items)} videos of {first['subject']}",
         ["", "value", "95 %", "n"],
         lines,
-        caption=f"{judge} {lost} videos could not be scored. A still video breaks few laws: read pc beside what moves.",
+        caption=f"{judge} {lost} of {len(done.items)} could not be scored. A still video breaks few laws: read pc "
+        "beside what moves.",
         right=(1, 2, 3),
     )
     render.files(done.files())

@@ -91,12 +91,26 @@ def video_info(path: str | os.PathLike[str]) -> VideoInfo:
         return VideoInfo(
             path=path,
             num_frames=count,
-            frame_rate_hz=float(stream.average_rate or stream.guessed_rate or 0),
+            frame_rate_hz=_rate(stream),
             height=stream.height,
             width=stream.width,
             codec=stream.codec_context.name,
             pixel_format=stream.codec_context.pix_fmt or "",
         )
+
+
+def frame_rate(path: str | os.PathLike[str]) -> float:
+    """Frames a second as the container says, without decoding; 0 where it says nothing.
+
+    Raises:
+        DataError: the file is missing, empty or no video.
+    """
+    with _open(Path(path)) as container:
+        return _rate(container.streams.video[0])
+
+
+def _rate(stream: av.VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 0)
 
 
 def read_video(path: str | os.PathLike[str], indices: Sequence[int] | None = None) -> np.ndarray:

@@ -31,6 +31,11 @@ class KnownModel:
     description: str
 
 
+def shown_name(name: str, random_init: bool) -> str:
+    """A model's name as tables show it: random weights are never mistaken for trained ones."""
+    return f"{name.removesuffix(':random')} (random init)" if random_init else name
+
+
 # Family → the class that adapts it.
 GENERATORS: dict[str, str] = {
     "cogvideox": "physcli.models.cogvideox:CogVideoX",

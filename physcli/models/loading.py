@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -21,8 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
+
 from physcli.errors import ModelError, PhyscliError, UsageError, unknown
-from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, LORA_FILE, PIPELINES, WEIGHT_SUFFIXES, Kind
+from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, LORA_FILE, PIPELINES, WEIGHT_SUFFIXES, Kind, shown_name
 from physcli.models.encoders import ENCODERS, detect_family
 from physcli.models.fingerprints import hash_files
 from physcli.models.hub import explain_hub_errors
@@ -89,8 +92,8 @@ class Resolved:
 
     @property
     def label(self) -> str:
-        """The name as tables show it: random weights are never mistaken for trained ones."""
-        return f"{self.name.removesuffix(':random')} (random init)" if self.random_init else self.name
+        """The name as tables show it."""
+        return shown_name(self.name, self.random_init)
 
 
 def resolve(
@@ -320,7 +323,8 @@ def load(
 
     Raises:
         UsageError: unknown name, device or dtype; options that do not fit the model.
-        ModelError: the checkpoint is missing, incomplete, damaged, unreachable, or does not fit its class.
+        ModelError: the checkpoint is missing, incomplete, damaged, unreachable, does not fit its class, or is larger
+            than main memory on a CPU.
     """
     place = pick_device(device)
     resolved = (
@@ -341,6 +345,8 @@ def load(
         )
     resolved = fetch(resolved, local_files_only=local_files_only)
     weight_dtype = pick_dtype(dtype, place, _weight_bytes(resolved.path))
+    if resolved.kind == "generator" and resolved.path is not None:
+        refuse_too_large(resolved.name, _num_values(resolved.path, parts), weight_dtype, place)
     with quiet_libraries():
         return _load(resolved, place, weight_dtype, cpu_offload, vae_tiling, vae_slicing, parts)
 
@@ -468,6 +474,31 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device, num_bytes: int = 
     if dtype not in _DTYPES:
         raise unknown("dtype", dtype, ["auto", *_DTYPES])
     return getattr(torch, _DTYPES[dtype])
+
+
+def refuse_too_large(name: str, num_values: int, dtype: torch.dtype, device: torch.device) -> None:
+    """On a CPU, refuse a model that is larger than the memory that is free: nobody else would say why it was killed.
+
+    Raises:
+        ModelError: names both sizes.
+    """
+    if device.type != "cpu":
+        return
+    needed, half, free = num_values * dtype.itemsize, num_values * 2, psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(
+            f"{name} takes {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}; {free / 1e9:.1f} GB are free.",
+            expected="weights that fit into this machine's memory",
+            fix=f"--dtype bfloat16 takes {half / 1e9:.1f} GB" if half < min(needed, free) else "use a larger machine",
+        )
+
+
+def _num_values(folder: Path, parts: Collection[str]) -> int:
+    """Numbers in the safetensors files of a pipeline's parts."""
+    from physcli.models.encoders.checkpoint import read_shapes
+
+    files = [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
+    return sum(math.prod(shape) for file in files for shape in read_shapes(file).values())
 
 
 def fingerprint(resolved: Resolved, part: str | None = None) -> str:

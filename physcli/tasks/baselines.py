@@ -19,7 +19,7 @@ import torch
 from physcli.data.captions import read_jsonl
 from physcli.data.clips import Clip, read_dataset
 from physcli.data.subsets import thin
-from physcli.data.video import read_video, resize, video_info
+from physcli.data.video import frame_rate, read_video, resize, video_info
 from physcli.errors import DataError, UsageError
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.loading import fingerprint, load, resolve
@@ -175,7 +175,7 @@ def _frames(clip: Clip, num_frames: int) -> tuple[np.ndarray, float, str] | None
     else:
         if length < num_frames:
             return None
-        stride, rate, prompt = 1, video_info(clip.path).frame_rate_hz or 8.0, clip.prompt
+        stride, rate, prompt = 1, frame_rate(clip.path) or 8.0, clip.prompt
     return clip.read([i * stride for i in range(num_frames)]), rate, prompt
 
 

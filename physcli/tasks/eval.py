@@ -26,10 +26,11 @@ from physcli.benchmarks.dynamic_degree import is_dynamic, largest_motion, rule_f
 from physcli.benchmarks.law_view import scenario_of
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
-from physcli.data.video import read_video, video_info
+from physcli.data.video import frame_rate, read_video
 from physcli.data.video_sets import VideoItem, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, ModelError, UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
+from physcli.models import shown_name
 from physcli.models.raters import HUB_RATERS, TINY_RATER
 from physcli.progress import Reporter
 from physcli.stats import stderr_of_mean
@@ -205,7 +206,7 @@ def _row(item: VideoItem, fields: dict[str, Any] | DataError, reporter: Reporter
 
 def _frames(item: VideoItem) -> tuple[np.ndarray, float]:
     """All frames and the rate, in frames a second."""
-    frames, rate = read_video(item.path), video_info(item.path).frame_rate_hz
+    frames, rate = read_video(item.path), frame_rate(item.path)
     if len(frames) < laws.LEAST_FRAMES:
         raise DataError(f"{item.path} has {len(frames)} frames.", expected=f"at least {laws.LEAST_FRAMES}")
     return frames, rate
@@ -255,7 +256,7 @@ def _rater_scorer(
     from physcli.tasks.rating import read_frames
 
     rater = load_rater(name, device=device, dtype=settings.dtype, device_map=device_map)
-    label = f"{name.removesuffix(':random')} (random init)" if rater.random_init else name
+    label = shown_name(name, rater.random_init)
     reporter.note(f"The rater is {label}.")
     if rater.random_init:
         reporter.warn("The rater has random weights: its scores mean nothing.")

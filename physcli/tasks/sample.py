@@ -31,7 +31,7 @@ from physcli.data.prompts import Prompt
 from physcli.data.video import write_video
 from physcli.errors import UsageError, unknown
 from physcli.hashing import content_hash, seed_from
-from physcli.models import read_guidance_scale
+from physcli.models import read_guidance_scale, shown_name
 from physcli.models.fingerprints import hash_files
 from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, quiet_libraries, resolve
 from physcli.progress import Reporter
@@ -89,9 +89,8 @@ class SampleResult:
 
     @property
     def label(self) -> str:
-        """The model as tables show it: random weights are never mistaken for trained ones."""
-        model, random_init = self.videos[0]["model"], self.videos[0]["random_init"]
-        return f"{model.removesuffix(':random')} (random init)" if random_init else model
+        """The model as tables show it."""
+        return shown_name(self.videos[0]["model"], self.videos[0]["random_init"])
 
     def value(self, metric: str) -> float | None:
         """A value of `metrics.json`, or None."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from physcli.data.captions import read_jsonl
-from physcli.data.video import read_video, resize, video_info, write_video
+from physcli.data.video import frame_rate, read_video, resize, video_info, write_video
 from physcli.errors import DataError, UsageError, unknown
 from physcli.hashing import content_hash, seed_from
 from physcli.methods.lamo import display_map, drift_map, field_map, pool_prompt
@@ -124,7 +124,7 @@ def visualize(
                 frames = _read(video, model, settings)
                 layers, facts, box = draw(frames, video)
                 name = f"{number:02d}-{video.path.stem}-{settings.kind}"
-                pictures += _write(run.path / name, frames, layers, box, video_info(video.path).frame_rate_hz or 8.0)
+                pictures += _write(run.path / name, frames, layers, box, frame_rate(video.path) or 8.0)
                 rows += [
                     {
                         "benchmark": "visualize",

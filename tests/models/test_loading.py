@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -412,3 +413,27 @@ def test_offline_and_full_disk_are_explained():
     assert caught.value.__cause__ is wrapped
     with pytest.raises(ModelError, match="downloading is switched off"):
         load("physcli-tests/none", local_files_only=True, device="cpu")
+
+
+def test_a_model_larger_than_memory_is_refused_on_a_cpu(pipeline_folder, monkeypatch):
+    """The size is measured; the machine's free memory is made small."""
+    parts = ("transformer", "vae", "text_encoder")
+    files = [file for part in parts for file in (pipeline_folder / part).glob("*.safetensors")]
+    needed = sum(4 * value.numel() for file in files for value in load_file(file).values())
+
+    def leave(share):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=int(share * needed)))
+
+    leave(1)
+    load(str(pipeline_folder), device="cpu")
+    leave(0.6)
+    with pytest.raises(ModelError, match=r"takes \S+ GB in float32; \S+ GB are free") as error:
+        load(str(pipeline_folder), device="cpu")
+    assert "--dtype bfloat16" in error.value.fix
+    load(str(pipeline_folder), device="cpu", dtype="bfloat16")
+    leave(0.4)
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(ModelError, match="are free") as error:
+            load(str(pipeline_folder), device="cpu", dtype=dtype)
+        assert error.value.fix == "use a larger machine"
+    load(str(pipeline_folder), device="cpu", dtype="bfloat16", parts=["vae"])

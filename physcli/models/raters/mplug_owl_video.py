@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from physcli.errors import ModelError, UsageError
 from physcli.models.encoders.checkpoint import fetch, read_config
 from physcli.models.encoders.preprocessing import Preprocessing, write_preprocessing
 from physcli.models.fingerprints import hash_files
-from physcli.models.loading import pick_device, pick_dtype
+from physcli.models.loading import pick_device, pick_dtype, refuse_too_large
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.preprocessing import PROCESSOR_FILE, frame_indices, normalise, read_rater_preprocessing
 from physcli.models.raters.shards import Shards
@@ -438,7 +439,10 @@ def _read(
     shards = Shards(folder, unused=UNUSED)
     weights_dtype = pick_dtype(dtype, device, shards.num_bytes)
     rater = build_empty(config, lambda c: MplugOwlVideo(c, tokenizer=tokenizer, preprocessing=preprocessing, name=name))
-    shards.check({key: tuple(value.shape) for key, value in rater.state_dict().items()})
+    shapes = {key: tuple(value.shape) for key, value in rater.state_dict().items()}
+    shards.check(shapes)
+    if device_map is None:
+        refuse_too_large(name, sum(map(math.prod, shapes.values())), weights_dtype, device)
     places: Mapping[str, Any] = {"": device}
     if device_map == "auto":
         places = infer_auto_device_map(rater, no_split_module_classes=_UNSPLIT, dtype=weights_dtype)

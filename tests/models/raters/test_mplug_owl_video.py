@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,15 @@ def test_names(rater_folder, tmp_path):
     for wrong in ("balanced", {"vision_model": "cpu"}):
         with pytest.raises(UsageError, match=r"device.map"):
             load_rater(rater_folder, device_map=wrong)
+
+
+def test_a_rater_larger_than_memory_is_refused_on_a_cpu(rater_folder, monkeypatch):
+    needed = sum(4 * value.numel() for value in load_rater(rater_folder, device="cpu").state_dict().values())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0.6 * needed))
+    with pytest.raises(ModelError, match="are free") as error:
+        load_rater(rater_folder, device="cpu")
+    assert "--dtype bfloat16" in error.value.fix
+    load_rater(rater_folder, device="cpu", dtype="bfloat16")
 
 
 def test_a_hub_id_brings_the_tokenizer_along(rater_folder, monkeypatch):

@@ -200,6 +200,32 @@ def test_what_is_right_of_a_sampled_video_is_what_the_laws_say(clips, sampled, t
     assert rows["pc_right", "real"]["n"] == 4
 
 
+def test_which_words_of_a_caption_are_true(trainee):
+    """Own captions are true but for the outcome; of a caption with one wrong word, that word alone is false."""
+    made = trainee(twins=0.4, static=0.2)
+    for video, asked in drawn(made, 80):
+        row = made._row(video, asked)
+        judged = []
+        for ids, truths in zip(row["prompts"], row["truths"], strict=True):
+            told = made.rater.tokenizer.tokenizer.convert_ids_to_tokens(ids.clamp(min=0).tolist())
+            known = {word: int(truth) for word, truth in zip(told, truths, strict=True) if truth >= 0}
+            judged.append({word.strip("Ġ▁"): truth for word, truth in known.items()})
+        own, wrong, physics, rule = judged
+        assert physics == rule == {}
+        assert (
+            {"red", "yellow"}
+            < own.keys()
+            <= set(words(video.clip.prompt)) | ({"left", "right"} if video.mirrored else set())
+        )
+        outcome = ({"hits", "misses"} & own.keys()).pop()
+        happens = {0: "misses", 1: "hits"}[video.clip.label]
+        assert own.pop(outcome) == (video.kind != "static" and outcome == happens)
+        assert set(own.values()) == {1}
+        if asked[1].answer == "2":  # one word is wrong: of the twins' captions perhaps the outcome as well
+            false = {word for word, truth in wrong.items() if not truth} - {"hits", "misses"}
+            assert len(false) <= 1
+
+
 def test_every_word_is_known_and_left_is_right_in_a_mirror(trainee):
     made = trainee()
     unknown = made.rater.tokenizer.tokenizer.unk_token_id

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,9 @@ from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
 from physcli.data.video import frame_rate, read_video
 from physcli.data.video_sets import VideoItem, VideoSet, add_rules, read_video_set
-from physcli.errors import DataError, ModelError, UsageError, unknown
+from physcli.errors import DataError, UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
 from physcli.models import shown_name
-from physcli.models.raters import HUB_RATERS, TINY_RATER
 from physcli.progress import Reporter
 from physcli.stats import stderr_of_mean
 from physcli.tasks.processes import Processes
@@ -41,11 +40,7 @@ from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, re
 if TYPE_CHECKING:  # eval laws needs no torch
     from torch import Tensor
 
-    from physcli.models.raters.mplug_owl_video import MplugOwlVideo
-
 BENCHMARKS = ("laws", "videophy", "videophy2")
-_OFFICIAL = dict(zip(("videophy", "videophy2"), HUB_RATERS, strict=True))
-_RATER_SIZE = "about 15 GB"
 _LOGS = "items-*.part.jsonl"  # one a process
 
 # Videos → the fields of each in items.jsonl, or what is wrong with it.
@@ -139,7 +134,12 @@ def evaluate(
         run.path = Path(processes.tell(str(run.path)))
         hashes = {item.name: content_hash(item.path) if item.path.is_file() else "missing" for item in items}
         texts = [[item.name, item.caption, item.prompt, item.index, item.seed, *item.rules] for item in items]
-        rater = _find_rater(settings, items)
+        rater = None
+        if settings.benchmark != "laws":
+            from physcli.tasks.rating import find_rater
+
+            simulated = all(item.simulated for item in items)
+            rater = find_rater(settings.benchmark, settings.rater, simulated=simulated)
         inputs = {"videos": settings_hash({"files": hashes, "texts": texts})}
         run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]})
         if processes.tell(run.already_finished):
@@ -221,31 +221,6 @@ def _motion(item: VideoItem) -> dict[str, Any]:
     return {"dynamic_degree": is_dynamic(motion, rule), "motion_px": float(motion.mean())}
 
 
-def _find_rater(settings: EvalSettings, items: Sequence[VideoItem]) -> tuple[str, str] | None:
-    """The rater's name and a hash of its files; None for the laws, which have none.
-
-    Raises:
-        ModelError: it is not there.
-    """
-    if settings.benchmark == "laws":
-        return None
-    from physcli.models.raters.mplug_owl_video import rater_fingerprint
-
-    simulated = all(item.simulated for item in items)
-    name = settings.rater or (TINY_RATER if simulated else _OFFICIAL[settings.benchmark])
-    try:
-        return name, rater_fingerprint(name)
-    except ModelError as error:
-        if settings.rater is not None or simulated:
-            raise
-        raise ModelError(
-            f"{error.received.rstrip('.')}: the rater of {settings.benchmark} is not here.",
-            expected=f"{name}, {_RATER_SIZE}",
-            fix=f"where there is a network, `hf download {name}`; or --rater with its folder; videos of the simulated "
-            "world are scored without it by `physcli eval laws`",
-        ) from error
-
-
 def _rater_scorer(
     settings: EvalSettings, name: str, device: str, device_map: str | None, reporter: Reporter
 ) -> tuple[Scorer, str]:
@@ -253,14 +228,18 @@ def _rater_scorer(
     import torch
 
     from physcli.models.raters.mplug_owl_video import load_rater
-    from physcli.tasks.rating import read_frames
+    from physcli.tasks.rating import questions, rate_videophy, rate_videophy2, read_frames
 
     rater = load_rater(name, device=device, dtype=settings.dtype, device_map=device_map)
     label = shown_name(name, rater.random_init)
     reporter.note(f"The rater is {label}.")
     if rater.random_init:
         reporter.warn("The rater has random weights: its scores mean nothing.")
-    judge = _judge_videophy if settings.benchmark == "videophy" else _judge_videophy2
+
+    def rate(seen: Tensor, items: Sequence[VideoItem]) -> list[dict[str, Any]]:
+        if settings.benchmark == "videophy":
+            return rate_videophy(rater, seen, items, threshold=settings.threshold)
+        return rate_videophy2(rater, seen, items)
 
     def score(items: Sequence[VideoItem]) -> list[dict[str, Any] | DataError]:
         known: dict[int, dict[str, Any]] = {}
@@ -268,7 +247,7 @@ def _rater_scorer(
         shown = []
         for number, item in enumerate(items):
             try:
-                for question, text in _questions(settings.benchmark, item):
+                for question, text in questions(settings.benchmark, item):
                     videophy.QUESTIONS[question].fill(text)  # a text that cannot be asked about is this video's fault
                 motion = _motion(item)
                 shown.append(read_frames(item.path, rater))
@@ -277,81 +256,11 @@ def _rater_scorer(
                 broken[number] = error
         if known:
             seen = rater.encode_videos(torch.stack(shown))
-            for number, scores in zip(known, judge(settings, rater, seen, [items[n] for n in known]), strict=True):
+            for number, scores in zip(known, rate(seen, [items[n] for n in known]), strict=True):
                 known[number] = scores | known[number]
         return [broken[number] if number in broken else known[number] for number in range(len(items))]
 
     return score, label
-
-
-def _questions(benchmark: str, item: VideoItem) -> list[tuple[str, str]]:
-    """What is asked of a video: question and the text in it."""
-    if benchmark == "videophy":
-        return [("v1_sa", item.caption), ("v1_pc", "")]
-    sa = [("v2_sa", item.caption)] if item.caption else []
-    return [*sa, ("v2_pc", ""), *(("v2_rule", rule) for rule in item.rules)]
-
-
-def _judge_videophy(
-    settings: EvalSettings, rater: MplugOwlVideo, seen: Tensor, items: Sequence[VideoItem]
-) -> list[dict[str, Any]]:
-    sa, pc = (
-        rater.yes_probability(
-            seen,
-            [videophy.QUESTIONS[question].segments(item.caption) for item in items],
-            max_tokens=videophy.MAX_TOKENS["videophy"],
-        ).tolist()
-        for question in ("v1_sa", "v1_pc")
-    )
-    results = [videophy.score_videophy(*one, threshold=settings.threshold) for one in zip(sa, pc, strict=True)]
-    return [{**result.passed, "sa_mean": result.sa, "pc_mean": result.pc} for result in results]
-
-
-def _judge_videophy2(
-    settings: EvalSettings, rater: MplugOwlVideo, seen: Tensor, items: Sequence[VideoItem]
-) -> list[dict[str, Any]]:
-    """SA is asked where there is a caption, PC always, and each rule there is."""
-
-    def ask(question: str) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Number of the video, answer and digits' logits, as often as it is asked."""
-        asked = videophy.QUESTIONS[question]
-        about = [
-            (number, text)
-            for number, item in enumerate(items)
-            for which, text in _questions(settings.benchmark, item)
-            if which == question
-        ]
-        for first in range(0, len(about), len(items)):
-            some = about[first : first + len(items)]
-            numbers = [number for number, _ in some]
-            rating = rater.rate(seen[numbers], [asked.segments(text) for _, text in some])
-            yield from zip(numbers, rating.texts, rating.digit_logits.numpy(), strict=True)
-
-    sa, pc = ({number: (answer, digits) for number, answer, digits in ask(question)} for question in ("v2_sa", "v2_pc"))
-    rules = list(ask("v2_rule"))
-    rows: list[dict[str, Any]] = []
-    for number, item in enumerate(items):
-        sa_answer, sa_digits = sa.get(number, (None, None))
-        pc_answer, pc_digits = pc[number]
-        told = [answer for whose, answer, _ in rules if whose == number]
-        result = videophy.score_videophy2(
-            sa_answer, pc_answer, sa_digits=sa_digits, pc_digits=pc_digits, rule_answers=told
-        )
-        rows.append(
-            {
-                **result.passed,
-                **{"sa_mean": result.sa, "pc_mean": result.pc},
-                **{"sa_expected": result.sa_expected, "pc_expected": result.pc_expected},
-                **{"sa_answer": sa_answer, "pc_answer": pc_answer},
-            }
-        )
-        if item.rules:
-            judged = zip(item.rules, told, result.rules, strict=True)
-            rows[-1] |= {
-                **result.rule_shares,
-                "judged": [{"rule": rule, "answer": answer, "judgement": value} for rule, answer, value in judged],
-            }
-    return rows
 
 
 def _state_of(item: VideoItem) -> str:

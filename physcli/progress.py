@@ -33,3 +33,12 @@ class Reporter:
 
     def warn(self, message: str) -> None:
         """Something that may make the result wrong or smaller than asked for."""
+
+
+def size_in_words(num_bytes: float) -> str:
+    """Bytes as a person reads them (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

@@ -40,6 +40,28 @@ def stderr_of_mean(values: np.ndarray, clusters: Sequence[object] | None = None)
     return float(np.sqrt(count / (count - 1) * np.sum(sums**2)) / len(values))
 
 
+def share_interval(value: float, stderr: float | None, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, which stays within 0 and 1.
+
+    Args:
+        value: The share.
+        stderr: Its standard error, by clusters where items are not independent: the interval is that of so many
+            independent items as would have it, and never of more than `n`. None or 0 (all or none of the items, or one
+            cluster): of `n` items.
+        n: Items.
+
+    Raises:
+        ValueError: no item, or no share.
+    """
+    if n < 1 or not 0 <= value <= 1:
+        raise ValueError(f"value {value} of {n} items; expected a share of at least one")
+    size = min(n, value * (1 - value) / stderr**2) if stderr else n
+    quantile = float(student.ppf(0.975, math.inf))
+    middle = (value + quantile**2 / (2 * size)) / (1 + quantile**2 / size)
+    half = quantile / (1 + quantile**2 / size) * math.sqrt(value * (1 - value) / size + quantile**2 / (4 * size**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def stderr_of_strata(stderrs: Sequence[float]) -> float:
     """Standard error of the unweighted mean of independent strata's means."""
     array = np.asarray(stderrs, dtype=np.float64)

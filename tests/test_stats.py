@@ -18,6 +18,7 @@ from physcli.stats import (
     rank_correlation,
     ranking_area,
     seeds_difference,
+    share_interval,
     sign_flip_p,
     smallest_detectable,
     smallest_detectable_share,
@@ -283,3 +284,16 @@ def test_bootstrap_of_a_mean_is_the_standard_error():
     assert bootstrap_interval(mean, clusters=range(200), seed=1) != bootstrap_interval(mean, clusters=range(200))
     assert math.isnan(bootstrap_interval(mean, clusters=["one"] * 200).stderr)
     assert math.isnan(bootstrap_interval(lambda drawn: math.nan, clusters=range(9)).low)
+
+
+def test_share_interval():
+    for count, n in ((0, 2), (1, 2), (2, 2), (7, 20), (199, 200)):
+        wilson = reference.binomtest(count, n).proportion_ci(method="wilson")
+        share = count / n
+        assert share_interval(share, None, n) == pytest.approx((wilson.low, wilson.high), abs=1e-9)
+        assert share_interval(share, math.sqrt(share * (1 - share) / n), n) == pytest.approx((wilson.low, wilson.high))
+    # twins that always agree: half as many items
+    assert share_interval(0.3, math.sqrt(0.21 / 50), 100) == pytest.approx(share_interval(0.3, None, 50))
+    assert share_interval(0.3, 0.001, 100) == share_interval(0.3, None, 100)
+    with pytest.raises(ValueError, match="at least one"):
+        share_interval(0.3, None, 0)

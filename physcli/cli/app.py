@@ -23,7 +23,7 @@ from physcli.tasks.processes import start_all_processes
 # Command or group → its line in `physcli --help`. Each is `physcli.cli.<name>`, imported when it is called: help that
 # imports everything would be slow help.
 COMMANDS = {
-    "quickstart": "Simulate clips, probe two small models, draw the result: no GPU, no network, minutes on two cores.",
+    "quickstart": "Probe, fine-tune with VideoREPA, probe again, sample, score, compare: no GPU, no network, minutes.",
     "probe": "How much physics does a model understand?",
     "finetune": "Train a model by a recipe; resumable, on one or many devices.",
     "sample": "Make videos for prompts, with or without motion prior guidance.",

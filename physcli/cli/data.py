@@ -11,6 +11,7 @@ import typer
 from physcli.cli import render
 from physcli.cli.options import Output, Run, TrainRun, shared
 from physcli.errors import UsageError
+from physcli.progress import size_in_words
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help="Make, inspect and tidy clips."
@@ -192,7 +193,7 @@ def precompute(
         render.json_text(to_json(shown))
         return
     rows = [
-        [tally.signal, f"{tally.wanted:,}", f"{tally.kept:,}", f"{tally.computed:,}", render.size(tally.num_bytes)]
+        [tally.signal, f"{tally.wanted:,}", f"{tally.kept:,}", f"{tally.computed:,}", size_in_words(tally.num_bytes)]
         for tally in done.tallies
     ]
     render.table(
@@ -224,7 +225,7 @@ def cache_ls(common: Output) -> None:
     if common.json:
         render.json_text(to_json({"root": root, "kinds": {k: {"files": n, "bytes": b} for k, (n, b) in sizes.items()}}))
         return
-    rows = [[kind, count, render.size(num_bytes)] for kind, (count, num_bytes) in sizes.items()]
+    rows = [[kind, count, size_in_words(num_bytes)] for kind, (count, num_bytes) in sizes.items()]
     render.table(f"Cache {root}", ["kind", "files", "size"], rows, right=(1, 2))
 
 
@@ -245,4 +246,4 @@ def cache_clear(
     if common.json:
         render.json_text(to_json({"root": root, "freed_bytes": freed}))
     else:
-        render.result(f"Freed {render.size(freed)} in {root}.")
+        render.result(f"Freed {size_in_words(freed)} in {root}.")

@@ -179,6 +179,7 @@ def _evaluate(
 ) -> None:
     from dataclasses import replace
 
+    from physcli.stats import share_interval
     from physcli.tasks.eval import EvalSettings, evaluate
     from physcli.tasks.run_dir import to_json
 
@@ -204,16 +205,23 @@ def _evaluate(
         rate = row.get("unit") is None and not row["metric"].endswith(("_mean", "_grade", "_expected"))
         scale, digits = (100, 1) if rate else (1, 3)
         value = "–" if row["value"] is None else f"{scale * row['value']:.{digits}f}" + (" %" if rate else "")
-        error = "" if row["stderr"] is None else f"±{1.96 * scale * row['stderr']:.{digits}f}"
-        lines.append([row["metric"].replace("_", " "), value, error, row["n"]])
+        if rate and row["value"] is not None and not row["metric"].startswith("missing/"):
+            ends = share_interval(row["value"], row["stderr"], row["n"])
+            spread = " to ".join(f"{scale * end:.{digits}f}" for end in ends)
+        else:
+            spread = "" if row["stderr"] is None else f"±{1.96 * scale * row['stderr']:.{digits}f}"
+        lines.append([row["metric"], value, spread, row["n"]])
     judge = f"Rater: {first['rater']}." if "rater" in first else "Checked on the pixels."
     lost = next(row for row in head if row["metric"] == "missing/video")["count"]
+    missing = {row["metric"].removeprefix("missing/"): row.get("count") for row in head}
+    answers = [f"{missing[what]} {what.upper()}" for what in ("sa", "pc") if missing.get(what)]
+    unanswered = f"; answers that cannot be read: {', '.join(answers)}" if answers else ""
     render.table(
         f"{benchmark}: {len(done.items)} videos of {first['subject']}",
         ["", "value", "95 %", "n"],
         lines,
-        caption=f"{judge} {lost} of {len(done.items)} could not be scored. A still video breaks few laws: read pc "
-        "beside what moves.",
+        caption=f"{judge} {lost} of {len(done.items)} could not be scored{unanswered}. A still video breaks few laws: "
+        "read pc beside what moves.",
         right=(1, 2, 3),
     )
     render.files(done.files())

@@ -9,6 +9,7 @@ import typer
 
 from physcli.cli import render
 from physcli.cli.options import TrainRun, shared
+from physcli.progress import size_in_words
 
 
 @shared(TrainRun)
@@ -124,14 +125,14 @@ def _plan(common: TrainRun, name: str, overrides: tuple[str, ...], **given: Any)
         rows += [
             [
                 "windows kept",
-                f"{plan.windows:,}, {render.size(plan.cache_bytes)} ({render.size(plan.free_bytes)} free)",
+                f"{plan.windows:,}, {size_in_words(plan.cache_bytes)} ({size_in_words(plan.free_bytes)} free)",
             ],
             ["to compute them", f"{render.duration(plan.cache_seconds)} at most, with one process"],
         ]
     rows += [
         ["a step", f"{plan.step_seconds:.3g} s for {recipe.train.batch_size * recipe.train.accumulate} clips"],
         [f"{recipe.train.steps:,} steps", f"{render.duration(whole)}, with one process, validation left out"],
-        ["memory", f"{render.size(plan.memory_bytes)} on {plan.device}"],
-        ["checkpoints", f"{recipe.train.keep_checkpoints} of {render.size(plan.checkpoint_bytes)}"],
+        ["memory", f"{size_in_words(plan.memory_bytes)} on {plan.device}"],
+        ["checkpoints", f"{recipe.train.keep_checkpoints} of {size_in_words(plan.checkpoint_bytes)}"],
     ]
     render.table("A dry run: nothing was written", ["what", "value"], rows)

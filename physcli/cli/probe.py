@@ -147,6 +147,8 @@ def show_probe(done: Any, more_files: Mapping[str, object] | None = None) -> Non
             "Paired differences (same items; McNemar's p)",
             ["a − b", "points", "95 % interval", "p", ""],
             done.differences(),
+            caption="within noise: the interval, of the mean over scenarios, holds 0. p counts pairs won and lost, "
+            "whatever their scenario.",
             right=(1, 2, 3),
             whole=(1, 2, 3, 4),
         )

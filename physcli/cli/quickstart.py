@@ -13,7 +13,7 @@ from physcli.cli.probe import show_probe
 
 @shared(Run)
 def quickstart(common: Run) -> None:
-    """Probe, fine-tune with VideoREPA, probe again, sample, score, compare: no GPU, no network, five minutes."""
+    """Probe, fine-tune with VideoREPA, probe again, sample, score, compare: no GPU, no network, minutes."""
     from physcli.tasks.quickstart import QuickstartSettings
     from physcli.tasks.quickstart import quickstart as task
     from physcli.tasks.run_dir import to_json

@@ -163,15 +163,6 @@ def table(
     _stdout.print(drawn)
 
 
-def size(num_bytes: float) -> str:
-    """Bytes as a person reads them (powers of ten)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
 def duration(seconds: float) -> str:
     """Seconds as a person reads them."""
     if seconds < 100:

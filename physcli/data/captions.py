@@ -139,6 +139,8 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: it cannot be read.
     """
+    if not path.exists():
+        raise DataError(f"{path} is not there.", expected="a UTF-8 text file", fix="check the path")
     try:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

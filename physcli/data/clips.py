@@ -49,6 +49,7 @@ KEYWORDS = {
 SIMULATED_VERSION = 2
 SPLITS = ("train", "test")
 LABEL_FILE = "all_video_labels.json"
+TWINS_LIST = "impossible.jsonl"  # of a simulated set
 HDF5_SUFFIXES = frozenset({".hdf5", ".h5"})
 HDF5_FRAME_RATE_HZ = 100.0  # one frame is 10 ms of simulation
 LAYOUTS = (
@@ -193,7 +194,7 @@ def read_impossible(folder: str | Path) -> list[Clip]:
     Raises:
         DataError: none are there, or a row of impossible.jsonl or a video is not as it was written.
     """
-    root, table = Path(folder), Path(folder) / "impossible.jsonl"
+    root, table = Path(folder), Path(folder) / TWINS_LIST
     if not table.is_file():
         raise DataError(
             f"{root} holds no impossible twins.",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from physcli.data.captions import READERS, first_of
-from physcli.data.clips import read_dataset
+from physcli.data.clips import TWINS_LIST, read_dataset
 from physcli.data.prompts import DETAILED_COLUMNS, SHORT_COLUMNS, prompt_of_row
 from physcli.errors import DataError
 
@@ -56,11 +56,12 @@ class VideoItem:
 
 @dataclass(frozen=True)
 class VideoSet:
-    """Videos, whose they are, and what of the list is not used and why."""
+    """Videos, whose they are, what of the list is not used and why, and what else is worth knowing."""
 
     items: tuple[VideoItem, ...]
     subject: str
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_video_set(source: Path) -> VideoSet:
@@ -76,7 +77,7 @@ def read_video_set(source: Path) -> VideoSet:
     if (source.is_dir() and not (source / "run.json").is_file()) or (source / "dataset.json").is_file():
         return _from_folder(source)
     raise DataError(
-        f"{source} is no set of videos.",
+        f"{source} is " + ("no set of videos." if source.exists() else "not there."),
         expected=f"a run of `physcli sample`, its {LIST}, a .csv or .jsonl list, or a folder of captioned videos",
         fix="check the path",
     )
@@ -208,7 +209,12 @@ def _from_folder(folder: Path) -> VideoSet:
         for clip in clips
     ]
     problems = tuple(f"{problem.path}: {problem.message}" for problem in dataset.problems)
-    return VideoSet(tuple(_told_apart(items)), folder.name or str(folder), problems)
+    notes = []
+    if len(clips) < len(dataset.clips):
+        notes.append(f"The {len(clips)} test clips of {folder}; its {len(dataset.clips) - len(clips)} others are not.")
+    if (folder / TWINS_LIST).is_file():
+        notes.append(f"Its impossible twins are a list of their own: --videos {folder / TWINS_LIST}.")
+    return VideoSet(tuple(_told_apart(items)), folder.name or str(folder), problems, tuple(notes))
 
 
 def _told_apart(items: list[VideoItem]) -> list[VideoItem]:

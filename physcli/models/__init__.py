@@ -51,7 +51,7 @@ BUILT_IN: dict[str, KnownModel] = {
         "generator", "cogvideox", "CogVideoX with 4.6 M parameters for the simulated world: 17 frames of 64×64"
     ),
     "videomae-tiny": KnownModel(
-        "encoder", "videomae", "VideoMAE with 1.2 M parameters for the simulated world: 16 frames of 64×64"
+        "encoder", "videomae", "VideoMAE with 1.3 M parameters for the simulated world: 16 frames of 64×64"
     ),
 }
 

@@ -121,6 +121,8 @@ def evaluate(
         reporter.warn(f"Left out: {problem}")
     if len(found.problems) > 5:
         reporter.warn(f"{len(found.problems)} entries were left out in all.")
+    for note in found.notes:
+        reporter.note(note)
     items = thin(found.items, settings.limit)
     run = RunDir(
         out,

@@ -36,6 +36,7 @@ from physcli.report.html import (
     shares,
     table,
 )
+from physcli.stats import share_interval
 from physcli.tasks.compare_result import (
     CompareResult,
     Side,
@@ -247,7 +248,7 @@ def _score_table(run: ScoredRun) -> Markup:
         ["metric", "value", "95 % interval", "n", "without a score"],
         lines,
         label="Scores",
-        caption="Rates are in per cent. Interval: the value ± 1.96 standard errors.",
+        caption="Rates are in per cent, with Wilson's 95 % interval; other values ± 1.96 standard errors.",
         right=(1, 2, 3, 4),
     )
 
@@ -272,12 +273,17 @@ def _rows_in(run: ScoredRun, group: str) -> list[dict[str, Any]]:
 
 
 def _score_texts(run: ScoredRun, row: Mapping[str, Any]) -> tuple[str, str]:
-    known = row["metric"] in run.metrics
-    shown = dict(row) | {"is_rate": run.is_rate(row["metric"]) if known else row["metric"].endswith("accuracy")}
-    if row["value"] is None or row.get("stderr") is None:
-        return value_text(row["value"], shown), "–"
-    low, high = (value_text(row["value"] + side * 1.96 * row["stderr"], shown) for side in (-1, 1))
-    return value_text(row["value"], shown), f"{low} to {high}"
+    name = row["metric"]
+    rate = run.is_rate(name) if name in run.metrics else name.endswith("accuracy") or name.startswith("missing/")
+    shown = dict(row) | {"is_rate": rate}
+    value, stderr = row["value"], row.get("stderr")
+    if value is not None and rate:
+        ends = share_interval(value, stderr, row["n"])
+    elif value is not None and stderr is not None:
+        ends = value - 1.96 * stderr, value + 1.96 * stderr
+    else:
+        return value_text(value, shown), "–"
+    return value_text(value, shown), " to ".join(value_text(end, shown) for end in ends)
 
 
 def _scored(run: ScoredRun, metric: str) -> int | None:

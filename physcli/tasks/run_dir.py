@@ -281,9 +281,15 @@ class RunDir:
         """The command that continues this run."""
         words = self.record["command"].split()
         own = sys.argv[1 : 1 + len(words)] == words  # a run within another command's is continued by that command
-        again = ["physcli", *sys.argv[1:]]
-        if own and not any(word == "--out" or word.startswith("--out=") for word in sys.argv):
+        again = ["physcli", *(word for word in sys.argv[1:] if word != "--overwrite")]
+
+        def given(option: str) -> bool:
+            return any(word == option or word.startswith(f"{option}=") for word in again)
+
+        if own and not given("--out"):
             again += ["--out", str(self.path)]
+        if own and not given("--resume") and any(self.path.glob("checkpoint-*")):
+            again += ["--resume", "latest"]
         return shlex.join(again)
 
     def _withdraw(self) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from physcli.data.clips import SIMULATED_VERSION
+from physcli.data.clips import SIMULATED_VERSION, TWINS_LIST
 from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, UsageError, unknown
 from physcli.hashing import settings_hash
@@ -446,7 +446,7 @@ def _finish(
     psnr = [row.pop("psnr_db") for row in clips if "psnr_db" in row]
     write_jsonl(run.path / "metadata.jsonl", clips)
     if twins:
-        write_jsonl(run.path / "impossible.jsonl", twins)
+        write_jsonl(run.path / TWINS_LIST, twins)
     write_json(
         run.path / "dataset.json",
         {"format": "physcli-simulated", "version": SIMULATED_VERSION, "settings": asdict(settings)},
@@ -493,7 +493,7 @@ def _contact_frame_label(contact_frame: int | None, num_frames: int) -> int:
 def _missing(path: Path) -> list[str]:
     """Files of a finished dataset that are gone."""
     expected = ["metadata.jsonl", "dataset.json"]
-    for table in ("metadata.jsonl", "impossible.jsonl"):
+    for table in ("metadata.jsonl", TWINS_LIST):
         if (path / table).exists():
             expected += [json.loads(line)["file_name"] for line in (path / table).read_text("utf-8").splitlines()]
     for name in [name for name in expected if name.endswith(".mp4")]:
@@ -504,6 +504,6 @@ def _missing(path: Path) -> list[str]:
 
 def _read_result(path: Path) -> SimulateResult:
     count = sum(1 for _ in (path / "metadata.jsonl").open(encoding="utf-8"))
-    impossible = path / "impossible.jsonl"
+    impossible = path / TWINS_LIST
     twins = sum(1 for _ in impossible.open(encoding="utf-8")) if impossible.exists() else 0
     return SimulateResult(path, count, twins, read_metrics(path))

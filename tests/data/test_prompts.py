@@ -72,7 +72,7 @@ def test_bad_lists_are_explained(written, name, text, said):
 
 
 def test_a_missing_list(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is not there"):
         read_prompts(tmp_path / "none.txt")
 
 

@@ -90,8 +90,11 @@ def test_folders_that_are_refused(folder, tmp_path_factory):
         read_video_set(folder / "videos")
     with pytest.raises(DataError, match="holds no clip"):
         read_video_set(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(DataError, match="is no set of videos"):
+    with pytest.raises(DataError, match="is not there"):
         read_video_set(folder / "not-there")
+    (folder / "notes.md").write_text("")
+    with pytest.raises(DataError, match="is no set of videos"):
+        read_video_set(folder / "notes.md")
 
 
 def test_a_list_of_rules_alone(folder):

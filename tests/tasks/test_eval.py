@@ -235,3 +235,10 @@ def test_settings_that_cannot_be(videos, tmp_path, changes, said):
     settings = EvalSettings(**({"benchmark": "laws", "videos": str(videos)} | changes))
     with pytest.raises(UsageError, match=said):
         evaluate(settings, out=tmp_path / "run")
+
+
+def test_a_simulated_folder_says_what_of_it_is_scored(simulated, tmp_path):
+    heard = Heard()
+    evaluate(EvalSettings("laws", str(simulated), limit=1), out=tmp_path / "run", reporter=heard)
+    num_test = sum(json.loads(line)["split"] == "test" for line in (simulated / "metadata.jsonl").open())
+    assert any(line.startswith(f"The {num_test} test clips of") for line in heard.said)

@@ -99,6 +99,7 @@ def test_out_is_a_file(tmp_path):
     [
         ("probe physion --seed 1", "physcli probe physion --seed 1 --out {out}"),
         ("probe physion --out {out}", "physcli probe physion --out {out}"),
+        ("probe physion --overwrite --out={out}", "physcli probe physion --out={out}"),
         ("quickstart", "physcli quickstart"),  # a run within another command's
     ],
 )
@@ -110,6 +111,17 @@ def test_interruption_is_marked_and_explained(tmp_path, monkeypatch, argv, said)
     assert read_run(out)["status"] == "interrupted"
     assert heard.warnings[0].endswith(f"to go on: {said.format(out=out)}")
     assert not RunDir(out, "probe physion", {"seed": 1}).already_finished
+
+
+def test_an_interrupted_training_is_resumed_at_its_checkpoint(tmp_path, monkeypatch):
+    for argv, added in (("finetune --out a", " --resume latest"), ("finetune --out a --resume latest", "")):
+        heard = Heard()
+        monkeypatch.setattr("sys.argv", ["physcli", *argv.split()])
+        run = RunDir(tmp_path / "a", "finetune", {}, reporter=heard)
+        (tmp_path / "a" / "checkpoint-4").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(KeyboardInterrupt), run:
+            raise KeyboardInterrupt
+        assert heard.warnings[0].endswith(f"to go on: physcli {argv}{added}")
 
 
 def test_failure_is_marked(tmp_path):

@@ -415,7 +415,8 @@ def _folder(name: str | Path, *, revision: str | None = None, local_files_only: 
         raise ModelError(
             f"There is no trained {name} in this installation.",
             expected=f"{_RANDOM}, a hub id or a folder",
-            fix=f"train it with `physcli finetune --recipe pretrain/{TINY_RATER}` and give its model folder",
+            fix="videos of the simulated world are scored without a rater by `physcli eval laws`; or train this one, "
+            f"two hours on one core, with `physcli finetune --recipe pretrain/{TINY_RATER}`, then --rater RUN/model",
         )
     return folder
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from physcli.data.cache import TensorCache
 from physcli.errors import DataError
-from physcli.progress import Reporter
+from physcli.progress import Reporter, size_in_words
 from physcli.tasks.features import View
 from physcli.tasks.processes import Processes
 
@@ -191,15 +191,15 @@ def _check_room(needed: dict[str, float], root: Path, processes: Processes, repo
     if not needed:
         return
     total, free = sum(needed.values()), processes.tell(shutil.disk_usage(root).free)
-    parts = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in needed.items())
+    parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in needed.items())
     if total > free:
         raise DataError(
-            f"{total / 1e9:.3g} GB are to be kept ({parts}); {free / 1e9:.3g} GB are free at {root}.",
+            f"{size_in_words(total)} are to be kept ({parts}); {size_in_words(free)} are free at {root}.",
             expected="room for all of them",
             fix="choose another --cache-dir (or PHYSCLI_CACHE), fewer clips (data.limit) or objective.windows, or name "
             "in data.cache only what shall be kept: the rest is computed whenever it is read",
         )
-    reporter.note(f"To be computed and kept: {parts}; {free / 1e9:.3g} GB are free.")
+    reporter.note(f"To be computed and kept: {parts}; {size_in_words(free)} are free.")
 
 
 def row_bytes(cache: TensorCache, keys: Iterable[str]) -> float:

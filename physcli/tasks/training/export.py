@@ -65,8 +65,9 @@ from physcli.methods.moalign import MotionProjector
 projector = MotionProjector.load(FOLDER)
 ```""",
 }
+_NOISES = {"timesteps": "timesteps", "sigmas": "noise levels"}
 _OBJECTIVES = {
-    "generator": "v-prediction: mean squared error of v at uniformly drawn timesteps, captions dropped for "
+    "generator": "v-prediction: mean squared error of v at uniformly drawn {noise}, captions dropped for "
     "classifier-free guidance.",
     "encoder": "Future prediction, without labels: the encoder sees the first frames of a window; from the tokens of "
     "its last time step one linear layer predicts how the colours of each token's place will have changed at later "
@@ -133,6 +134,7 @@ def write_card(
     hashes = {path.relative_to(folder).as_posix(): content_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
     where = ", ".join(hardware["accelerators"]) or f"{hardware['threads']} CPU threads"
     start = "random weights" if content["init"] == "random" else f"the weights of {content['model']}"
+    noise = _NOISES[content["objective"].get("noise", "timesteps")]
     lines = [
         f"# {content['model']}" + (": the VAE" if kind == "vae" else ""),
         "",
@@ -144,7 +146,7 @@ def write_card(
         "",
         "## Objective",
         "",
-        _OBJECTIVES[kind] + _method_in_words(content),
+        _OBJECTIVES[kind].format(noise=noise) + _method_in_words(content),
         "",
         "## Data and training",
         "",

@@ -42,3 +42,8 @@ def size_in_words(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} TB"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -8,6 +8,7 @@ import typer
 
 from physcli.cli import render
 from physcli.cli.options import Run, shared
+from physcli.progress import counted
 
 if TYPE_CHECKING:
     from physcli.tasks.compare_result import CompareResult, Side
@@ -102,7 +103,7 @@ def _show_side(done: CompareResult, side: Side) -> None:
             + ", ".join(f"{count} of {name}" for name, count in missing.items())
             + "."
         )
-    count = f"{len(done.keys)} pairs"
+    count = counted(len(done.keys), "pair")
     render.table(
         f"{side.label} against {done.reference.label}, the reference ({count}; rates in %)",
         columns,

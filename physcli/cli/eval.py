@@ -8,6 +8,7 @@ import typer
 
 from physcli.cli import render
 from physcli.cli.options import ModelRun, Run, shared
+from physcli.progress import counted
 
 if TYPE_CHECKING:
     from physcli.tasks.agreement import AgreementResult
@@ -130,7 +131,7 @@ def _show_agreement(done: AgreementResult) -> None:
 
     names = {"sa": "SA", "pc": "PC", "joint": "Joint"}
     render.table(
-        f"{done.judge} against {done.truth}: {done.num_videos} videos",
+        f"{done.judge} against {done.truth}: {counted(done.num_videos, 'video')}",
         ["", "agree", "κ", "ranking", "rank correlation"],
         [
             [names[verdict], *(cell(verdict, m) for m in ("agreement", "kappa", "ranking_area", "rank_correlation"))]
@@ -217,7 +218,7 @@ def _evaluate(
     answers = [f"{missing[what]} {what.upper()}" for what in ("sa", "pc") if missing.get(what)]
     unanswered = f"; answers that cannot be read: {', '.join(answers)}" if answers else ""
     render.table(
-        f"{benchmark}: {len(done.items)} videos of {first['subject']}",
+        f"{benchmark}: {counted(len(done.items), 'video')} of {first['subject']}",
         ["", "value", "95 %", "n"],
         lines,
         caption=f"{judge} {lost} of {len(done.items)} could not be scored{unanswered}. A still video breaks few laws: "

@@ -9,6 +9,7 @@ from physcli.cli import render
 from physcli.cli.compare import show_comparison
 from physcli.cli.options import Run, shared
 from physcli.cli.probe import show_probe
+from physcli.progress import counted
 
 
 @shared(Run)
@@ -61,5 +62,8 @@ def _show_scores(benchmark: str, runs: Mapping[str, Any]) -> None:
         lines.append([told, *("–" if value is None else f"{100 * value:.0f} %" for value in values)])
     judge = "checked on the pixels" if benchmark == "laws" else f"rated by {first.rows[0]['rater']}"
     render.table(
-        f"{benchmark}: {len(first.items)} videos a set, {judge}", ["", *runs], lines, right=range(1, len(runs) + 1)
+        f"{benchmark}: {counted(len(first.items), 'video')} a set, {judge}",
+        ["", *runs],
+        lines,
+        right=range(1, len(runs) + 1),
     )

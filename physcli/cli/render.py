@@ -161,6 +161,8 @@ def table(
             end_section=index in sections,
         )
     _stdout.print(drawn)
+    if caption:
+        _stdout.print()
 
 
 def duration(seconds: float) -> str:

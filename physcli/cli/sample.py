@@ -11,6 +11,7 @@ from physcli.cli import render
 from physcli.cli.data import parse_size
 from physcli.cli.options import ModelRun, shared
 from physcli.errors import UsageError
+from physcli.progress import counted
 
 if TYPE_CHECKING:
     from physcli.tasks.sample import SampleResult
@@ -276,8 +277,9 @@ def _show(common: ModelRun, done: SampleResult) -> None:
             f" Motion guidance: step/output {update:.2g}, changed {done.value('update_changed'):.1%} of the values; "
             f"the field's residual at the end {done.value('motion_residual'):.3g}."
         )
+    size = f"{head['height']}x{head['width']}"
     render.table(
-        f"{done.label}: {len(done.videos)} videos of {head['num_frames']} frames, {head['height']}x{head['width']}",
+        f"{done.label}: {counted(len(done.videos), 'video')} of {head['num_frames']} frames, {size}",
         ["prompt", "sample", "fps", "video"],
         [
             [shorten(row["prompt"]), row["index"], f"{row['fps']:.3g}", row["video"].removeprefix("videos/")]

@@ -14,6 +14,7 @@ from typing import Any
 
 from physcli import __version__
 from physcli.data.cache import cache_sizes
+from physcli.progress import counted
 from physcli.tasks.run_dir import cache_root
 
 # extra → (package as imported, what it is for)
@@ -87,7 +88,7 @@ def _devices() -> list[Check]:
             "Devices",
             "processor",
             "ok",
-            f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+            f"{os.cpu_count()} cores, torch uses {counted(torch.get_num_threads(), 'thread')}",
         ),
         _memory(),
     ]

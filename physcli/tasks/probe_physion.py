@@ -27,7 +27,7 @@ from physcli.data.clips import Clip, Dataset, read_dataset
 from physcli.errors import DataError, UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, resolve
-from physcli.progress import Reporter
+from physcli.progress import Reporter, counted
 from physcli.simulation import controls
 from physcli.stats import paired_difference
 from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_finite, choose_taps, views_of
@@ -214,7 +214,7 @@ def _require_pairs(train: Sequence[Clip], test: Sequence[Clip]) -> None:
     scenario, few = min(pairs.items(), key=lambda item: len(item[1]))
     if len(few) < 2:
         raise DataError(
-            f"Too few training clips of {scenario}: received {len(few)} pairs.",
+            f"Too few training clips of {scenario}: received {counted(len(few), 'pair')}.",
             expected="needed at least 2 pairs of every scenario that is tested",
             fix="use more clips: a larger N in simulated:N, a larger --num-clips or --limit",
         )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from physcli import __version__
 from physcli.hashing import content_hash
+from physcli.progress import counted
 from physcli.recipe import dump_recipe
 from physcli.tasks.run_dir import write_text
 
@@ -132,7 +133,7 @@ def write_card(
     content = recipe.model_dump()
     kind = content["trains"]
     hashes = {path.relative_to(folder).as_posix(): content_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
-    where = ", ".join(hardware["accelerators"]) or f"{hardware['threads']} CPU threads"
+    where = ", ".join(hardware["accelerators"]) or counted(hardware["threads"], "CPU thread")
     start = "random weights" if content["init"] == "random" else f"the weights of {content['model']}"
     noise = _NOISES[content["objective"].get("noise", "timesteps")]
     lines = [

@@ -445,10 +445,17 @@ def read_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
         return _validate(content)
     except ValidationError as error:
         problems = [_explain(problem, content) for problem in error.errors()]
-        message = f"{path}: " + "; ".join(problems[:3]) + (f" (and {len(problems) - 3} more)" if problems[3:] else "")
-        kind = UsageError if given and _is_valid(load_yaml(path)) else RecipeError
-        expected = _fields(content, _place(error.errors()[0]))
-        raise kind(message, expected=expected, fix="correct the recipe or the key=value") from None
+        told = "; ".join(problems[:3]) + (f" (and {len(problems) - 3} more)" if problems[3:] else "")
+        place = _place(error.errors()[0])
+        expected = _fields(content, place)
+        if given and _is_valid(load_yaml(path)):  # the file alone is in order
+            where = ".".join(place)
+            keys = {one: one.partition("=")[0] for one in given}
+            named = [one for one, key in keys.items() if key.startswith(where) or where.startswith(key)]
+            raise UsageError(
+                f"{' '.join(named or given)}: {told}", expected=expected, fix="correct the key=value"
+            ) from None
+        raise RecipeError(f"{path}: {told}", expected=expected, fix="correct the recipe or the key=value") from None
 
 
 def dump_recipe(recipe: BaseModel) -> str:

@@ -487,3 +487,11 @@ def test_the_schema_tells_editors_what_fields_are():
     for method in ("Repa", "Tsa"):  # also what the methods share
         assert "counted from 0" in sections[method]["properties"]["taps"]["description"]
     assert sections["FuturePrediction"]["properties"]["contexts"]["description"] == "frames shown, one drawn a step"
+
+
+@pytest.mark.parametrize("wrong", ["methd.weight=1", "method.weight=abc", "train.stepz=4"])
+def test_a_wrong_override_is_named_alone_and_not_the_file(wrong):
+    with pytest.raises(UsageError) as error:
+        read_recipe("videorepa", ["data.source=simulated", wrong, "train.steps=3"])
+    assert error.value.received.startswith(f"{wrong}: ")
+    assert "videorepa.yaml" not in error.value.received

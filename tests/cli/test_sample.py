@@ -59,7 +59,7 @@ def test_errors_are_one_message(arguments, said, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "cannot be read"), ("\n", "holds no prompt")])
+@pytest.mark.parametrize(("text", "said"), [(None, "is not there"), ("\n", "holds no prompt")])
 def test_a_list_without_prompts(tmp_path, text, said):
     if text is not None:
         (tmp_path / "list.txt").write_text(text)

@@ -292,7 +292,7 @@ def test_what_is_left_out_is_named(given, simulated, tmp_path):
 def test_a_disk_that_is_too_small(given, monkeypatch, tmp_path):
     real = shutil.disk_usage
     monkeypatch.setattr(compute_module.shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
-    with pytest.raises(DataError, match=r"GB are to be kept \(latents .*, text ") as error:
+    with pytest.raises(DataError, match=r"kB are to be kept \(latents .*, text ") as error:
         precompute(**given("sft"))
     assert "data.cache" in error.value.fix
     assert not (tmp_path / "run-0").exists()

@@ -450,8 +450,7 @@ def read_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
         expected = _fields(content, place)
         if given and _is_valid(load_yaml(path)):  # the file alone is in order
             where = ".".join(place)
-            keys = {one: one.partition("=")[0] for one in given}
-            named = [one for one, key in keys.items() if key.startswith(where) or where.startswith(key)]
+            named = [one for one in given if (key := one.partition("=")[0]).startswith(where) or where.startswith(key)]
             raise UsageError(
                 f"{' '.join(named or given)}: {told}", expected=expected, fix="correct the key=value"
             ) from None

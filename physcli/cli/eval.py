@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -172,21 +172,17 @@ def _evaluate(
     videos: str,
     limit: int | None,
     *,
-    rater: str | None = None,
-    threshold: float | None = None,
-    rules: str | None = None,
     batch_size: int = 1,
     device_map: str | None = None,
+    **settings: Any,
 ) -> None:
-    from dataclasses import replace
-
+    """`settings`: those of `EvalSettings` that only some benchmarks have."""
     from physcli.stats import share_interval
     from physcli.tasks.eval import EvalSettings, evaluate
     from physcli.tasks.run_dir import to_json
 
-    settings = EvalSettings(benchmark, videos, rater, rules=rules, limit=limit, dtype=common.dtype)
     done = evaluate(
-        settings if threshold is None else replace(settings, threshold=threshold),
+        EvalSettings(benchmark, videos, limit=limit, dtype=common.dtype, **settings),
         out=common.out,
         overwrite=common.overwrite,
         device=common.device,

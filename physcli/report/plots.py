@@ -212,11 +212,10 @@ def loss_curve(
         draw(axes, name, color)
         axes.set_ylabel(name.replace("_", " "))
         axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", which="both", labelsize=7)  # a log axis of less than a decade labels many
     if control is not None:
         draw(panels[0], control, CONTROL, linestyle="dashed", label=control.replace("_", " "))
         panels[0].legend(frameon=False, fontsize=9)
-    for axes in panels:
-        axes.tick_params(axis="y", which="both", labelsize=7)  # a log axis of less than a decade labels many
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set_xlabel("optimizer step")
     panels[0].set_title(title, loc="left", fontsize=11)

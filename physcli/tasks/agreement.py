@@ -27,7 +27,7 @@ import numpy as np
 
 from physcli.errors import PhyscliError
 from physcli.progress import Reporter
-from physcli.stats import Interval, bootstrap_interval, cohens_kappa, rank_correlation, ranking_area
+from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, ranking_area
 from physcli.tasks.report import same_file
 from physcli.tasks.run_dir import RunDir, write_jsonl
 from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, describe, read_scored_run
@@ -36,7 +36,6 @@ VERDICTS = ("sa", "pc", "joint")
 COUNTS = ("both_pass", "only_truth_passes", "only_judge_passes", "both_fail")
 _GRADES = {"sa": ("sa_expected", "sa_grade", "sa_mean"), "pc": ("pc_expected", "pc_mean")}
 _LAW = "law/"
-_UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -184,16 +183,14 @@ def _measure(truth: ScoredRun, judge: ScoredRun, verdict: str, keys: Sequence[Ke
         "agreement": lambda drawn: float(np.mean(true[drawn] == said[drawn])),
         "kappa": lambda drawn: cohens_kappa(true[drawn], said[drawn]),
         "ranking_area": lambda drawn: ranking_area(grades[1][drawn], true[drawn]),
-        "rank_correlation": lambda drawn: rank_correlation(grades[0][drawn], grades[1][drawn]),
     }
-    if verdict == "joint":
-        del statistics["rank_correlation"]
+    if verdict != "joint":
+        statistics["rank_correlation"] = lambda drawn: rank_correlation(grades[0][drawn], grades[1][drawn])
     everything = np.arange(len(scored))
     rows = []
     for measure, statistic in statistics.items():
         value = statistic(everything) if scored else math.nan
-        known = not math.isnan(value)
-        spread = bootstrap_interval(statistic, clusters=clusters, seed=seed) if known else _UNKNOWN
+        spread = bootstrap_interval(statistic, clusters=clusters, seed=seed)
         rows.append(
             {
                 "metric": f"{verdict}_{measure}",

@@ -11,7 +11,7 @@ Readouts are in `readout.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -222,6 +222,7 @@ def shown_frames(
     *,
     subject: str,
     num_frames: int = 16,
+    usable_frames: Callable[[int], int] | None = None,
     video_frames: int | None = None,
     official: bool = False,
     repeat_last: bool = False,
@@ -238,15 +239,16 @@ def shown_frames(
     image        four of those, evenly spaced                   `frame_indices` at 150 ms: 0, 15, 30, 45
     ============ ============================================== =============================================
 
-    A generator's window always has 4k + 1 frames, what a causal VAE with a temporal factor of 4 wants: 45 frames are
-    12 latent frames, 13 are 4, 17 are 5. Features of one readout must therefore keep a number of latent frames that
-    all scenarios have. An OCD window that sticks out of the clip is moved inside.
+    A generator's window has as many of these frames, the last ones, as its VAE takes. With 4k + 1 all are taken: 45
+    frames are 12 latent frames, 13 are 4, 17 are 5; with 8k + 1, 41, 9 and 17. Features of one readout must therefore
+    keep a number of latent frames that all scenarios have. An OCD window that sticks out of the clip is moved inside.
 
     Args:
         item: The clip.
         task: "ocp" or "ocd".
         subject: "generator", "encoder" (takes num_frames at once) or "image" (one frame at a time).
         num_frames: An encoder's native number of frames.
+        usable_frames: Of a generator: so many available frames → the most that it can take. Default: 4k + 1.
         video_frames: The clip's length, where `item.num_frames` does not say; without it OCP frames are not checked
             against the length (reading them is), and OCD fails.
         official: The v1.5 evaluation's frames for encoders on real Physion, its oddities included.
@@ -259,6 +261,7 @@ def shown_frames(
     _check_task(task)
     if subject not in SUBJECTS:
         raise unknown("kind of subject", subject, SUBJECTS)
+    usable = usable_frames or (lambda available: (available - 1) // 4 * 4 + 1)
     length = video_frames if video_frames is not None else item.num_frames
     center = item.center_frame
     if task == "ocd":
@@ -284,14 +287,14 @@ def shown_frames(
             first = center - SIMULATED_OCD_FRAMES // 2
             frames = _shift_inside(list(range(first, first + SIMULATED_OCD_FRAMES)), length)
         if subject == "generator":
-            frames = frames[(len(frames) - 1) % 4 :]
+            frames = frames[len(frames) - usable(len(frames)) :]
         else:
             count = IMAGE_FRAMES if subject == "image" else num_frames
             frames = _thin(frames[1:], count)
     elif subject == "generator":
         last = (center or 0) + 15 if task == "ocd" else last_context_frame(item)
         available = LAST_FRAME if task == "ocd" else last
-        frames = list(range(last - (available - 1) // 4 * 4, last + 1))
+        frames = list(range(last + 1 - usable(available), last + 1))
     else:
         gap_ms = 150 if subject == "image" else FRAME_PERIOD_MS * max(1, math.ceil(45 / max(num_frames - 1, 1)))
         frames = frame_indices(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,8 +99,19 @@ class ProbeRun(ModelRun):
     ] = None
 
 
-def shared(options: type[Output]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a dataclass; its first parameter receives them as one instance."""
+def parameter(name: str, kind: Any, help: str, metavar: str | None = None, *, panel: str) -> inspect.Parameter:
+    """An option that a table brings along; None where it is not given. `help` says its default."""
+    option = typer.Option(help=help, metavar=metavar, show_default=False, rich_help_panel=panel)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def shared(
+    options: type[Output], *, more: Sequence[inspect.Parameter] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a dataclass; its first parameter receives them as one instance. Those of `more`
+    reach its `**` parameter."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = typing.get_type_hints(options, include_extras=True)
@@ -109,7 +120,8 @@ def shared(options: type[Output]) -> Callable[[Callable[..., None]], Callable[..
         own = [
             parameter.replace(annotation=own_hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in list(signature.parameters.values())[1:]
-        ]
+            if parameter.kind != inspect.Parameter.VAR_KEYWORD
+        ] + list(more)
         extra = [
             inspect.Parameter(
                 item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=hints[item.name]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from physcli.cli import render
 from physcli.cli.data import parse_size
-from physcli.cli.options import ModelRun, shared
+from physcli.cli.options import ModelRun, parameter, shared
 from physcli.errors import UsageError
+from physcli.guidance import GUIDANCES, NONE, guidance_class
+from physcli.guidance.base import flag
 from physcli.progress import counted
 
 if TYPE_CHECKING:
@@ -18,10 +21,18 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 BASELINES = "Instead of sampling"
-MOTION = "Motion prior guidance (LaMo)"
 
 
-@shared(ModelRun)
+def _guidance_options() -> list[inspect.Parameter]:
+    """The options of every guidance."""
+    return [
+        parameter(option.name, option.type, option.help, option.metavar, panel=guidance_class(name).title)
+        for name in GUIDANCES
+        for option in guidance_class(name).options()
+    ]
+
+
+@shared(ModelRun, more=_guidance_options())
 def sample(
     common: ModelRun,
     prompt: Annotated[
@@ -56,15 +67,16 @@ def sample(
         float | None,
         typer.Option(
             min=0,
-            help="Classifier-free guidance; 1 or less is none.  \\[default: the model's own, 6 for CogVideoX]",
+            help="Classifier-free guidance; 1 or less is none.  \\[default: the model's own]",
             show_default=False,
         ),
     ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            metavar="ddim|dpm",
-            help="On the checkpoint's own noise schedule.  \\[default: the checkpoint's own]",
+            metavar="NAME",
+            help="On the checkpoint's own noise schedule: ddim or dpm of CogVideoX, unipc or euler of Wan.  "
+            "\\[default: the checkpoint's own]",
             show_default=False,
         ),
     ] = None,
@@ -80,58 +92,13 @@ def sample(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos a pass; changes speed and memory only.")] = 1,
     guidance: Annotated[
-        str, typer.Option(metavar="none|lamo", help="lamo: follow a motion field.", rich_help_panel=MOTION)
-    ] = "none",
-    motion_scale: Annotated[
-        float | None,
+        str,
         typer.Option(
-            help="How far each step follows it; 0 only measures.  \\[default: 15, as published]",
-            show_default=False,
-            rich_help_panel=MOTION,
+            metavar="|".join([NONE, *GUIDANCES]),
+            help="lamo: follow a motion field; cfg-zero: CFG-Zero*.",
+            rich_help_panel="Guidance",
         ),
-    ] = None,
-    motion_reduction: Annotated[
-        str | None,
-        typer.Option(
-            metavar="mean|sum|normalized",
-            help="Of the residual; mean as published, normalized: the scale is a share of the output.  "
-            "\\[default: mean]",
-            show_default=False,
-            rich_help_panel=MOTION,
-        ),
-    ] = None,
-    motion_lag: Annotated[
-        int | None,
-        typer.Option(
-            help="Latent frames ahead.  \\[default: the field's own]", show_default=False, rich_help_panel=MOTION
-        ),
-    ] = None,
-    motion_ratio: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the steps that are guided, the last ones.  \\[default: 0.8]",
-            show_default=False,
-            rich_help_panel=MOTION,
-        ),
-    ] = None,
-    motion_window: Annotated[
-        str | None,
-        typer.Option(
-            metavar="exact|released",
-            help="Of 50 steps at 0.8, 40, or as LaMo's code counts 41.  \\[default: exact]",
-            show_default=False,
-            rich_help_panel=MOTION,
-        ),
-    ] = None,
-    motion_field: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="A motion field or the run that made it.  \\[default: the model's run's, else the built-in one]",
-            show_default=False,
-            rich_help_panel=MOTION,
-        ),
-    ] = None,
+    ] = NONE,
     static: Annotated[
         bool,
         typer.Option(
@@ -163,6 +130,7 @@ def sample(
     ] = False,
     vae_tiling: Annotated[bool, typer.Option("--vae-tiling", help="Decode large frames in tiles.")] = False,
     vae_slicing: Annotated[bool, typer.Option("--vae-slicing", help="Decode the videos of a pass one by one.")] = False,
+    **guidance_options: Any,
 ) -> None:
     """Make videos for prompts, through the model's diffusers pipeline; run again, it makes only what is missing."""
     from physcli.data.prompts import read_prompts
@@ -171,7 +139,12 @@ def sample(
     from physcli.tasks.sample import sample as task
 
     if static or repeat_real:
-        given = {"--prompt": prompt, "--prompts": prompts, "--adapter": adapter, "--motion-field": motion_field}
+        given = {
+            "--prompt": prompt,
+            "--prompts": prompts,
+            "--adapter": adapter,
+            **{flag(name): value for name, value in guidance_options.items()},
+        }
         _baseline(
             common,
             videos,
@@ -197,12 +170,7 @@ def sample(
         size=None if size is None else parse_size(size),
         num_frames=num_frames,
         guidance=guidance,
-        motion_scale=motion_scale,
-        motion_reduction=motion_reduction,
-        motion_lag=motion_lag,
-        motion_ratio=motion_ratio,
-        motion_window=motion_window,
-        motion_field=motion_field,
+        guidance_options={name: value for name, value in guidance_options.items() if value is not None},
         seed=common.seed,
         dtype=common.dtype,
     )
@@ -272,11 +240,8 @@ def _show(common: ModelRun, done: SampleResult) -> None:
         facts = f"{head['steps']} steps, guidance {head['guidance_scale']:g}; {seconds:.3g} s a video."
     if (moved := done.value("motion_px")) is not None:
         facts += f" Optical flow {moved:.3g} px a frame."
-    if (update := done.value("update_ratio")) is not None:
-        facts += (
-            f" Motion guidance: step/output {update:.2g}, changed {done.value('update_changed'):.1%} of the values; "
-            f"the field's residual at the end {done.value('motion_residual'):.3g}."
-        )
+    if (guidance := head.get("guidance", NONE)) != NONE and (said := guidance_class(guidance).in_words(done.value)):
+        facts += f" {said}"
     size = f"{head['height']}x{head['width']}"
     render.table(
         f"{done.label}: {counted(len(done.videos), 'video')} of {head['num_frames']} frames, {size}",

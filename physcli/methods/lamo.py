@@ -87,41 +87,45 @@ def drift_loss(
 
 
 def drift_weight(
-    timesteps: Tensor,
-    alphas_cumprod: Tensor,
+    time: Tensor,
+    signal: Tensor,
+    sigma: Tensor,
     *,
-    reading: Literal["released", "abar"] = "released",
+    reading: Literal["released", "abar", "snr"] = "released",
     per_sample: bool = False,
 ) -> Tensor:
     """w, which takes the drift loss back where x̂0 is little more than noise.
 
-    The two readings differ much: 0.75 against 0.095 at t = 500 of CogVideoX-2B. Pass the true timesteps: the
-    released code goes through int(1000 · (t/1000)) in float32, which makes 511, 506, 502, 253 and 251 one less.
+    Both sources have a variance-preserving model; what they mean in a flow model is our choice, and neither is in the
+    paper. The readings differ much: 0.75 against 0.095 at t = 500 of CogVideoX-2B; means over the levels that a flow
+    model is trained at, uniform and shifted by 5, are 0.38 and 0.12. Pass the true timesteps: the released code goes
+    through int(1000 · (t/1000)) in float32, which makes 511, 506, 502, 253 and 251 one less.
 
     Args:
-        timesteps: int64 [B].
-        alphas_cumprod: ᾱ of every timestep [T] (T = 1000 in all of CogVideoX).
-        reading: `released` is max(0, 1 − (t/T)²); `abar` (port) is ᾱ_t.
+        time: t/T of each clip [B], in [0, 1]: timestep over timesteps, or σ of a flow model.
+        signal: a of x_t = a·x0 + b·ε [B]: √ᾱ_t, or 1 − σ.
+        sigma: b, the same.
+        reading: `released` is max(0, 1 − (t/T)²), in a flow 1 − σ². `abar` (port) is ᾱ_t = a², the power of the signal,
+            in a flow (1 − σ)². `snr` (ours) is a²/(a² + b²), the same as `abar` but in a flow.
         per_sample: Each clip its own weight (ours); else all have the mean over the batch, as in both sources.
 
     Returns:
-        [B], float32 whatever the dtype of `alphas_cumprod`.
+        [B], float32.
 
     Raises:
-        ValueError: timesteps that are not [B] integers in 0..T−1, or an unknown reading.
+        ValueError: times that are not [B] in [0, 1], or an unknown reading.
     """
-    if timesteps.ndim != 1 or timesteps.is_floating_point():
-        raise ValueError(f"timesteps must be int64 [B], got {timesteps.dtype} {list(timesteps.shape)}")
-    alphas_cumprod = alphas_cumprod.to(timesteps.device).double()
-    steps = len(alphas_cumprod)
-    if ((timesteps < 0) | (timesteps >= steps)).any():
-        raise ValueError(f"timesteps must lie in 0..{steps - 1}, got {timesteps.tolist()}")
+    if time.ndim != 1 or ((time < 0) | (time > 1)).any():
+        raise ValueError(f"time must be [B] in [0, 1], got {list(time.shape)} {time.tolist()}")
     if reading == "released":
-        weights = (1 - (timesteps.double() / steps).square()).clamp_min(0)
+        weights = (1 - time.double().square()).clamp_min(0)
     elif reading == "abar":
-        weights = alphas_cumprod[timesteps]
+        weights = signal.double().square()
+    elif reading == "snr":
+        power = signal.double().square()
+        weights = power / (power + sigma.double().square())
     else:
-        raise ValueError(f"reading must be released or abar, got {reading!r}")
+        raise ValueError(f"reading must be released, abar or snr, got {reading!r}")
     return (weights if per_sample else weights.mean().expand_as(weights)).float()
 
 
@@ -146,6 +150,7 @@ class MotionField(nn.Module):
         prompt: Condition on the prompt; without it text_dim and cond_dim mean nothing.
         previous: Also see how the frame changed from the one before it.
         scaling_factor: Of the VAE whose latents it knows; only recorded, to refuse another model later.
+        latent_space: Which latents it knows, where these are not scaled by one factor; recorded likewise.
         lag: How many latent frames later it predicts; recorded, and the default of `guidance_update`.
 
     Raises:
@@ -164,6 +169,7 @@ class MotionField(nn.Module):
         prompt: bool = True,
         previous: bool = False,
         scaling_factor: float | None = None,
+        latent_space: str | None = None,
         lag: int = 1,
     ) -> None:
         super().__init__()
@@ -178,8 +184,10 @@ class MotionField(nn.Module):
             if type(flag) is not bool:
                 raise ValueError(f"{name} must be True or False, got {flag!r}")
         self.config: dict[str, Any] = {**sizes, **flags, "scaling_factor": scaling_factor, "lag": lag}
+        if latent_space is not None:
+            self.config["latent_space"] = latent_space
         self.channels, self.text_dim, self.previous = channels, text_dim, previous
-        self.scaling_factor, self.lag = scaling_factor, lag
+        self.scaling_factor, self.latent_space, self.lag = scaling_factor, latent_space, lag
 
         self.input_proj = nn.Conv2d(channels * (2 if previous else 1), hidden, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(hidden, cond_dim if prompt else None, squeeze) for _ in range(num_blocks))
@@ -197,7 +205,7 @@ class MotionField(nn.Module):
 
         Args:
             latents: [B, F, C, H, W]; each frame is taken by itself.
-            prompt: `pool_prompt` of the prompts [B, D], or one row a frame [B, F, D]. None stands for the learned
+            prompt: the pooled prompts [B, D], or one row a frame [B, F, D]. None stands for the learned
                 `null_prompt`. A dropped prompt is a row of zeros, which is something else.
             previous_change: z_i − z_{i−1} of each frame [B, F, C, H, W] if `previous`, else ignored. None takes it
                 from `latents`, with zeros for the first frame.
@@ -354,33 +362,6 @@ class _Block(nn.Module):
         return F.gelu(hidden + inputs)
 
 
-def pool_prompt(prompt_embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The prompt as one vector: the mean of its tokens.
-
-    CogVideoX passes no mask in the released code: its mean runs over all 226 tokens, padding included, in training
-    and in sampling alike.
-
-    Args:
-        prompt_embeds: [B, L, D].
-        mask: 1 for tokens that count [B, L]; if none does, the result is zeros.
-
-    Returns:
-        [B, D], float32 (float64 if the embeddings are).
-
-    Raises:
-        ValueError: other shapes.
-    """
-    if prompt_embeds.ndim != 3:
-        raise ValueError(f"prompt_embeds must be [B, L, D], got {list(prompt_embeds.shape)}")
-    prompt_embeds = _wide(prompt_embeds)
-    if mask is None:
-        return prompt_embeds.mean(dim=1)
-    if mask.shape != prompt_embeds.shape[:2]:
-        raise ValueError(f"mask must be {list(prompt_embeds.shape[:2])}, got {list(mask.shape)}")
-    mask = mask.to(prompt_embeds)
-    return (prompt_embeds * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
-
-
 def field_loss(
     field: nn.Module,
     latents: Tensor,
@@ -406,7 +387,7 @@ def field_loss(
     Args:
         field: A `MotionField`, or something that wraps one.
         latents: Clean x0 [B, F, C, H, W].
-        prompt: `pool_prompt` of the prompts [B, D]; None for a field without prompts, or for `null_prompt`.
+        prompt: the pooled prompts [B, D]; None for a field without prompts, or for `null_prompt`.
         lag: The pairs are (i, i + lag).
         cosine_weight: α; cos is that of whole frames, C·H·W.
         noise: Standard normal [B, P, C, H, W] for the frames shown, or None for clean ones. The change to predict,
@@ -496,7 +477,7 @@ def guidance_update(
     Args:
         output: [B, F, C, H, W].
         field: f_φ.
-        prompt: `pool_prompt` of the positive prompts [B, D]; None for a field without prompts, or `null_prompt`.
+        prompt: the pooled positive prompts [B, D]; None for a field without prompts, or `null_prompt`.
         predict_clean: Output → x̂0, both [B, F, C, H, W] float32; linear, differentiable, clip by clip.
         scale: λ ≥ 0: 15 (released) or 25 (port) with `mean`. 0 returns the very tensor, having measured L_g.
         reduction: `mean` over the elements of the clip's pairs, `sum` over the same, or `normalized` (ours): a step
@@ -621,7 +602,7 @@ def field_map(
         field: f_φ.
         latents: [B, F, C, H, W].
         frames: The frame to show, int64 [B]: t* of `drift_map`.
-        prompt: `pool_prompt` of the prompts [B, D].
+        prompt: the pooled prompts [B, D].
         reading: `resid`, the paper's heatmap: length over channels of f_φ(z_t*) − f_φ(mean of the clip's frames),
             which takes away what the field says of any frame. `norm`: length of f_φ(z_t*). `proj`: as in
             `drift_map`, with f_φ(z_t*) for the change.

@@ -6,20 +6,14 @@ A new backbone is one file and one line in `GENERATORS`; a new encoder one file 
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-from physcli.errors import ModelError
 
 Kind = Literal["generator", "encoder"]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".torch", ".bin")  # the earlier the better
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 OWN_FILE = "physcli.json"  # beside model_index.json: what diffusers has no place for
-GUIDANCE_SCALE = 6.0  # CogVideoX's
 
 
 @dataclass(frozen=True)
@@ -39,16 +33,21 @@ def shown_name(name: str, random_init: bool) -> str:
 # Family → the class that adapts it.
 GENERATORS: dict[str, str] = {
     "cogvideox": "physcli.models.cogvideox:CogVideoX",
+    "wan": "physcli.models.wan:Wan",
 }
 
 # `_class_name` in a folder's model_index.json → family.
 PIPELINES: dict[str, str] = {
     "CogVideoXPipeline": "cogvideox",
+    "WanPipeline": "wan",
 }
 
 BUILT_IN: dict[str, KnownModel] = {
     "cogvideox-tiny": KnownModel(
         "generator", "cogvideox", "CogVideoX with 4.6 M parameters for the simulated world: 17 frames of 64×64"
+    ),
+    "wan-tiny": KnownModel(
+        "generator", "wan", "Wan 2.1 with 3.7 M parameters for the simulated world: 17 frames of 64×64"
     ),
     "videomae-tiny": KnownModel(
         "encoder", "videomae", "VideoMAE with 1.3 M parameters for the simulated world: 16 frames of 64×64"
@@ -65,6 +64,15 @@ KNOWN_HUB: dict[str, KnownModel] = {
     "zai-org/CogVideoX1.5-5B": KnownModel(
         "generator", "cogvideox", "5.6 B parameters, 42 blocks, latent frames in pairs, 81 frames of 768×1360"
     ),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": KnownModel(
+        "generator", "wan", "1.4 B parameters, 30 blocks, flow matching, 81 frames of 480×832"
+    ),
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": KnownModel(
+        "generator", "wan", "14 B parameters, 40 blocks, flow matching, 81 frames of 480×832"
+    ),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": KnownModel(
+        "generator", "wan", "5 B parameters, 30 blocks, flow matching, 1/16 in space, 121 frames of 704×1280"
+    ),
     "MCG-NJU/videomae-base": KnownModel("encoder", "videomae", "86 M parameters, 16 frames of 224×224"),
     "MCG-NJU/videomae-large": KnownModel("encoder", "videomae", "304 M parameters, 16 frames of 224×224"),
     "OpenGVLab/VideoMAEv2-Base": KnownModel(
@@ -74,21 +82,3 @@ KNOWN_HUB: dict[str, KnownModel] = {
     "facebook/dinov2-large": KnownModel("encoder", "dinov2", "304 M parameters, images, frame by frame"),
     "facebook/vjepa2-vitl-fpc64-256": KnownModel("encoder", "vjepa2", "304 M parameters, 64 frames of 256×256"),
 }
-
-
-def read_guidance_scale(folder: Path | None) -> float:
-    """The guidance scale a pipeline folder names; CogVideoX's where it names none.
-
-    Raises:
-        ModelError: its physcli.json cannot be read, or names none there can be.
-    """
-    path = folder / OWN_FILE if folder is not None else None
-    if path is None or not path.is_file():
-        return GUIDANCE_SCALE
-    try:
-        scale = float(json.loads(path.read_text(encoding="utf-8"))["guidance_scale"])
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"guidance_scale is {scale}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path}: {error!r}.", expected='{"guidance_scale": a number of at least 0}') from error
-    return scale

@@ -63,6 +63,21 @@ def empty_part(part_class: Any, folder: Path) -> Any:
         raise _does_not_load(part_class, folder, error) from error
 
 
+def cast_part(part: nn.Module, dtype: torch.dtype) -> None:
+    """Another dtype for a part's weights, but for those layers that its class keeps in float32 when it is loaded in
+    half
+    precision: `.to(dtype)` alone would lose that."""
+    kept = tuple(getattr(part, "_keep_in_fp32_modules", None) or ())
+    part.to(dtype)
+    if dtype in (torch.bfloat16, torch.float16):
+        for name, module in part.named_modules():
+            if any(word in name.split(".") for word in kept):
+                module.float()
+        for name, parameter in part.named_parameters():
+            if any(word in name.split(".") for word in kept):
+                parameter.data = parameter.data.float()
+
+
 def is_empty(part: nn.Module | None) -> bool:
     """Whether a part's weights have not been read."""
     return part is not None and any(parameter.is_meta for parameter in part.parameters())

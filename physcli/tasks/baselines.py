@@ -22,7 +22,8 @@ from physcli.data.subsets import thin
 from physcli.data.video import frame_rate, read_video, resize, video_info
 from physcli.errors import DataError, UsageError
 from physcli.hashing import content_hash, settings_hash
-from physcli.models.loading import fingerprint, load, resolve
+from physcli.models.loading import load_generator
+from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter
 from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.features import to_tensor
@@ -108,9 +109,9 @@ def repeat_real(
         if run.already_finished:
             reporter.note(f"{run.path} already holds these videos; nothing is made again.")
             return read_result(run.path)
-        generator: Any = load(resolved, device=device, dtype=dtype, parts=())
-        num_frames = settings.num_frames or generator.native_num_frames
-        generator.check_num_frames(num_frames, decoding=True)
+        generator = load_generator(resolved, device=device, dtype=dtype, parts=())
+        num_frames = settings.num_frames or generator.facts.num_frames
+        generator.codec.check(num_frames, decoding=True)
         made, short = [], []
         with reporter.bar("Through the VAE", len(clips), "clip") as bar:
             for clip in clips:
@@ -120,11 +121,11 @@ def repeat_real(
                     short.append(clip.name)
                     continue
                 real, rate, prompt = frames
-                pixels = to_tensor([resize(real, *generator.native_size)])
+                pixels = to_tensor([resize(real, *generator.facts.size)])
                 with torch.no_grad():
-                    decoded = generator.decode_latents(generator.encode_video(pixels), num_frames=num_frames)[0]
+                    decoded = generator.codec.decode(generator.codec.encode(pixels), num_frames=num_frames)[0]
                 video = (decoded.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
-                height, width = generator.native_size
+                height, width = generator.facts.size
                 row = {
                     "video": video_name(clip.name, 0),
                     "caption": prompt,

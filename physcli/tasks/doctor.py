@@ -165,7 +165,7 @@ def _writable(name: str, folder: Path) -> Check:
 
 def _models() -> list[Check]:
     from physcli.models import BUILT_IN
-    from physcli.models.loading import resolve
+    from physcli.models.names import resolve
 
     checks = []
     for name in BUILT_IN:

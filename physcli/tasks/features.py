@@ -24,7 +24,9 @@ from physcli.data.clips import Clip
 from physcli.data.video import resize
 from physcli.errors import DataError, UsageError
 from physcli.hashing import content_hash, seed_from, settings_hash
+from physcli.models.encoders.base import Encoder
 from physcli.models.features import check_taps, default_tap
+from physcli.models.generator import Generator
 from physcli.progress import Reporter
 from physcli.tasks.processes import Processes
 
@@ -88,15 +90,14 @@ def pool_tokens(features: Tensor, pool: str, num_latent_frames: int | None = Non
     return features.flatten(1, 3)
 
 
-def choose_taps(model: Any, layers: Sequence[int] | str | None, sigmas: Sequence[float]) -> list[Tap]:
+def choose_taps(model: Generator | Encoder, layers: Sequence[int] | str | None, sigmas: Sequence[float]) -> list[Tap]:
     """The blocks and noise levels asked for, or the defaults.
 
     Raises:
         UsageError: a block or noise level the model does not have.
     """
-    is_generator = model.kind == "generator"
     if layers is None:
-        blocks = [default_tap(model.num_blocks) if is_generator else model.num_blocks - 1]
+        blocks = [default_tap(model.num_blocks) if model.kind == "generator" else model.num_blocks - 1]
     elif layers == "all":
         blocks = list(range(model.num_blocks))
     else:
@@ -105,9 +106,9 @@ def choose_taps(model: Any, layers: Sequence[int] | str | None, sigmas: Sequence
             check_taps(blocks, model.num_blocks)
         except UsageError as error:
             raise UsageError(f"{model.name}: {error.received}", expected=error.expected, fix=error.fix) from error
-    if not is_generator:
+    if model.kind != "generator":
         return [Tap(block) for block in blocks]
-    levels = list(dict.fromkeys(model.nearest_timestep(sigma).sigma for sigma in sigmas))
+    levels = list(dict.fromkeys(float(model.noise.at(sigma).sigma) for sigma in sigmas))
     return [Tap(block, sigma) for sigma in levels for block in blocks]
 
 
@@ -134,7 +135,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        model: Any,
+        model: Generator | Encoder,
         *,
         fingerprint: str,
         vae_fingerprint: str = "",
@@ -197,10 +198,10 @@ class FeatureExtractor:
             return
         if self.model.kind == "generator":
             assert sigma is not None
-            latents = self._encoded(views)
-            compute, batches = self._generator(sorted(caches), sigma), self._stored(views, latents)
+            latents = self._encoded(self.model, views)
+            compute, batches = self._generator(self.model, sorted(caches), sigma), self._stored(views, latents)
         else:
-            compute, batches = self._encoder(sorted(caches)), _decoded(views, self.batch_size)
+            compute, batches = self._encoder(self.model, sorted(caches)), _decoded(views, self.batch_size)
         what = self.model.name if sigma is None else f"{self.model.name}, σ={sigma:.2g}"
         held: dict[int, dict[str, Tensor]] = {block: {} for block in caches}
         try:
@@ -222,34 +223,34 @@ class FeatureExtractor:
             caches[block].put(tensors)
             tensors.clear()
 
-    def _encoder(self, blocks: list[int]) -> _Compute:
+    @staticmethod
+    def _encoder(model: Encoder, blocks: list[int]) -> _Compute:
         @torch.no_grad()
         def compute(batch: list[View], frames: list[np.ndarray]) -> dict[int, Tensor]:
-            return self.model.taps(to_tensor(frames).to(self.model.device), blocks)
+            return model.taps(to_tensor(frames).to(model.device), blocks)
 
         return compute
 
-    def _generator(self, blocks: list[int], sigma: float) -> _Compute:
-        timestep = self.model.nearest_timestep(sigma).timestep
-        prompt_embeds = self.model.encode_prompt([""])
+    def _generator(self, model: Generator, blocks: list[int], sigma: float) -> _Compute:
+        level, nothing = model.noise.at(sigma), model.encode_prompts([""])
 
         @torch.no_grad()
         def compute(batch: list[View], latents: list[Tensor]) -> dict[int, Tensor]:
             clean = torch.stack(latents)
             noise = torch.stack([self._noise(view, clean.shape[1:]) for view in batch])
-            timesteps = torch.full((len(batch),), timestep)
-            noisy = self.model.add_noise(clean, noise, timesteps)
-            return self.model.denoise(noisy, timesteps, prompt_embeds, taps=blocks, features_only=True).features
+            levels = level.expand(len(batch))
+            noisy = model.noise.add_noise(clean, noise, levels)
+            return model.denoise(noisy, levels, nothing, taps=blocks, features_only=True).features
 
         return compute
 
-    def _encoded(self, views: Sequence[View]) -> TensorCache:
+    def _encoded(self, model: Generator, views: Sequence[View]) -> TensorCache:
         """The VAE's latents of all views: those that are not kept are computed now, and only their clips decoded."""
         settings = {
             "version": VERSION,
             "vae": self.vae_fingerprint,
-            "dtype": str(self.model.dtype),
-            "preprocessing": _preprocessing(self.model),
+            "dtype": str(model.dtype),
+            "preprocessing": _preprocessing(model),
         }
         cache = TensorCache(self.cache, "latents", settings)
         missing = set(cache.missing(view.key for view in views))
@@ -258,10 +259,10 @@ class FeatureExtractor:
         if not todo:
             return cache
         try:
-            with self.reporter.bar(f"Latents of {self.model.name}", len(todo), "clip") as bar:
+            with self.reporter.bar(f"Latents of {model.name}", len(todo), "clip") as bar:
                 for number, (batch, frames) in enumerate(_decoded(todo, self.batch_size), start=1):
-                    pixels = to_tensor([resize(images, *self.model.native_size) for images in frames])
-                    encoded = self.model.encode_video(pixels).cpu()
+                    pixels = to_tensor([resize(images, *model.facts.size) for images in frames])
+                    encoded = model.codec.encode(pixels).cpu()
                     held |= {view.key: row.clone() for view, row in zip(batch, encoded, strict=True)}
                     if number % _BATCHES_A_SHARD == 0:
                         cache.put(held)
@@ -282,9 +283,9 @@ class FeatureExtractor:
         return torch.randn(shape, generator=generator)
 
 
-def _preprocessing(model: Any) -> Any:
+def _preprocessing(model: Generator | Encoder) -> dict[str, Any]:
     if model.kind == "generator":
-        return {"size": list(model.native_size), "resize": "whole frame"}
+        return {"size": list(model.facts.size), "resize": "whole frame"}
     return asdict(model.preprocessing)
 
 

@@ -21,7 +21,7 @@ from physcli.data.clips import Clip
 from physcli.errors import UsageError
 from physcli.hashing import settings_hash
 from physcli.models import KNOWN_HUB, loading
-from physcli.models.loading import computes_in_bfloat16
+from physcli.models.device import computes_in_bfloat16
 from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, dump_recipe, list_recipes, read_recipe
 from physcli.report.plots import loss_curve

@@ -10,7 +10,7 @@ from physcli.models import BUILT_IN, KNOWN_HUB
 
 def list_models() -> list[dict[str, Any]]:
     """Rows of all built-in models and known hub checkpoints. Loads nothing."""
-    from physcli.models.loading import resolve
+    from physcli.models.names import resolve
 
     rows = []
     for table, where in ((BUILT_IN, "built in"), (KNOWN_HUB, "hub")):
@@ -33,10 +33,11 @@ def list_models() -> list[dict[str, Any]]:
 def show_model(name: str) -> dict[str, Any]:
     """Facts of one model; loads it, because only a whole model is known to be one."""
     from physcli.models.features import default_tap
-    from physcli.models.loading import fingerprint, load, resolve
+    from physcli.models.loading import load
+    from physcli.models.names import fingerprint, resolve
 
     resolved = resolve(name)
-    model: Any = load(name, device="cpu")
+    model = load(resolved, device="cpu")
     facts: dict[str, Any] = {
         "name": name,
         "kind": resolved.kind,
@@ -47,18 +48,19 @@ def show_model(name: str) -> dict[str, Any]:
         "blocks": model.num_blocks,
         "hidden size": model.hidden_size,
     }
-    if resolved.kind == "generator":
+    if model.kind == "generator":
+        known = model.facts
         facts |= {
             "default tap": f"block {default_tap(model.num_blocks)} of 0..{model.num_blocks - 1}",
-            "parameters": {
-                part: sum(p.numel() for p in getattr(model.pipeline, part).parameters())
-                for part in ("transformer", "vae", "text_encoder")
-            },
-            "native size": "x".join(map(str, model.native_size)),
-            "latents": f"{model.latent_channels} channels, 1/{model.vae_scale_factor_spatial} in space, "
-            f"1/{model.vae_scale_factor_temporal} in time",
-            "text tokens": model.max_text_seq_length,
-            "scheduler": type(model.pipeline.scheduler).__name__,
+            "parameters": {part: sum(p.numel() for p in model.part(part).parameters()) for part in model.weight_parts},
+            "native size": "x".join(map(str, known.size)),
+            "native frames": f"{known.num_frames} at {known.frame_rate_hz:g} per second",
+            "latents": f"{known.latent_channels} channels, 1/{model.codec.spatial} in space, "
+            f"1/{model.codec.temporal} in time",
+            "prediction": model.noise.prediction,
+            "guidance scale": f"{model.guidance_scale:g}",
+            "text tokens": known.max_text_tokens,
+            "scheduler": model.scheduler_name,
         }
     else:
         facts |= {

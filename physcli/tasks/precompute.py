@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from physcli.errors import UsageError, unknown
-from physcli.models.loading import pick_device
+from physcli.models.device import pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Cached, dump_recipe
 from physcli.tasks.finetune import resolve_recipe

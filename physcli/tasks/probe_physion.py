@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from physcli.data.cache import TensorCache
 from physcli.data.clips import Clip, Dataset, read_dataset
 from physcli.errors import DataError, UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
+from physcli.models.encoders.base import Encoder
+from physcli.models.generator import Generator
 from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, resolve
 from physcli.progress import Reporter, counted
 from physcli.simulation import controls
@@ -49,6 +51,7 @@ class ProbeSettings:
     task: str = "ocp"
     layers: tuple[int, ...] | str | None = None
     sigmas: tuple[float, ...] = (0.3,)
+    snrs: tuple[float, ...] = ()  # in place of sigmas
     pool: str = "grid"
     readout: str = "pooled"
     unfiltered: bool = False
@@ -133,7 +136,7 @@ def probe_physion(
         run.record["subjects"] = {}
         shown_as = _display_names(settings.models)
         for name, item in resolved.items():
-            model: Any = load(item, device=device, dtype=settings.dtype)
+            model = load(item, device=device, dtype=settings.dtype)
             subject = shown_as[name]
             if item.random_init:
                 reporter.warn(f"{subject} has random weights: it shows what an untrained network sees.")
@@ -150,9 +153,8 @@ def probe_physion(
                 processes=processes,
                 reporter=reporter,
             )
-            taps = choose_taps(model, settings.layers, settings.sigmas)
-            if item.kind == "generator":
-                _note_sigmas(model, settings.sigmas, reporter)
+            sigmas = _sigmas(model, settings, reporter)
+            taps = choose_taps(model, settings.layers, sigmas)
             extractor.compute(views, taps)
             run.record["subjects"][subject] = _facts(model)
             if processes.is_main:
@@ -246,36 +248,46 @@ def _display_names(models: Sequence[str]) -> dict[str, str]:
     return {n: s if list(short.values()).count(s) == 1 and s not in CONTROLS else n for n, s in short.items()}
 
 
-def _views(model: Any, clips: Sequence[Clip], settings: ProbeSettings, hashes: dict[Path, str]) -> list[View]:
+def _views(
+    model: Generator | Encoder, clips: Sequence[Clip], settings: ProbeSettings, hashes: dict[Path, str]
+) -> list[View]:
     """What this model is shown of each clip."""
+    usable: Callable[[int], int] | None = None
     if model.kind == "generator":
-        subject, num_frames = "generator", 0
+        subject, num_frames, usable = "generator", 0, model.codec.usable_frames
     elif model.preprocessing.num_frames is None:
         subject, num_frames = "image", physion.IMAGE_FRAMES
     else:
         subject, num_frames = "encoder", model.preprocessing.num_frames
-    return views_of(clips, [_shown_frames(clip, settings, subject, num_frames) for clip in clips], hashes)
+    return views_of(clips, [_shown_frames(clip, settings, subject, num_frames, usable) for clip in clips], hashes)
 
 
-def _shown_frames(clip: Clip, settings: ProbeSettings, subject: str, num_frames: int = 16) -> list[int]:
+def _shown_frames(
+    clip: Clip,
+    settings: ProbeSettings,
+    subject: str,
+    num_frames: int = 16,
+    usable_frames: Callable[[int], int] | None = None,
+) -> list[int]:
     official = settings.readout == "official"
     return physion.shown_frames(
         clip,
         settings.task,
         subject=subject,
         num_frames=num_frames,
+        usable_frames=usable_frames,
         video_frames=clip.count_frames(),
         official=official,
         repeat_last=official or settings.unfiltered,
     )
 
 
-def _num_latent_frames(model: Any, views: Sequence[View]) -> int | None:
+def _num_latent_frames(model: Generator | Encoder, views: Sequence[View]) -> int | None:
     """What all clips of one readout have in common: Physion's collide shows a generator fewer frames."""
     lengths = {len(view.frames) for view in views}
     if model.kind != "generator" or len(lengths) == 1:
         return None
-    return min(model.latent_grid(length, *model.native_size)[0] for length in lengths)
+    return min(model.token_grid(length, *model.facts.size)[0] for length in lengths)
 
 
 def _readable(
@@ -355,11 +367,11 @@ def _check_share(
     reporter.warn(f"{len(problems)} of {total} {what} clips are skipped: {shown}{more}")
 
 
-def _facts(model: Any) -> dict[str, Any]:
+def _facts(model: Generator | Encoder) -> dict[str, Any]:
     """What a run records of a model beside its rows: where and how it ran, and what its VAE saw."""
     facts: dict[str, Any] = {"device": str(model.device), "dtype": str(model.dtype)}
-    if model.kind == "generator" and model.latent_stats.count:
-        seen = model.latent_stats
+    if model.kind == "generator" and model.codec.stats.count:
+        seen = model.codec.stats
         facts["vae"] = {
             "pixel_range": [seen.pixel_min, seen.pixel_max],
             "latent_mean": seen.mean,
@@ -368,18 +380,37 @@ def _facts(model: Any) -> dict[str, Any]:
     return facts
 
 
-def _note_sigmas(model: Any, sigmas: Sequence[float], reporter: Reporter) -> None:
-    for sigma in sigmas:
-        found = model.nearest_timestep(sigma)
-        if abs(found.sigma - sigma) > 0.02:
-            reporter.warn(f"{model.name} has no σ of {sigma:g}; the nearest, {found.sigma:.3g}, is used.")
+def _sigmas(model: Generator | Encoder, settings: ProbeSettings, reporter: Reporter) -> list[float]:
+    """The noise levels a generator is shown: those asked for as σ, or those of the ratios asked for."""
+    if model.kind != "generator":
+        return []
+    for sigma in settings.sigmas if not settings.snrs else ():
+        found = float(model.noise.at(sigma).sigma)
+        if abs(found - sigma) > 0.02:
+            reporter.warn(f"{model.name} has no σ of {sigma:g}; the nearest, {found:.3g}, is used.")
+    if settings.snrs:
+        return [float(model.noise.at_snr(snr).sigma) for snr in settings.snrs]
+    return list(settings.sigmas)
 
 
-def _choices(model: Any) -> dict[str, Any]:
+def _noise(model: Generator | Encoder, sigma: float | None) -> dict[str, float]:
+    """A noise level as rows tell it."""
+    if model.kind != "generator" or sigma is None:
+        return {}
+    level = model.noise.at(sigma)
+    return {"timestep": level.time.item(), "sigma": float(level.sigma), "snr": float(level.snr)}
+
+
+def _choices(model: Generator | Encoder) -> dict[str, Any]:
     """Choices about generators that others leave implicit."""
     if model.kind != "generator":
         return {}
-    return {"prompt": "", "latents_scaled": True, "text_tokens": "dropped"}
+    return {
+        "prompt": "",
+        "prediction": model.noise.prediction,
+        "latents_scaled": True,
+        "text_tokens": "dropped",
+    }
 
 
 def _read_out(
@@ -416,7 +447,7 @@ def _read_out(
             )
             if tap == chosen:
                 kept = found
-            noise = {} if tap.sigma is None else extractor.model.nearest_timestep(tap.sigma)._asdict()
+            noise = _noise(extractor.model, tap.sigma)
             more = {
                 **facts,
                 **noise,

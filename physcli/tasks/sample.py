@@ -20,7 +20,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,23 @@ import numpy as np
 from physcli.data.flow import dis_flow
 from physcli.data.prompts import Prompt
 from physcli.data.video import write_video
-from physcli.errors import UsageError, unknown
+from physcli.errors import UsageError
+from physcli.guidance import GUIDANCES, NONE, guidance_class
+from physcli.guidance.base import Measured, flag
 from physcli.hashing import content_hash, seed_from
-from physcli.models import read_guidance_scale, shown_name
+from physcli.models import shown_name
+from physcli.models.device import pick_device, pick_dtype, quiet_libraries
 from physcli.models.fingerprints import hash_files
-from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, quiet_libraries, resolve
+from physcli.models.generator import Generator, Sampled
+from physcli.models.loading import load_generator
+from physcli.models.names import fingerprint, read_facts, resolve
 from physcli.progress import Reporter
 from physcli.simulation.prompts import RATES
 from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.stats import stderr_of_mean
-from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
-from physcli.tasks.sampling import SCHEDULERS, Guide, Sampled, generate, use_scheduler
 from physcli.tasks.sheets import draw_sheet, shorten
-
-GUIDANCES = ("none", "lamo")
-REDUCTIONS = ("mean", "sum", "normalized")
-MOTION_SCALE = 15.0  # LaMo's released λ
-MOTION_RATIO = 0.8
 
 _SLUG_LENGTH = 32
 _LEAST_FLOW_SIDE = 16  # pixels
@@ -67,14 +65,19 @@ class SampleSettings:
     size: tuple[int, int] | None = None
     num_frames: int | None = None
     guidance: str = "none"
-    motion_scale: float | None = None
-    motion_reduction: str | None = None
-    motion_lag: int | None = None  # the field's own
-    motion_ratio: float | None = None
-    motion_window: str | None = None
-    motion_field: str | None = None
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)  # by their names on the command line
     seed: int = 0
     dtype: str = "auto"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All settings, each by its option's name, the guidance's with its defaults filled in."""
+        own = asdict(self)
+        given = own.pop("guidance_options")
+        if self.guidance == NONE:
+            return own | given
+        chosen = guidance_class(self.guidance)
+        return own | chosen.record(chosen.settings(given))
 
 
 @dataclass(frozen=True)
@@ -158,14 +161,15 @@ def sample(
             expected="a generator, such as cogvideox-tiny; `physcli models ls` lists them",
         )
     if settings.guidance_scale is None:
-        settings = replace(settings, guidance_scale=read_guidance_scale(resolved.path))
-    field_at = find_field(settings.motion_field, resolved) if settings.guidance == "lamo" else None
-    run = RunDir(out, "sample", asdict(settings), overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+        settings = replace(settings, guidance_scale=read_facts(resolved).guidance_scale)
+    chosen = None if settings.guidance == NONE else guidance_class(settings.guidance)
+    guided_by = None if chosen is None else chosen.settings(settings.guidance_options)
+    files = {} if chosen is None else chosen.files(guided_by, resolved)
+    run = RunDir(out, "sample", settings.record, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
     with run:
         run.path = Path(processes.tell(str(run.path)))
         inputs = {"model": fingerprint(resolved)}
-        if field_at is not None:
-            inputs["motion field"] = hash_files(field_at).hex()
+        inputs |= {name: hash_files(path).hex() for name, path in files.items()}
         run.check_inputs(inputs)
         items = [
             _Item(prompt, index, seed_from(settings.seed, prompt.text, index))
@@ -188,7 +192,7 @@ def sample(
             reporter.note(f"{len(done)} of {len(items)} videos are there already.")
 
         # 1. The model, and whether it can take these sizes, steps and prompts.
-        generator: Any = load(
+        generator = load_generator(
             resolved,
             device=device,
             dtype=settings.dtype,
@@ -196,28 +200,31 @@ def sample(
             vae_tiling=vae_tiling,
             vae_slicing=vae_slicing,
         )
-        height, width = settings.size or generator.native_size
-        num_frames = generator.native_num_frames if settings.num_frames is None else settings.num_frames
-        generator.check_num_frames(num_frames, decoding=True)
-        generator.latent_grid(num_frames, height, width)
-        use_scheduler(generator, settings.scheduler)
-        _check_steps(generator, settings.steps)
-        guide = _guide(settings, generator, field_at, reporter)
+        height, width = settings.size or generator.facts.size
+        num_frames = generator.facts.num_frames if settings.num_frames is None else settings.num_frames
+        generator.codec.check(num_frames, decoding=True)
+        generator.codec.check_size(height, width)
+        generator.use_scheduler(settings.scheduler)
+        if not 1 <= settings.steps <= generator.max_steps:
+            raise UsageError(
+                f"--steps {settings.steps}.",
+                expected=f"1 to {generator.max_steps} denoising steps for {generator.name}",
+            )
+        guidance = None if chosen is None else chosen.build(guided_by, generator, files, reporter)
         if resolved.random_init:
             reporter.warn(f"{resolved.name} has random weights: its videos show what an untrained network makes.")
         for prompt in dict.fromkeys(item.prompt.text for item in items):
             _warn_of_lost_words(generator, prompt, reporter)
 
         # 2. The videos, a batch at a time; each is written, and its row with it, as soon as it is made.
-        rate_unsaid = _native_frame_rate(generator, built_in=resolved.for_simulated_world)
+        rate_unsaid = FRAME_RATE_HZ if resolved.for_simulated_world else generator.facts.frame_rate_hz
         mine = [item for item in processes.share(items) if item.file_name not in done]
         log = run.path / f"items-{processes.rank}.part.jsonl"
         with reporter.bar("Sampling", len(mine) * settings.steps, "step") as bar:
             for first in range(0, len(mine), batch_size):
                 batch = mine[first : first + batch_size]
                 start = time.perf_counter()
-                made = generate(
-                    generator,
+                made = generator.sample(
                     [item.prompt.text for item in batch],
                     [item.seed for item in batch],
                     num_frames=num_frames,
@@ -225,7 +232,7 @@ def sample(
                     width=width,
                     steps=settings.steps,
                     guidance_scale=settings.guidance_scale,
-                    guide=guide,
+                    guidance=guidance,
                     each_step=functools.partial(bar.advance, len(batch)),
                 )
                 seconds = (time.perf_counter() - start) / len(batch)
@@ -254,14 +261,16 @@ def sample(
                     "simulated_world": resolved.for_simulated_world,
                     "adapter": None if resolved.adapter is None else str(resolved.adapter),
                     "guidance_scale": settings.guidance_scale,
-                    "scheduler": type(generator.pipeline.scheduler).__name__,
+                    "scheduler": generator.scheduler_name,
                     "steps": settings.steps,
                     "num_frames": num_frames,
                     "height": height,
                     "width": width,
                     "fps": frame_rate_of(item.prompt.text, rate_unsaid),
                     "guidance": settings.guidance,
-                    "motion": None if guide is None else _motion(settings) | {"field": str(field_at)},
+                    "guided_by": None
+                    if guided_by is None
+                    else asdict(guided_by) | {n: str(p) for n, p in files.items()},
                     "columns": dict(item.prompt.columns),
                 }
                 for item in items
@@ -283,7 +292,9 @@ def sample(
                 "device": str(generator.device),
                 "dtype": str(generator.dtype),
             }
-            run.write_metrics([row | common for row in rows_of(made_rows, resolved.name)])
+            run.write_metrics(
+                [row | common for row in rows_of(made_rows, resolved.name, () if chosen is None else chosen.metrics)]
+            )
     processes.finish()
     return read_result(run.path, processes.is_main)
 
@@ -349,65 +360,15 @@ def _checked(settings: SampleSettings, device: str, batch_size: int, reporter: R
     scale = settings.guidance_scale
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise UsageError(f"--guidance-scale {scale}.", expected="a number of at least 0; 1 or less is no guidance")
-    if settings.scheduler is not None and settings.scheduler not in SCHEDULERS:
-        raise unknown("scheduler", settings.scheduler, SCHEDULERS)
-    return replace(_checked_motion(settings), prompts=tuple(prompts.values()))
-
-
-def _checked_motion(settings: SampleSettings) -> SampleSettings:
-    """The settings of motion guidance, defaults filled in.
-
-    Raises:
-        UsageError: values that cannot be, or any of them without the guidance.
-    """
-    if settings.guidance not in GUIDANCES:
-        raise unknown("guidance", settings.guidance, GUIDANCES)
-    names = ("scale", "reduction", "lag", "ratio", "window", "field")
-    given = [f"--motion-{name}" for name in names if getattr(settings, f"motion_{name}") is not None]
-    if settings.guidance == "none":
-        if given:
-            raise UsageError(
-                f"{given[0]} without --guidance lamo.", expected="both or neither", fix="add --guidance lamo"
-            )
-        return settings
-    filled = replace(
-        settings,
-        motion_scale=MOTION_SCALE if settings.motion_scale is None else settings.motion_scale,
-        motion_reduction=settings.motion_reduction or "mean",
-        motion_ratio=MOTION_RATIO if settings.motion_ratio is None else settings.motion_ratio,
-        motion_window=settings.motion_window or "exact",
-    )
-    assert filled.motion_scale is not None
-    assert filled.motion_ratio is not None
-    if not 0 <= filled.motion_scale < math.inf:
-        raise UsageError(f"--motion-scale {filled.motion_scale}.", expected="a number of at least 0; 0 only measures")
-    if not 0 < filled.motion_ratio <= 1:
-        raise UsageError(f"--motion-ratio {filled.motion_ratio}.", expected="above 0, at most 1")
-    if filled.motion_lag is not None and filled.motion_lag < 1:
-        raise UsageError(f"--motion-lag {filled.motion_lag}.", expected="at least 1 latent frame")
-    if filled.motion_reduction not in REDUCTIONS:
-        raise unknown("reduction", str(filled.motion_reduction), REDUCTIONS)
-    if filled.motion_window not in ("exact", "released"):
-        raise unknown("window", str(filled.motion_window), ("exact", "released"))
-    return filled
-
-
-def _guide(settings: SampleSettings, generator: Any, field_at: Path | None, reporter: Reporter) -> Guide | None:
-    if field_at is None:
-        return None
-    field = read_field(field_at)
-    check_field(field, generator, str(field_at))
-    reporter.note(f"The motion field is {field_at.name}, lag {field.lag}.")
-    if settings.motion_lag not in (None, field.lag):
-        reporter.warn(
-            f"--motion-lag {settings.motion_lag}, but the motion field predicts {field.lag} latent frames ahead."
+    if settings.guidance != NONE:
+        guidance_class(settings.guidance).settings(settings.guidance_options)
+    elif settings.guidance_options:
+        option = next(iter(settings.guidance_options))
+        wanted = next((name for name in GUIDANCES if option.startswith(f"{guidance_class(name).prefix}_")), None)
+        raise UsageError(
+            f"{flag(option)} without --guidance {wanted}.", expected="both or neither", fix=f"add --guidance {wanted}"
         )
-    return Guide(field.to(generator.device).eval().requires_grad_(False), **_motion(settings))
-
-
-def _motion(settings: SampleSettings) -> dict[str, Any]:
-    """Motion guidance's settings, as `Guide` names them."""
-    return {name: getattr(settings, f"motion_{name}") for name in ("scale", "reduction", "lag", "ratio", "window")}
+    return replace(settings, prompts=tuple(prompts.values()))
 
 
 def _measured(made: Sampled, number: int) -> dict[str, Any]:
@@ -419,46 +380,26 @@ def _measured(made: Sampled, number: int) -> dict[str, Any]:
     }
 
 
-def _check_steps(generator: Any, steps: int) -> None:
-    most = generator.pipeline.scheduler.config.num_train_timesteps
-    if not 1 <= steps <= most:
-        raise UsageError(f"--steps {steps}.", expected=f"1 to {most} denoising steps for {generator.name}")
-
-
-def _native_frame_rate(generator: Any, *, built_in: bool) -> float:
-    """Frames per second a model was trained on; of CogVideoX 1.0 and 1.5, what their model cards say."""
-    if built_in:
-        return FRAME_RATE_HZ
-    return 16 if generator.patch_size_t > 1 else 8
-
-
-def _warn_of_lost_words(generator: Any, prompt: str, reporter: Reporter) -> None:
+def _warn_of_lost_words(generator: Generator, prompt: str, reporter: Reporter) -> None:
     """Say what the text encoder will not see of a prompt: its end, or words it does not know."""
-    tokenizer, most = generator.pipeline.tokenizer, generator.max_text_seq_length
+    most = generator.facts.max_text_tokens
     with quiet_libraries():
         length = generator.prompt_lengths([prompt])[0]
-        if length > most:
-            lost = length - most
-            reporter.warn(
-                f"{generator.name} reads {most} tokens of a prompt and cuts the last {lost} of: {shorten(prompt)}"
-            )
-        if not tokenizer.is_fast:  # only these say which characters a token stands for
-            return
-        tokens = tokenizer(prompt, truncation=False, return_offsets_mapping=True)
-    unknown_words = [
-        prompt[start:end]
-        for token, (start, end) in zip(tokens.input_ids, tokens.offset_mapping, strict=True)
-        if token == tokenizer.unk_token_id
-    ]
+        unknown_words = generator.unknown_words(prompt)
+    if length > most:
+        lost = length - most
+        reporter.warn(
+            f"{generator.name} reads {most} tokens of a prompt and cuts the last {lost} of: {shorten(prompt)}"
+        )
     if unknown_words:
-        words = " ".join(dict.fromkeys(unknown_words))
+        words = " ".join(unknown_words)
         reporter.warn(
             f"{generator.name} does not know these words, and takes all for one: {words} (in: {shorten(prompt)})"
         )
 
 
-def rows_of(made: Sequence[Mapping[str, Any]], subject: str) -> list[dict[str, Any]]:
-    """Rows of metrics.json over rows of items.jsonl: what a video costs, how much moves, what guidance did."""
+def rows_of(made: Sequence[Mapping[str, Any]], subject: str, guided: Sequence[Measured] = ()) -> list[dict[str, Any]]:
+    """Rows of metrics.json over rows of items.jsonl: what a video costs, how much moves, what a guidance did."""
 
     def row(metric: str, values: Sequence[float], higher: bool | None) -> dict[str, Any]:
         return {
@@ -479,10 +420,10 @@ def rows_of(made: Sequence[Mapping[str, Any]], subject: str) -> list[dict[str, A
         rows.append(row("seconds_per_video", [item["seconds"] for item in made], False))
     if moving := [item["motion_px"] for item in made if item["motion_px"] is not None]:
         rows.append(row("motion_px", moving, None))
-    if "update_ratio" in made[0]:
-        rows.append(row("update_ratio", [float(np.mean(item["update_ratio"])) for item in made], None))
-        rows.append(row("update_changed", [float(np.mean(item["changed"])) for item in made], None))
-        rows.append(row("motion_residual", [item["guidance_loss"][-1] for item in made], False))
+    for measured in guided:
+        steps = [np.array(item[measured.log]) for item in made]
+        values = [float(one.mean() if measured.of_steps == "mean" else one[-1]) for one in steps]
+        rows.append(row(measured.metric, values, measured.higher_is_better))
     return rows
 
 

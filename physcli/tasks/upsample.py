@@ -24,8 +24,8 @@ from typing import Any
 from physcli.data.prompts import Prompt, read_prompts
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import content_hash
+from physcli.models.device import pick_device, pick_dtype, quiet_libraries
 from physcli.models.hub import explain_hub_errors
-from physcli.models.loading import pick_device, pick_dtype, quiet_libraries
 from physcli.progress import Reporter
 from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
 

@@ -22,15 +22,18 @@ from torch import Tensor
 from physcli.data.captions import read_jsonl
 from physcli.data.video import frame_rate, read_video, resize, video_info, write_video
 from physcli.errors import DataError, UsageError, unknown
+from physcli.guidance.lamo import check_field, find_field, read_field
 from physcli.hashing import content_hash, seed_from
-from physcli.methods.lamo import display_map, drift_map, field_map, pool_prompt
+from physcli.methods.lamo import display_map, drift_map, field_map
 from physcli.methods.tsa import correspondence, motion_saliency
-from physcli.models.loading import fingerprint, load, resolve
+from physcli.models.encoders.base import Encoder
+from physcli.models.generator import Generator
+from physcli.models.loading import load, load_encoder
+from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter
 from physcli.report.overlays import enlarge, mark, overlay
 from physcli.report.plots import contact_sheet
 from physcli.tasks.features import choose_taps, to_tensor
-from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.run_dir import RunDir
 
 KINDS = ("drift", "field", "correspondence", "saliency")
@@ -113,7 +116,7 @@ def visualize(
             {"model": fingerprint(resolved)} | {str(video.path): content_hash(video.path) for video in videos}
         )
         run.redo()  # pictures are quickly drawn
-        model: Any = load(resolved, device=device, dtype=dtype)
+        model = load(resolved, device=device, dtype=dtype)
         if resolved.random_init:
             reporter.warn(f"{resolved.name} has random weights.")
         draw = _DRAW[settings.kind](model, settings, device, reporter)
@@ -150,7 +153,7 @@ def visualize(
 _Draw = Callable[[np.ndarray, _Video], tuple[list[Layer], dict[str, float], tuple[float, float, float, float] | None]]
 
 
-def _drift(model: Any, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
+def _drift(model: Generator, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
     lag = 2 if settings.lag is None else settings.lag
 
     def draw(frames: np.ndarray, video: _Video) -> Any:
@@ -166,7 +169,7 @@ def _drift(model: Any, settings: VisualizeSettings, device: str, reporter: Repor
     return draw
 
 
-def _field(model: Any, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
+def _field(model: Generator, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
     path = find_field(settings.motion_field, resolve(settings.model))
     field = read_field(path)
     check_field(field, model, str(path))
@@ -177,7 +180,7 @@ def _field(model: Any, settings: VisualizeSettings, device: str, reporter: Repor
     def draw(frames: np.ndarray, video: _Video) -> Any:
         latents = _latents(model, frames)
         _check_lag(field.lag, latents)
-        prompt = pool_prompt(model.encode_prompt([video.prompt])) if field.prompt_proj is not None else None
+        prompt = model.encode_prompts([video.prompt]).pooled() if field.prompt_proj is not None else None
         maps = {
             reading: torch.cat(
                 [
@@ -200,10 +203,12 @@ def _field(model: Any, settings: VisualizeSettings, device: str, reporter: Repor
     return draw
 
 
-def _saliency(encoder: Any, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
+def _saliency(encoder: Encoder, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
     def draw(frames: np.ndarray, video: _Video) -> Any:
         size = (encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
-        shown = resize(frames, encoder.preprocessing.height, encoder.preprocessing.width)
+        shown = resize(
+            frames, encoder.preprocessing.height or frames.shape[1], encoder.preprocessing.width or frames.shape[2]
+        )
         length = len(shown) // size[0] * size[0]  # the first frame is left out where it does not fit, as papers do
         kept = motion_saliency(
             to_tensor([shown[len(shown) - length :]]), tubelet=size, share=settings.share, ties="positive"
@@ -214,18 +219,18 @@ def _saliency(encoder: Any, settings: VisualizeSettings, device: str, reporter: 
     return draw
 
 
-def _correspondence(model: Any, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
-    teacher: Any = load(settings.teacher, device=device, dtype="float32")
+def _correspondence(model: Generator, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
+    teacher = load_encoder(settings.teacher, what="--teacher ", device=device, dtype="float32")
     [tap] = choose_taps(model, None if settings.layer is None else [settings.layer], [settings.sigma])
 
     @torch.no_grad()
     def draw(frames: np.ndarray, video: _Video) -> Any:
         latents = _latents(model, frames)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed_from(settings.seed, "noise")))
-        timesteps = torch.full((1,), model.nearest_timestep(settings.sigma).timestep)
-        noisy = model.add_noise(latents, noise.to(latents.device), timesteps)
-        embeds = model.encode_prompt([video.prompt])
-        seen = model.denoise(noisy, timesteps, embeds, taps=[tap.block], features_only=True).features[tap.block]
+        level = model.noise.at(settings.sigma)
+        noisy = model.noise.add_noise(latents, noise.to(latents.device), level)
+        told = model.encode_prompts([video.prompt])
+        seen = model.denoise(noisy, level, told, taps=[tap.block], features_only=True).features[tap.block]
         wanted = teacher.preprocessing.num_frames or len(frames)
         shown = to_tensor([frames[-wanted:]]).to(teacher.device)
         features = {f"{settings.teacher}": teacher.encode(shown), f"{model.name}, {tap.label}": seen}
@@ -275,25 +280,24 @@ def _find(settings: VisualizeSettings) -> list[_Video]:
     return found
 
 
-def _read(video: _Video, model: Any, settings: VisualizeSettings) -> np.ndarray:
+def _read(video: _Video, model: Generator | Encoder, settings: VisualizeSettings) -> np.ndarray:
     """The first frames of a video, as many as the model takes, uint8 [T, H, W, 3] at the model's size."""
     length = video_info(video.path).num_frames
     if model.kind == "generator":
-        step = model.vae_scale_factor_temporal
-        count = min((length - 1) // step * step + 1, model.native_num_frames)
-        size = model.native_size
+        count = min(model.codec.usable_frames(length), model.facts.num_frames)
+        size = model.facts.size
     else:
         count = min(length, (model.preprocessing.num_frames or 16) + 1)
-        size = (model.preprocessing.height, model.preprocessing.width)
+        height, width = video_info(video.path).height, video_info(video.path).width
+        size = (model.preprocessing.height or height, model.preprocessing.width or width)
     if count < 2:
         raise DataError(f"{video.path} has {length} frames.", expected="more of them: nothing moves here")
     return resize(read_video(video.path, list(range(count))), *size)
 
 
-def _latents(model: Any, frames: np.ndarray) -> Tensor:
+def _latents(model: Generator, frames: np.ndarray) -> Tensor:
     """[1, F, C, h, w]."""
-    latents: Tensor = model.encode_video(to_tensor([frames]))
-    return latents
+    return model.codec.encode(to_tensor([frames]))
 
 
 def _check_lag(lag: int, latents: Tensor) -> None:

@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         tubelet_size: Frames a token spans (1 for image models).
     """
 
-    kind = "encoder"
+    kind: Literal["encoder"] = "encoder"
     num_prefix_tokens = 0  # class and register tokens in front of the patches
 
     def __init__(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from physcli.errors import ModelError
-from physcli.models import WEIGHT_SUFFIXES
+from physcli.models import WEIGHT_SUFFIXES, integrity
 from physcli.models.hub import explain_hub_errors, first_line
 
 
@@ -143,15 +143,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
 def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a weight file, without their values where the format allows it."""
     if weights.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(weights, framework="pt") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise ModelError(
-                f"{weights} cannot be read: {error}",
-                expected="a whole safetensors file",
-                fix="download it again",
-            ) from error
+        return integrity.read_shapes(weights)
     state = unwrap(read_state_dict(weights), "target_encoder", "module", "model", "state_dict")
     return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
 

@@ -7,17 +7,20 @@ its layers are run here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import VideoMAEModel
+from transformers import VideoMAEConfig, VideoMAEModel
 
+from physcli.hashing import seeded
 from physcli.models.encoders.base import Encoder, as_pair
 from physcli.models.encoders.checkpoint import load_transformers
 from physcli.models.encoders.positions import Grid, interpolate_space_then_time, sinusoid_table
-from physcli.models.encoders.preprocessing import Preprocessing
+from physcli.models.encoders.preprocessing import Preprocessing, from_processor
+from physcli.models.tiny import architecture
 
 # Heads and the pre-training decoder. `position_embeddings` is the decoder's.
 UNUSED = (
@@ -63,6 +66,11 @@ class VideoMAE(Encoder):
         self.position_table = sinusoid_table(f * h * w, config.hidden_size)
 
     @classmethod
+    def build(cls, **options: Any) -> VideoMAE:
+        """The tiny one with seeded random weights; see `build_videomae`."""
+        return build_videomae(**options)
+
+    @classmethod
     def read(cls, path: Path, *, name: str, dtype: torch.dtype) -> Self:
         """Pre-training and classification checkpoints are both fine."""
         return cls(load_transformers(VideoMAEModel, path, dtype=dtype, unused=UNUSED, optional=OPTIONAL), name=name)
@@ -84,3 +92,21 @@ class VideoMAE(Encoder):
     def run_block(self, block: int, hidden_states: Tensor, grid: Grid) -> Tensor:
         output = self.model.encoder.layer[block](hidden_states)
         return output[0] if isinstance(output, tuple) else output  # a tuple in transformers 4
+
+
+def build_videomae(
+    model: Mapping[str, Any] | None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> VideoMAE:
+    """The tiny VideoMAE encoder with seeded random weights, in evaluation mode.
+
+    Args:
+        model: As `architecture("videomae-tiny")`, the default.
+        device: Where the weights go.
+        dtype: Of the weights; float32 by default.
+    """
+    model = model or architecture("videomae-tiny")
+    with seeded(model["seed"]):
+        network = VideoMAEModel(VideoMAEConfig(**model["encoder"]))
+    encoder = VideoMAE(network, name="videomae-tiny")
+    encoder.preprocessing = from_processor(model["preprocessor"], encoder.preprocessing)
+    return encoder.to(device, dtype).eval()

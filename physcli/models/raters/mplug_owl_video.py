@@ -27,16 +27,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from physcli.errors import ModelError, UsageError
+from physcli.hashing import seeded
+from physcli.models.device import pick_device, pick_dtype, refuse_too_large
 from physcli.models.encoders.checkpoint import fetch, read_config
-from physcli.models.encoders.preprocessing import Preprocessing, write_preprocessing
+from physcli.models.encoders.preprocessing import Preprocessing, from_processor, write_preprocessing
 from physcli.models.fingerprints import hash_files
-from physcli.models.loading import pick_device, pick_dtype, refuse_too_large
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.preprocessing import PROCESSOR_FILE, frame_indices, normalise, read_rater_preprocessing
 from physcli.models.raters.shards import Shards
 from physcli.models.raters.text import (
     MEDIA_ID,
     SENTENCEPIECE_FILE,
+    Fast,
     Prompt,
     Segments,
     Tokenizer,
@@ -44,6 +46,7 @@ from physcli.models.raters.text import (
     tokenize,
 )
 from physcli.models.raters.vision import Abstractor, AbstractorConfig, VisionConfig, VisionTower
+from physcli.models.tiny import BEGIN, architecture, asset_folder, build_tokenizer, random_fingerprint, vocabulary
 
 MODEL_TYPE = "mplug-owl"
 WEIGHTS_FILE = "model.safetensors"
@@ -375,8 +378,6 @@ def load_rater(
         raise UsageError(f"device {device} and device_map {device_map}.", expected="one of them")
     place = pick_device(device)
     if str(name) == _RANDOM:
-        from physcli.models.tiny import build_rater
-
         rater = build_rater().to(place, pick_dtype(dtype, place))
         rater.random_init = True
     else:
@@ -398,8 +399,6 @@ def rater_fingerprint(name: str | Path) -> str:
         ModelError: it is not there.
     """
     if str(name) == _RANDOM:
-        from physcli.models.tiny import random_fingerprint
-
         return random_fingerprint(TINY_RATER)
     return hash_files(_folder(name)).hex()
 
@@ -408,8 +407,6 @@ def _folder(name: str | Path, *, revision: str | None = None, local_files_only: 
     """Where a trained rater's files are."""
     if str(name).partition(":")[0] != TINY_RATER:
         return fetch(name, revision=revision, local_files_only=local_files_only, beside=(SENTENCEPIECE_FILE,))
-    from physcli.models.tiny import asset_folder
-
     folder = asset_folder(TINY_RATER) if str(name) == TINY_RATER else None
     if folder is None:
         raise ModelError(
@@ -487,3 +484,41 @@ def _device_of(key: str, places: Mapping[str, Any]) -> Any:
         if (prefix := ".".join(parts[:end])) in places:
             return places[prefix]
     raise UsageError(f"The device map has no place for {key}.", expected="one for every part, or {'': DEVICE}")
+
+
+def build_rater(model: Mapping[str, Any] | None = None) -> MplugOwlVideo:
+    """The tiny rater with seeded random weights, float32 on the CPU, in evaluation mode.
+
+    Args:
+        model: As `architecture("mplug-owl-video-tiny")`, the default: the official config's sections, `words` that its
+            questions need beside the simulator's, and `preprocessor`.
+    """
+    model = model or architecture(TINY_RATER)
+    tokenizer = build_tokenizer(
+        [*vocabulary(), *model["words"].split()], max_length=model["text_config"]["max_position_embeddings"]
+    )
+    tokenizer.add_special_tokens({"bos_token": BEGIN})
+    text = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    text |= {"pad_token_id": tokenizer.pad_token_id}
+    content = {**model, "model_type": MODEL_TYPE, "text_config": text | model["text_config"]}
+    config = RaterConfig.from_dict(content, f"{TINY_RATER}'s recipe")
+    size = config.vision.image_size
+    native = Preprocessing(height=size, width=size, num_frames=model["preprocessor"]["num_frames"])
+    preprocessing = dataclasses.replace(from_processor(model["preprocessor"], native), antialias=False)
+    with seeded(model["seed"]):
+        rater = MplugOwlVideo(config, tokenizer=Fast(tokenizer), preprocessing=preprocessing, name=TINY_RATER)
+        # All else has the initialisation of its layer. Places and queries must be told apart from the first step on.
+        embeddings = rater.vision_model.embeddings
+        for parameter, std in (
+            (embeddings.cls_token, 0.5),
+            (embeddings.position_embedding, 0.5),
+            (rater.query_tokens, 1.0),
+            (rater.temporal_query_tokens, 1.0),
+            (rater.abstractor.vit_eos, config.text["initializer_range"]),
+        ):
+            nn.init.normal_(parameter, std=std)
+    return rater.eval()

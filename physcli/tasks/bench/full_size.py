@@ -7,47 +7,106 @@ text encoder and teacher have no part in a step and are not there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXDPMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from torch import Tensor
 
 from physcli.errors import UsageError, unknown
-from physcli.models import loading
+from physcli.hashing import seeded
+from physcli.models import device as devices
 from physcli.models.cogvideox import CogVideoX
+from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import check_taps
-from physcli.models.tiny import seeded
+from physcli.models.generator import Generator
+from physcli.models.wan import Wan
 from physcli.progress import Reporter
 from physcli.recipe import Alignment, GeneratorRecipe, MoAlign, TeacherView
 from physcli.tasks.bench.finetune import motion_stage, recipes_for, time_methods
 from physcli.tasks.processes import on_cpu
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
+from physcli.tasks.training.denoising import MEASURE_EVERY, TOLD, DenoisingSteps
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published generator: its hub id, and where its configuration differs from diffusers' defaults, which are
-    CogVideoX-2B's."""
+    """A published generator: its hub id, the adapter of its family, its network, its native size (height, width), and
+    where its network's configuration differs from diffusers' defaults; `others` makes the parts that have no part in a
+    step, small ones with the checkpoint's strides and scales."""
 
     model: str
-    scaling_factor: float  # of the VAE's latents
-    snr_shift_scale: float  # of the noise schedule
-    transformer: dict[str, Any] = field(default_factory=dict)
+    family: type[DiffusersGenerator]
+    network: Any
+    size: tuple[int, int]
+    others: Callable[[], tuple[Any, dict[str, Any]]]  # the pipeline's class, its VAE and its scheduler
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def _cogvideox(scaling_factor: float, snr_shift_scale: float) -> tuple[Any, dict[str, Any]]:
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=8,
+        layers_per_block=1,
+        latent_channels=16,
+        scaling_factor=scaling_factor,
+    )
+    scheduler = CogVideoXDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        snr_shift_scale=snr_shift_scale,
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+    return CogVideoXPipeline, {"vae": vae, "scheduler": scheduler}
+
+
+def _wan() -> tuple[Any, dict[str, Any]]:
+    vae = AutoencoderKLWan(base_dim=8, num_res_blocks=1)  # strides and moments are the defaults
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return WanPipeline, {"vae": vae, "scheduler": scheduler}
 
 
 CHECKPOINTS: dict[str, Checkpoint] = {
-    "2b": Checkpoint("zai-org/CogVideoX-2b", scaling_factor=1.15258426, snr_shift_scale=3.0),
+    # diffusers' defaults are CogVideoX-2B's, and Wan 14B's.
+    "2b": Checkpoint(
+        "zai-org/CogVideoX-2b",
+        CogVideoX,
+        CogVideoXTransformer3DModel,
+        (480, 720),
+        functools.partial(_cogvideox, 1.15258426, 3.0),
+    ),
     "5b": Checkpoint(
         "zai-org/CogVideoX-5b",
-        scaling_factor=0.7,
-        snr_shift_scale=1.0,
-        transformer={"num_layers": 42, "num_attention_heads": 48, "use_rotary_positional_embeddings": True},
+        CogVideoX,
+        CogVideoXTransformer3DModel,
+        (480, 720),
+        functools.partial(_cogvideox, 0.7, 1.0),
+        {"num_layers": 42, "num_attention_heads": 48, "use_rotary_positional_embeddings": True},
     ),
+    "wan-1.3b": Checkpoint(
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        Wan,
+        WanTransformer3DModel,
+        (480, 832),
+        _wan,
+        {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
+    ),
+    "wan-14b": Checkpoint("Wan-AI/Wan2.1-T2V-14B-Diffusers", Wan, WanTransformer3DModel, (480, 832), _wan),
 }
 # Teacher → features, patch and tubelet of its tokens.
 TEACHERS: dict[str, tuple[int, int, int]] = {"OpenGVLab/VideoMAEv2-Base": (768, 16, 2)}
@@ -58,8 +117,8 @@ def bench_full_size(
     *,
     methods: Sequence[str] = (),
     overrides: Sequence[str] = (),
-    height: int = 480,
-    width: int = 720,
+    height: int | None = None,
+    width: int | None = None,
     dtype: str = "bfloat16",
     rounds: int = 3,
     device: str = "auto",
@@ -72,8 +131,8 @@ def bench_full_size(
         name: A key of CHECKPOINTS.
         methods: As `recipes_for` names those of the checkpoint; all by default.
         overrides: `key=value`, for every recipe.
-        height: Of the clips, in pixels.
-        width: Of the clips, in pixels.
+        height: Of the clips, in pixels; the checkpoint's own by default.
+        width: The same.
         dtype: bfloat16, float32, …: of the transformer's weights, and so of their gradients and of AdamW's moments. A
             LoRA is float32.
         rounds: Timed steps of each kind.
@@ -92,33 +151,37 @@ def bench_full_size(
         raise unknown("checkpoint", name, CHECKPOINTS)
     checkpoint = CHECKPOINTS[name]
     recipes = recipes_for(checkpoint.model, methods, overrides)
-    chosen = loading.pick_device("cpu" if on_cpu(device) else device)
-    weights = loading.pick_dtype(dtype, chosen)
-    with loading.quiet_libraries():
+    chosen = devices.pick_device("cpu" if on_cpu(device) else device)
+    weights = devices.pick_dtype(dtype, chosen)
+    with devices.quiet_libraries():
         generator = build_random(checkpoint, dtype=weights, device=chosen, seed=seed)
     reporter.note(f"{generator.name}: only times and memory mean anything.")
     first = next(iter(recipes.values()))
     if first.lora is not None:
         generator.add_lora(**first.lora.model_dump(exclude={"base_dtype"}), seed=seed)
     else:
-        generator.transformer.requires_grad_(True)
+        generator.network.requires_grad_(True)
+
+    size = height or checkpoint.size[0], width or checkpoint.size[1]
 
     def build(recipe: GeneratorRecipe) -> DenoisingSteps:
-        return RandomSteps(generator, recipe=recipe, height=height, width=width, seed=seed)
+        return RandomSteps(generator, recipe=recipe, height=size[0], width=size[1], seed=seed)
 
     return time_methods(recipes, build, subject=generator.name, rounds=rounds, device=chosen, reporter=reporter)
 
 
-def build_random(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> CogVideoX:
+def build_random(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> DiffusersGenerator:
     """A generator of the checkpoint's architecture with random weights, which are nowhere held in another dtype.
 
     It has no text encoder, and its VAE is a small one with the checkpoint's strides and scale.
     """
     with torch.device("meta"):
-        transformer: Any = CogVideoXTransformer3DModel(**checkpoint.transformer)
+        transformer: Any = checkpoint.network(**checkpoint.config)
     transformer = transformer.to(dtype).to_empty(device=device)
     # The table of positions is no weight: it is taken from a model that was built in the ordinary way.
-    without_blocks: Any = CogVideoXTransformer3DModel(**checkpoint.transformer | {"num_layers": 0})
+    without_blocks: Any = checkpoint.network(**checkpoint.config | {"num_layers": 0})
     for key, table in without_blocks.named_buffers():
         transformer.get_buffer(key).copy_(table)
     with torch.no_grad(), seeded(seed):
@@ -128,26 +191,10 @@ def build_random(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.de
             else:
                 weight.fill_(float("norm" in key and key.endswith("weight")))
     with seeded(seed):
-        vae = AutoencoderKLCogVideoX(
-            block_out_channels=(8, 8, 8, 8),
-            norm_num_groups=8,
-            layers_per_block=1,
-            latent_channels=16,
-            scaling_factor=checkpoint.scaling_factor,
-        )
-    scheduler = CogVideoXDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        snr_shift_scale=checkpoint.snr_shift_scale,
-        rescale_betas_zero_snr=True,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
-    pipeline = CogVideoXPipeline(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=scheduler
-    )
+        pipeline_class, others = checkpoint.others()
+    pipeline = pipeline_class(tokenizer=None, text_encoder=None, transformer=transformer, **others)
     name = f"{checkpoint.model.rpartition('/')[2]}, random weights"
-    generator = CogVideoX(pipeline, name=name, random_init=True)
+    generator = checkpoint.family(pipeline, name=name, random_init=True)
     generator.place(device)
     return generator
 
@@ -166,35 +213,28 @@ class RandomSteps(DenoisingSteps):
         UsageError: a size, a number of frames or taps that the generator cannot take, or an unknown teacher.
     """
 
-    def __init__(self, generator: CogVideoX, *, recipe: GeneratorRecipe, height: int, width: int, seed: int) -> None:
+    def __init__(self, generator: Generator, *, recipe: GeneratorRecipe, height: int, width: int, seed: int) -> None:
         frames = recipe.objective.frames
-        grid = generator.latent_grid(frames, height, width)
+        grid = generator.token_grid(frames, height, width)
         teacher_shape: tuple[int, ...] = ()
         if isinstance(recipe.method, Alignment):
             check_taps(recipe.method.taps or (), generator.num_blocks)
-            scale = (height / generator.native_size[0], width / generator.native_size[1])
+            scale = (height / generator.facts.size[0], width / generator.facts.size[1])
             teacher_shape = _teacher_shape(recipe.method, frames, scale)
         method = build_method(
             recipe.method, generator, student_grid=grid, teacher_shape=teacher_shape or None, seed=seed
         )
         super().__init__(generator, recipe=recipe, method=method, reporter=Reporter())
         self.seed, self._teacher_shape = seed, teacher_shape
-        self._latents_shape = (
-            grid[0] * generator.patch_size_t,
-            generator.latent_channels,
-            grid[1] * generator.patch_size,
-            grid[2] * generator.patch_size,
-        )
+        self._latents_shape = generator.latent_shape(frames, height, width)
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
-        config = self.transformer.config
+        facts, rng = self.generator.facts, rng_of(self.seed, "timesteps")
         batch: dict[str, Any] = {
             "latents": self._noise("latents", samples, self._latents_shape),
             "noise": self._noise("noise", samples, self._latents_shape),
-            "timesteps": torch.from_numpy(
-                rng_of(self.seed, "timesteps").integers(len(self.generator.alphas_cumprod), size=len(samples))
-            ),
-            "text": self._noise("text", samples, (config.max_text_seq_length, config.text_embed_dim)),
+            "time": self.generator.noise.draw_uniform(rng, len(samples)),
+            f"{TOLD}text": self._noise("text", samples, (facts.max_text_tokens, facts.text_width)),
             "measure": step % MEASURE_EVERY == 0,
         }
         if self.method is None:

@@ -37,38 +37,31 @@ def bench_probe(
         reporter: Receives progress.
     """
     reporter = reporter or Reporter()
-    loaded: Any = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     blocks = range(loaded.num_blocks)
     if loaded.kind == "generator":
-        height, width = loaded.native_size
-        spatial, temporal = loaded.vae_scale_factor_spatial, loaded.vae_scale_factor_temporal
-        shape = (
-            batch_size,
-            (num_frames - 1) // temporal + 1,
-            loaded.latent_channels,
-            height // spatial,
-            width // spatial,
-        )
-        latents = torch.randn(shape, generator=generator)
-        timesteps = torch.full((batch_size,), loaded.nearest_timestep(0.3).timestep)
-        prompt_embeds = loaded.encode_prompt([""])
+        denoise, nothing = loaded.denoise, loaded.encode_prompts([""])
+        shape = loaded.latent_shape(num_frames, *loaded.facts.size)
+        latents = torch.randn((batch_size, *shape), generator=generator)
+        level = loaded.noise.at(0.3).expand(batch_size)
 
         def full() -> object:
-            return loaded.denoise(latents, timesteps, prompt_embeds).output
+            return denoise(latents, level, nothing).output
 
         def tapped(block: int) -> Callable[[], object]:
-            return lambda: loaded.denoise(latents, timesteps, prompt_embeds, taps=[block], features_only=True).features
+            return lambda: denoise(latents, level, nothing, taps=[block], features_only=True).features
     else:
+        encoder = loaded
         frames = loaded.preprocessing.num_frames or 4
         size = (loaded.preprocessing.height or 224, loaded.preprocessing.width or 224)
         pixels = torch.rand((batch_size, frames, 3, *size), generator=generator).to(loaded.device)
 
         def full() -> object:
-            return loaded.encode(pixels)
+            return encoder.encode(pixels)
 
         def tapped(block: int) -> Callable[[], object]:
-            return lambda: loaded.taps(pixels, [block])
+            return lambda: encoder.taps(pixels, [block])
 
     rows = []
     with torch.no_grad(), reporter.bar(f"Timing {loaded.name}", loaded.num_blocks, "block") as bar:

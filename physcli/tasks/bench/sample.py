@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from physcli.guidance.lamo import MotionPrior, check_field, find_field, read_field
 from physcli.methods.lamo import MotionField
-from physcli.models.loading import load, resolve
+from physcli.models.loading import load_generator
+from physcli.models.names import resolve
 from physcli.progress import Bar, Reporter
 from physcli.tasks.bench.timing import alternate, ratio, row, synchronize
-from physcli.tasks.motion_fields import check_field, find_field, read_field
-from physcli.tasks.sampling import Guide, generate
 
 _PROMPT = "a red ball rolls into a yellow box"
 
@@ -55,12 +55,13 @@ def bench_sample(
     """
     reporter = reporter or Reporter()
     resolved = resolve(model)
-    generator: Any = load(resolved, device=device, dtype=dtype)
-    height, width = size or generator.native_size
-    frames = num_frames or generator.native_num_frames
+    generator = load_generator(resolved, device=device, dtype=dtype)
+    pipeline: Any = getattr(generator, "pipeline")  # noqa: B009 (the bare one, to compare with)
+    height, width = size or generator.facts.size
+    frames = num_frames or generator.facts.num_frames
     if motion_field == "random":
         reporter.note("The motion field has random weights: its time is what matters.")
-        field = MotionField(channels=generator.latent_channels, text_dim=generator.transformer.config.text_embed_dim)
+        field = MotionField(channels=generator.facts.latent_channels, text_dim=generator.facts.text_width)
     else:
         path = find_field(motion_field, resolved)
         field = read_field(path)
@@ -70,13 +71,13 @@ def bench_sample(
     shape: dict[str, Any] = {"num_frames": frames, "height": height, "width": width}
 
     def bare() -> None:
-        generator.pipeline.set_progress_bar_config(disable=True)
-        generator.pipeline(
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline(
             prompts,
             **shape,
             num_inference_steps=steps,
             guidance_scale=generator.guidance_scale,
-            max_sequence_length=generator.max_text_seq_length,
+            max_sequence_length=generator.facts.max_text_tokens,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="np",
         )
@@ -84,17 +85,17 @@ def bench_sample(
     # Between the ends of steps, so without the first one, the text encoder and the decoder.
     step_seconds: dict[str, list[float]] = {"plain": [], "guided": []}
 
-    def ours(name: str, guide: Guide | None) -> None:
+    def ours(name: str, guide: MotionPrior | None) -> None:
         ends: list[float] = []
 
         def each_step() -> None:
             synchronize()
             ends.append(time.perf_counter())
 
-        generate(generator, prompts, seeds, steps=steps, guide=guide, each_step=each_step, **shape)
+        generator.sample(prompts, seeds, steps=steps, guidance=guide, each_step=each_step, **shape)
         step_seconds[name].append((ends[-1] - ends[0]) / (len(ends) - 1))
 
-    guide = Guide(field, scale=15.0, ratio=1.0)
+    guide = MotionPrior(field, scale=15.0, ratio=1.0)
     sides: dict[str, Callable[[], object]] = {
         "diffusers": bare,
         "plain": lambda: ours("plain", None),

@@ -17,16 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from physcli.errors import UsageError
-from physcli.hashing import seed_from
+from physcli.hashing import seed_from, seeded
 from physcli.methods.grids import Grid, resample
-from physcli.methods.lamo import MotionField, drift_loss, drift_weight, pool_prompt
+from physcli.methods.lamo import MotionField, drift_loss, drift_weight
 from physcli.methods.moalign import soft_relational_loss
 from physcli.methods.projector import Projector
 from physcli.methods.repa import repa_loss
 from physcli.methods.tsa import tsa_loss
 from physcli.methods.videorepa import trd_loss
 from physcli.models.features import default_tap
-from physcli.models.tiny import seeded
+from physcli.models.generator import Conditioning, Generator
+from physcli.models.noise import NoiseLevel, NoiseProcess
 from physcli.recipe import Alignment, LaMo, Tsa
 from physcli.tasks.training.field import FIELD_DRAWS, draw_field, loss_of_field, new_field
 from physcli.tasks.training.optimization import Apart
@@ -44,16 +45,17 @@ class Pass:
     """One forward pass of the generator, for a method.
 
     `features`: block → [B, F, H, W, D] of each tap. `clean`, `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32.
-    `timesteps`: int64 [B]. `signals`: by name, what is cached of the windows and what the method drew for the samples.
-    `text`: [B, L, D] as the generator was given it.
+    `level`: of the noise; `time`: t/T, float64 [B]. `signals`: by name, what is cached of the windows and what the
+    method drew for the samples. `conditioning`: what the generator was told of the prompts.
     """
 
     features: dict[int, Tensor]
     clean: Tensor
     predicted_clean: Tensor
-    timesteps: Tensor
+    level: NoiseLevel
+    time: Tensor
     signals: dict[str, Tensor] = field(default_factory=dict)
-    text: Tensor | None = None
+    conditioning: Conditioning | None = None
 
 
 class Method(nn.Module, ABC):
@@ -182,7 +184,7 @@ class MotionDrift(Method):
 
     Args:
         settings: The recipe's.
-        alphas_cumprod: ᾱ of the generator, float64 [num_train_timesteps].
+        process: The generator's noise.
         field: On latents like the generator's.
         latent_shape: (F, C, h, w) of a clip's.
     """
@@ -191,13 +193,13 @@ class MotionDrift(Method):
         self,
         settings: LaMo,
         *,
-        alphas_cumprod: Tensor,
+        process: NoiseProcess,
         field: MotionField | None = None,
         latent_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.weight, self.settings = settings.weight, settings
-        self.alphas_cumprod = alphas_cumprod
+        self.process = process
         self.field, self.latent_shape = field, tuple(latent_shape)
         if field is not None and settings.field is not None:
             self.apart = ((field, settings.field.lr),)
@@ -206,7 +208,7 @@ class MotionDrift(Method):
     def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
         if self.settings.field is None:
             return {}
-        drawn = draw_field(self.settings.field, self.latent_shape, self.alphas_cumprod, sample=sample, seed=seed)
+        drawn = draw_field(self.settings.field, self.latent_shape, self.process, sample=sample, seed=seed)
         return {f"field_{name}": value for name, value in drawn.items()}
 
     def save(self, folder: Path) -> None:
@@ -218,7 +220,11 @@ class MotionDrift(Method):
         loss, logs = drift_loss(seen.clean, seen.predicted_clean, lag=settings.lag, reading=settings.reading)
         if settings.noise_weight != "none":
             weights = drift_weight(
-                seen.timesteps, self.alphas_cumprod, reading=settings.noise_weight, per_sample=settings.per_sample
+                seen.time,
+                seen.level.signal.to(seen.time.device),
+                seen.level.sigma.to(seen.time.device),
+                reading=settings.noise_weight,
+                per_sample=settings.per_sample,
             )
             loss, logs["noise_weight"] = weights.to(loss) * loss, weights.to(loss)
         return loss, logs
@@ -226,16 +232,16 @@ class MotionDrift(Method):
     def beside(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
         if self.field is None or self.settings.field is None:
             return None
-        assert seen.text is not None
+        assert seen.conditioning is not None
         drawn = {name: seen.signals[f"field_{name}"] for name in FIELD_DRAWS}
-        prompts = pool_prompt(seen.text.detach())
+        prompts = seen.conditioning.pooled().detach()
         loss, logs = loss_of_field(self.field, self.settings.field, seen.clean, prompts, drawn)
         return loss, {f"field_{name}": value for name, value in {"loss": loss.detach(), **logs}.items()}
 
 
 def build_method(
     settings: Any,
-    generator: Any,
+    generator: Generator,
     *,
     student_grid: tuple[int, int, int],
     teacher_shape: Sequence[int] | None,
@@ -249,22 +255,22 @@ def build_method(
     if settings.name == "sft":
         return None
     if settings.name == "lamo":
-        frames = student_grid[0] * generator.patch_size_t
+        frames = student_grid[0] * generator.facts.patch[0]
         if settings.lag >= frames:
             raise UsageError(
                 f"method.lag is {settings.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
             )
-        latent_shape = (frames, generator.latent_channels, *(size * generator.patch_size for size in student_grid[1:]))
+        _, rows, columns = generator.facts.patch
+        latent_shape = (
+            frames,
+            generator.facts.latent_channels,
+            student_grid[1] * rows,
+            student_grid[2] * columns,
+        )
         field = None
         if settings.field is not None:
-            field = new_field(
-                settings.field,
-                latent_shape=latent_shape,
-                text_dim=generator.transformer.config.text_embed_dim,
-                scaling_factor=float(generator.vae.config.scaling_factor),
-                seed=seed,
-            )
-        return MotionDrift(settings, alphas_cumprod=generator.alphas_cumprod, field=field, latent_shape=latent_shape)
+            field = new_field(settings.field, generator, latent_shape=latent_shape, seed=seed)
+        return MotionDrift(settings, process=generator.noise, field=field, latent_shape=latent_shape)
     assert teacher_shape is not None
     taps = settings.taps or (default_tap(generator.num_blocks),)
     return TeacherAlignment(

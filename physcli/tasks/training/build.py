@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,15 @@ from torch import nn
 from physcli.data.clips import Clip
 from physcli.errors import ModelError, UsageError
 from physcli.methods.moalign import MotionProjector
-from physcli.models import BUILT_IN, loading
-from physcli.models.encoders.videomae import VideoMAE
+from physcli.models import BUILT_IN, GENERATORS, loading, names
+from physcli.models.encoders.base import Encoder
+from physcli.models.encoders.videomae import VideoMAE, build_videomae
 from physcli.models.features import check_taps
 from physcli.models.fingerprints import hash_module
-from physcli.models.raters.mplug_owl_video import MplugOwlVideo, load_rater
-from physcli.models.tiny import architecture, asset_folder, build_cogvideox, build_rater, build_videomae
+from physcli.models.generator import Generator
+from physcli.models.names import part_folder
+from physcli.models.raters.mplug_owl_video import MplugOwlVideo, build_rater, load_rater
+from physcli.models.tiny import architecture, asset_folder
 from physcli.progress import Reporter
 from physcli.recipe import (
     Alignment,
@@ -34,7 +37,6 @@ from physcli.recipe import (
     VaeRecipe,
 )
 from physcli.simulation.violations import KINDS
-from physcli.tasks.motion_fields import part_folder
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import ClipReader
 from physcli.tasks.training.compute import OnDemand, Signal
@@ -66,7 +68,7 @@ class Prepared:
     """
 
     material: Material
-    generator: Any = None
+    generator: Generator | None = None
     prompts: Prompts | None = None
     encoder: str = ""
 
@@ -150,8 +152,8 @@ def build_trainee(
     if isinstance(recipe, VaeRecipe):
         generator = _generator(recipe, parts=("vae",))
         return VaeTrainee(
-            generator.vae,
-            reader=reader(generator.native_size),
+            generator,
+            reader=reader(generator.facts.size),
             held_out=held_out,
             objective=recipe.objective,
             steps=recipe.train.steps,
@@ -164,6 +166,7 @@ def build_trainee(
     if isinstance(recipe, MotionProjectorRecipe):
         return MotionProjectorTrainee(made.encoder, recipe=recipe, material=made.material, seed=seed)
     assert made.prompts is not None
+    assert made.generator is not None
     if isinstance(recipe, MotionFieldRecipe):
         return FieldTrainee(made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed)
     made.generator.need("transformer", dtype=getattr(torch, recipe.lora.base_dtype) if recipe.lora else None)
@@ -232,13 +235,13 @@ def _material(recipe: Precomputed, source: Source, signals: dict[str, Signal], *
     return Material(source, sampling=recipe.objective, signals=signals, num_held_out=held_out, **options)
 
 
-def _check_fit(recipe: GeneratorRecipe, generator: Any) -> None:
+def _check_fit(recipe: GeneratorRecipe, generator: Generator) -> None:
     """Refuse what does not fit the generator before anything is computed."""
     if isinstance(recipe.method, Alignment):
         check_taps(recipe.method.taps or (), generator.num_blocks)
     if recipe.lora is not None:
         generator.lora_layers(recipe.lora.targets)
-    generator.check_num_frames(recipe.objective.frames, decoding=True)
+    generator.codec.check(recipe.objective.frames, decoding=True)
 
 
 def _method_signals(method: Any, source: Source, device: torch.device) -> dict[str, Signal]:
@@ -305,15 +308,14 @@ def _teacher(method: Alignment, device: torch.device) -> tuple[OnDemand, nn.Modu
 
 
 def _frozen_encoder(name: str, said: str, device: torch.device) -> OnDemand:
-    resolved = loading.fetch(loading.resolve(name))
+    resolved = names.fetch(names.resolve(name))
     if resolved.kind != "encoder":
         raise UsageError(f"{said}{name} is a generator.", expected="an encoder")
 
-    def load() -> Any:
-        encoder: Any = loading.load(resolved, device=device, dtype="float32")
-        return encoder.requires_grad_(False)
+    def load() -> Encoder:
+        return loading.load_encoder(resolved, device=device, dtype="float32").requires_grad_(False)
 
-    return OnDemand(loading.fingerprint(resolved), load)
+    return OnDemand(names.fingerprint(resolved), load)
 
 
 @contextmanager
@@ -329,13 +331,12 @@ def _explain_architecture() -> Iterator[None]:
         ) from error
 
 
-def _encoder(recipe: EncoderRecipe) -> Any:
-    encoder: Any
+def _encoder(recipe: EncoderRecipe) -> VideoMAE:
     if recipe.init == "random":
         with _explain_architecture():
-            encoder = build_videomae(recipe.architecture or architecture(recipe.model))
-        encoder.name = recipe.model
-        return encoder
+            built = build_videomae(recipe.architecture or architecture(recipe.model))
+        built.name = recipe.model
+        return built
     encoder = loading.load(recipe.model, device="cpu", dtype="float32")
     if not isinstance(encoder, VideoMAE):
         raise UsageError(f"--model {recipe.model} is not a VideoMAE encoder.", expected="videomae-tiny or a folder")
@@ -351,19 +352,15 @@ def _rater(recipe: RaterRecipe) -> MplugOwlVideo:
     return load_rater(recipe.model, device="cpu", dtype="float32")
 
 
-def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts: Sequence[str]) -> Any:
+def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts: Sequence[str]) -> Generator:
     """The generator on the CPU in float32, with the recipe's VAE; of one that is in files, these parts are read."""
-    from physcli.models.cogvideox import CogVideoX
-
-    generator: Any
     if recipe.init == "random":
         with _explain_architecture():
-            pipeline = build_cogvideox(recipe.architecture or architecture(recipe.model))
-        generator = CogVideoX(pipeline, name=recipe.model, random_init=True)
+            family = BUILT_IN[recipe.model].family if recipe.model in BUILT_IN else _family_of(recipe.architecture)
+            built = names.import_class(GENERATORS[family])
+            generator: Generator = built.build(recipe.architecture or architecture(recipe.model), name=recipe.model)
     else:
-        generator = loading.load(recipe.model, device="cpu", dtype="float32", parts=parts)
-        if generator.kind != "generator":
-            raise UsageError(f"--model {recipe.model} is an encoder.", expected="a generator")
+        generator = loading.load_generator(recipe.model, device="cpu", dtype="float32", parts=parts)
         if generator.has_adapter and isinstance(recipe, GeneratorRecipe) and recipe.lora is not None:
             raise UsageError(
                 f"lora with --model {recipe.model}, which has a LoRA itself: what both lie on would be in no file.",
@@ -374,6 +371,11 @@ def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts
     if isinstance(recipe, GeneratorRecipe) and recipe.vae is not None:
         generator.use_vae(_vae_folder(recipe.vae))
     return generator
+
+
+def _family_of(architecture: Mapping[str, Any] | None) -> str:
+    """The family that an architecture of a recipe is of: it names it, or is CogVideoX's, as all once were."""
+    return str((architecture or {}).get("family", "cogvideox"))
 
 
 def _vae_folder(name: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from physcli.methods.denoising import denoising_loss
+from physcli.models.generator import Conditioning, Generator, denoising_loss
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.tasks.training.alignment import Method, Pass
@@ -16,6 +16,7 @@ from physcli.tasks.training.optimization import Apart
 from physcli.tasks.training.trainee import Steps
 
 MEASURE_EVERY = 50  # steps; the gradients of the two losses are compared
+TOLD = "told_"  # begins the names of what a batch holds of prompts: the parts of their conditioning, or their token ids
 _NEGLIGIBLE, _DOMINANT = 0.01, 10.0
 
 
@@ -32,7 +33,7 @@ class DenoisingSteps(Steps):
 
     def __init__(
         self,
-        generator: Any,
+        generator: Generator,
         *,
         recipe: GeneratorRecipe,
         method: Method | None,
@@ -41,28 +42,30 @@ class DenoisingSteps(Steps):
     ) -> None:
         super().__init__()
         self.generator, self.recipe, self.reporter = generator, recipe, reporter
-        self.transformer: Any = generator.transformer
+        self.transformer: Any = generator.network
         self.text_encoder = text_encoder
         self.method = method
         self._warned: set[str] = set()
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        embeds = batch["text"]
-        if self.text_encoder is not None:
-            embeds = self.text_encoder(embeds)[0]  # without a mask, as the stock pipeline
-        latents, timesteps = batch["latents"], batch["timesteps"]
+        told = {name.removeprefix(TOLD): value for name, value in batch.items() if name.startswith(TOLD)}
+        conditioning = Conditioning(told) if self.text_encoder is None else self.generator.embed(told["ids"])
+        latents, process = batch["latents"], self.generator.noise
+        level = process.of_time(batch["time"])
         method = self.method if torch.is_grad_enabled() else None
         taps = method.taps if method is not None else ()
-        loss, denoised = denoising_loss(self.generator, latents, batch["noise"], timesteps, embeds, taps=taps)
+        loss, denoised = denoising_loss(self.generator, latents, batch["noise"], level, conditioning, taps=taps)
         if method is None:
             return loss, {}
-        noisy = self.generator.add_noise(latents, batch["noise"], timesteps)
+        assert denoised.output is not None
+        noisy = process.add_noise(latents, batch["noise"], level)
         seen = Pass(
             denoised.features,
             clean=latents,
-            predicted_clean=self.generator.predict_clean(denoised.output, noisy, timesteps),
-            timesteps=timesteps,
-            text=embeds,
+            predicted_clean=process.clean(denoised.output, noisy, level),
+            level=level,
+            time=batch["time"].double() / process.num_steps,
+            conditioning=conditioning,
             signals={name: batch[name] for name in method.needs},
         )
         extra, logs = method(seen)

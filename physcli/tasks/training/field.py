@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from physcli.errors import UsageError
-from physcli.hashing import seed_from
+from physcli.hashing import seed_from, seeded
 from physcli.methods.lamo import MotionField, field_loss
-from physcli.models.tiny import seeded
+from physcli.models.generator import Generator
+from physcli.models.noise import NoiseProcess
 from physcli.recipe import FieldSettings
 from physcli.tasks.training.clips import noise_of, rng_of
 
@@ -18,14 +19,14 @@ FIELD_DRAWS = ("noise", "noise_mask", "sigmas", "prompt_keep")
 
 
 def draw_field(
-    objective: FieldSettings, latent_shape: Sequence[int], alphas_cumprod: Tensor, *, sample: int, seed: int
+    objective: FieldSettings, latent_shape: Sequence[int], process: NoiseProcess, *, sample: int, seed: int
 ) -> dict[str, Tensor]:
     """What `field_loss` needs at random for one sample.
 
     Args:
         objective: Its noise, its share, and how often the prompt is dropped.
         latent_shape: (F, C, h, w) of the sample's latents.
-        alphas_cumprod: ᾱ of the generator, [num_train_timesteps].
+        process: The generator's noise; a pair's level is drawn uniformly over its timesteps.
         sample: Its number, counted over the whole run.
         seed: Of the run.
 
@@ -36,11 +37,11 @@ def draw_field(
     pairs = frames - objective.lag
     rng = rng_of(seed, "field", sample)
     mask = rng.random(pairs) < objective.noise_share
-    drawn = alphas_cumprod[torch.from_numpy(rng.integers(len(alphas_cumprod), size=pairs))]
+    levels = process.of_time(process.draw_uniform(rng, pairs))
     return {
         "noise": noise_of(seed, "field noise", sample, shape=(pairs, *rest)),
         "noise_mask": torch.from_numpy(mask),
-        "sigmas": (1 - drawn).sqrt().float().cpu(),
+        "sigmas": levels.sigma.float(),
         "prompt_keep": torch.from_numpy(rng.random(pairs) >= objective.caption_dropout),
     }
 
@@ -68,15 +69,14 @@ def loss_of_field(
     )
 
 
-def new_field(
-    objective: FieldSettings, *, latent_shape: Sequence[int], text_dim: int, scaling_factor: float, seed: int
-) -> MotionField:
+def new_field(objective: FieldSettings, generator: Generator, *, latent_shape: Sequence[int], seed: int) -> MotionField:
     """A motion field that predicts no motion yet.
 
     Raises:
         UsageError: a lag of all frames there are.
     """
     frames, channels = latent_shape[:2]
+    factor = generator.codec.scaling_factor
     if objective.lag >= frames:
         raise UsageError(
             f"The motion field's lag is {objective.lag}, and a clip has {frames} latent frames.",
@@ -87,9 +87,10 @@ def new_field(
             channels=channels,
             hidden=objective.hidden,
             num_blocks=objective.num_blocks,
-            text_dim=text_dim,
+            text_dim=generator.facts.text_width,
             cond_dim=objective.cond_dim,
-            scaling_factor=scaling_factor,
+            scaling_factor=factor,
+            latent_space=generator.codec.space if factor is None else None,
             lag=objective.lag,
         )
     if field.null_prompt is not None:

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from physcli.benchmarks.objects import shows
 from physcli.data.subsets import spread
 from physcli.hashing import seed_from
+from physcli.models.generator import Conditioning, Generator
+from physcli.models.noise import Density
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.report.plots import contact_sheet
-from physcli.tasks.sampling import generate
 from physcli.tasks.sheets import shorten
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
+from physcli.tasks.training.denoising import MEASURE_EVERY, TOLD, DenoisingSteps
 from physcli.tasks.training.material import Material
 from physcli.tasks.training.signals import Prompts, draw_latents
 from physcli.tasks.training.trainee import Trainee, held_out_row
@@ -43,7 +44,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
 
     def __init__(
         self,
-        generator: Any,
+        generator: Generator,
         *,
         recipe: GeneratorRecipe,
         material: Material,
@@ -54,24 +55,25 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         objective = recipe.objective
         if objective.guidance_scale is not None:
             generator.guidance_scale = objective.guidance_scale
-        generator.transformer.requires_grad_(not recipe.freeze)
+        generator.network.requires_grad_(not recipe.freeze)
         if recipe.lora is not None:
             generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))
         text_encoder: nn.Module | None = None  # a part of this module, and of checkpoints, where it is trained
         if objective.text_encoder:
             generator.need("text_encoder")
-            text_encoder = generator.pipeline.text_encoder.requires_grad_(True)
+            text_encoder = generator.part("text_encoder").requires_grad_(True)
         values = dict(material.values)
         latents = values.pop("latents")
         method = build_method(
             recipe.method,
             generator,
-            student_grid=generator.latent_grid(objective.frames, *generator.native_size),
+            student_grid=generator.token_grid(objective.frames, *generator.facts.size),
             teacher_shape=tuple(values["teacher"].one().shape) if "teacher" in values else None,
             seed=seed,
         )
         super().__init__(generator, recipe=recipe, method=method, text_encoder=text_encoder, reporter=reporter)
         self.seed, self.objective = seed, objective
+        self._density = Density(objective.noise)
         self._material, self._prompts = material, prompts
         self._windows, self._held_windows = material.windows, material.held_windows
         self.num_windows = len(self._windows.views)
@@ -80,38 +82,35 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
     @property
     def frozen(self) -> tuple[str, ...]:
         trained = {"transformer": not self.recipe.freeze, "text_encoder": self.objective.text_encoder}
-        return tuple(part for part in self.generator.pipeline.components if not trained.get(part))
+        return tuple(part for part in self.generator.components if not trained.get(part))
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
-        views, latents, noise, timesteps, prompts = [], [], [], [], []
+        views, latents, noise, times, prompts = [], [], [], [], []
         for sample in samples:
             rng = rng_of(self.seed, "sample", sample)
             views.append(self._windows.draw(sample, rng))
             latents.append(draw_latents(self._latents, views[-1], self.seed, "posterior", sample))
             noise.append(noise_of(self.seed, "noise", sample, shape=latents[-1].shape))
-            timesteps.append(self._timestep(rng))
+            times.append(self.generator.noise.draw(rng, self._density))
             dropped = rng.random() < self.objective.caption_dropout
             prompts.append("" if dropped else prompt_of(views[-1]))
         batch = {
             "latents": torch.stack(latents),
             "noise": torch.stack(noise),
-            "timesteps": torch.tensor(timesteps),
-            "text": self._text(prompts),
+            "time": torch.stack(times),
+            **self._told(prompts),
             "measure": step % MEASURE_EVERY == 0,
         }
         batch |= {name: torch.stack(values.get(views)) for name, values in self._signals.items()}
         draws = [self.method.draw(sample, self.seed) for sample in samples] if self.method is not None else [{}]
         return batch | {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
-    def _timestep(self, rng: np.random.Generator) -> int:
-        if self.objective.noise == "sigmas":
-            return int(self.generator.nearest_timestep(float(rng.random())).timestep)
-        return int(rng.integers(len(self.generator.alphas_cumprod)))
-
-    def _text(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [B, L] of a text encoder that is trained, embeddings [B, L, D] of one that is not."""
-        one = self._prompts.tokens if self.objective.text_encoder else self._prompts.embedding
-        return torch.stack([one(prompt) for prompt in prompts])
+    def _told(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids [B, L] for a text encoder that is trained; of one that is not, what it gave, part by part."""
+        if self.objective.text_encoder:
+            return {f"{TOLD}ids": torch.stack([self._prompts.tokens(prompt) for prompt in prompts])}
+        conditioning = Conditioning.stack([self._prompts.embedding(prompt) for prompt in prompts])
+        return {f"{TOLD}{name}": part for name, part in conditioning.items()}
 
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
         """The loss on held-out windows, and samples for held-out prompts: do they show what the prompt names?"""
@@ -121,10 +120,8 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             some = views[first : first + 16]
             batch = {
                 "latents": torch.stack([draw_latents(self._latents, v, self.seed, "held-out", v.key) for v in some]),
-                "timesteps": torch.tensor(
-                    [seed_from(self.seed, "t", v.key) % len(self.generator.alphas_cumprod) for v in some]
-                ),
-                "text": self._text([prompt_of(v) for v in some]),
+                "time": torch.stack([self.generator.noise.spread(seed_from(self.seed, "t", v.key)) for v in some]),
+                **self._told([prompt_of(v) for v in some]),
             }
             batch["noise"] = torch.stack(
                 [noise_of(self.seed, "held-out noise", v.key, shape=batch["latents"].shape[1:]) for v in some]
@@ -132,7 +129,11 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             losses += self({key: value.to(self.device) for key, value in batch.items()})[0].tolist()
         count = self.objective.samples if final else -(-self.objective.samples // 4)
         right = self._sample(folder, count) if count else []
-        rows = [held_out_row("denoising", self.generator.name, "v_mse", losses, higher_is_better=False)]
+        rows = [
+            held_out_row(
+                "denoising", self.generator.name, self.generator.noise.loss_name, losses, higher_is_better=False
+            )
+        ]
         if right:
             rows.append(held_out_row("denoising", self.generator.name, "objects_right", right, higher_is_better=True))
         return rows
@@ -141,14 +142,14 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         """Clips for held-out prompts by the stock pipeline; of simulated prompts, whether each shows its objects."""
         clips = spread(self._material.held_out, count)
         prompts = [prompt_at(clip, self.objective.strides[-1]) for clip in clips]
-        height, width = self.generator.native_size
+        height, width = self.generator.facts.size
         videos: list[np.ndarray] = []
         self.generator.need("vae", "text_encoder")
         for first in range(0, len(prompts), 8):
             some = prompts[first : first + 8]
             seeds = [seed_from(self.seed, prompt, 0) for prompt in some]
-            size = {"num_frames": self.objective.frames, "height": height, "width": width}
-            videos += list(generate(self.generator, some, seeds, **size, steps=self.objective.sample_steps).frames)
+            size: dict[str, Any] = {"num_frames": self.objective.frames, "height": height, "width": width}
+            videos += list(self.generator.sample(some, seeds, **size, steps=self.objective.sample_steps).frames)
         self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
         every = self.objective.frames // 4
         columns = [str(i) for i in range(0, self.objective.frames, every)]
@@ -170,12 +171,12 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         return target
 
     def parts(self) -> dict[str, int]:
-        parts = {name: getattr(self.generator.pipeline, name) for name in ("transformer", "vae", "text_encoder")}
+        parts = {name: self.generator.part(name) for name in self.generator.weight_parts}
         return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
     def facts(self) -> dict[str, Any]:
-        height, width = self.generator.native_size
-        text = self.generator.max_text_seq_length
+        height, width = self.generator.facts.size
+        text = self.generator.facts.max_text_tokens
         facts: dict[str, Any] = {"frames": self.objective.frames, "height": height, "width": width, "text": text}
         return facts | {"guidance": self.generator.guidance_scale}
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from physcli.errors import MissingExtra, PhyscliError, UsageError
 from physcli.hashing import seed_from
-from physcli.models.loading import computes_in_bfloat16, pick_device
+from physcli.models.device import computes_in_bfloat16, pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Train
 from physcli.tasks.processes import on_cpu

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from physcli.errors import UsageError
-from physcli.hashing import seed_from
-from physcli.methods.lamo import field_loss, pool_prompt
+from physcli.hashing import seed_from, seeded
+from physcli.methods.lamo import field_loss
 from physcli.methods.moalign import FlowDecoder, MotionProjector, flow_loss, token_flows
-from physcli.models.tiny import seeded
+from physcli.models.generator import Conditioning, Generator
 from physcli.recipe import MotionFieldRecipe, MotionProjectorRecipe
 from physcli.tasks.features import View
 from physcli.tasks.training.clips import rng_of
@@ -52,31 +52,25 @@ class FieldTrainee(_MotionTrainee):
     """
 
     def __init__(
-        self, generator: Any, *, recipe: MotionFieldRecipe, material: Material, prompts: Prompts, seed: int
+        self, generator: Generator, *, recipe: MotionFieldRecipe, material: Material, prompts: Prompts, seed: int
     ) -> None:
         super().__init__(recipe, material, seed)
         self.objective = objective = recipe.objective
         self._latents, self._prompts = material.values["latents"], prompts
-        self._alphas_cumprod = generator.alphas_cumprod
-        self.field = new_field(
-            objective,
-            latent_shape=self._latents.one().shape[1:],
-            text_dim=generator.transformer.config.text_embed_dim,
-            scaling_factor=float(generator.vae.config.scaling_factor),
-            seed=seed,
-        )
+        self._process = generator.noise
+        self.field = new_field(objective, generator, latent_shape=self._latents.one().shape[1:], seed=seed)
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
         rows: list[dict[str, Tensor]] = []
         for sample in samples:
             view = self._windows.draw(sample, rng_of(self.seed, "sample", sample))
             latents = draw_latents(self._latents, view, self.seed, "posterior", sample)
-            drawn = draw_field(self.objective, latents.shape, self._alphas_cumprod, sample=sample, seed=self.seed)
+            drawn = draw_field(self.objective, latents.shape, self._process, sample=sample, seed=self.seed)
             rows.append({"latents": latents, "prompt": self._pooled(prompt_of(view)), **drawn})
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _pooled(self, prompt: str) -> Tensor:
-        return pool_prompt(self._prompts.embedding(prompt)[None])[0]
+        return Conditioning.stack([self._prompts.embedding(prompt)]).pooled()[0]
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return loss_of_field(self.field, self.objective, batch["latents"], batch["prompt"], batch)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from physcli.data.clips import Clip, read_dataset
-from physcli.models.loading import pick_device
+from physcli.models.device import pick_device
 from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe
 from physcli.tasks.processes import Processes, on_cpu

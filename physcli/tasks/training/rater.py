@@ -34,8 +34,8 @@ from physcli.data.clips import Clip, read_impossible
 from physcli.data.subsets import spread
 from physcli.data.video import resize
 from physcli.errors import DataError, UsageError
+from physcli.hashing import seeded
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo
-from physcli.models.tiny import seeded
 from physcli.recipe import Rating
 from physcli.simulation.prompts import NOUNS, VERBS, with_rate, words
 from physcli.simulation.violations import KINDS

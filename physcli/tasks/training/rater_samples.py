@@ -15,15 +15,14 @@ from physcli.benchmarks.laws import LawResult, check_laws
 from physcli.data.clips import Clip
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
-from physcli.errors import UsageError
 from physcli.hashing import seed_from, settings_hash
 from physcli.methods.projector import write_tensors
-from physcli.models import loading
+from physcli.models import names
+from physcli.models.loading import load_generator
 from physcli.progress import Reporter
 from physcli.simulation.prompts import with_rate
 from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.tasks.processes import Processes
-from physcli.tasks.sampling import generate
 
 STRIDE = 3  # the whole event in a tiny generator's 17 frames
 _AT_ONCE = 16
@@ -69,21 +68,19 @@ def sampled_videos(
     """
     by_caption = {with_rate(clip.prompt, STRIDE): clip for clip in clips}
     prompts = thin(list(by_caption), count)
-    resolved = loading.resolve(model)
-    key = settings_hash({"model": loading.fingerprint(resolved), "prompts": prompts, "steps": steps, "seed": seed})
+    resolved = names.resolve(model)
+    key = settings_hash({"model": names.fingerprint(resolved), "prompts": prompts, "steps": steps, "seed": seed})
     path = cache / "rater-samples" / f"{key}.safetensors"
     if processes.is_main and not path.is_file():
-        generator: Any = loading.load(resolved, device=device)
-        if generator.kind != "generator":
-            raise UsageError(f"objective.sampled_from={model} is an encoder.", expected="a generator")
-        height, width = generator.native_size
-        shape: dict[str, Any] = {"num_frames": generator.native_num_frames, "height": height, "width": width}
+        generator = load_generator(resolved, what="objective.sampled_from=", device=device)
+        height, width = generator.facts.size
+        shape: dict[str, Any] = {"num_frames": generator.facts.num_frames, "height": height, "width": width}
         made = []
         with reporter.bar(f"Videos of {model}", len(prompts), "video") as bar:
             for first in range(0, len(prompts), _AT_ONCE):
                 some = prompts[first : first + _AT_ONCE]
                 seeds = [seed_from(seed, "rater sample", prompt) for prompt in some]
-                made.append(generate(generator, some, seeds, steps=steps, **shape).frames)
+                made.append(generator.sample(some, seeds, steps=steps, **shape).frames)
                 bar.advance(len(some))
         write_tensors(path, {"frames": torch.from_numpy(np.concatenate(made))})
     processes.wait()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,9 @@ from physcli.data.flow import dis_flow, flow_between, raft_flow, raft_identity
 from physcli.data.video import resize
 from physcli.errors import DataError, UsageError
 from physcli.methods.tsa import motion_saliency
+from physcli.models.encoders.base import Encoder
 from physcli.models.fingerprints import hash_module
+from physcli.models.generator import Generator
 from physcli.progress import Reporter
 from physcli.recipe import TeacherView
 from physcli.tasks.features import View, to_tensor
@@ -36,17 +38,17 @@ def _cache(root: Path | None, kind: str, settings: dict[str, Any]) -> TensorCach
     return None if root is None else TensorCache(root, kind, {"version": _VERSION, **settings})
 
 
-def latents_of(generator: Any, *, cache: Path | None) -> Signal:
+def latents_of(generator: Generator, *, cache: Path | None) -> Signal:
     """VAE posteriors, scaled: mean and standard deviation, float16 [2, F, C, h, w].
 
     A probe's latents are kept apart: it takes the mean alone, in float32, of other clips. Posteriors in float32 would
     take twice the room, which is what runs short with many clips.
     """
-    settings = {"what": "posterior", "vae": generator.fingerprint("vae"), "size": list(generator.native_size)}
+    settings = {"what": "posterior", "vae": generator.fingerprint("vae"), "size": list(generator.facts.size)}
 
     def compute(_: Sequence[View], frames: list[np.ndarray]) -> Tensor:
-        pixels = to_tensor([resize(images, *generator.native_size) for images in frames])
-        return generator.encode_posterior(pixels).half()
+        pixels = to_tensor([resize(images, *generator.facts.size) for images in frames])
+        return generator.codec.encode_posterior(pixels).half()
 
     return Signal("latents", _cache(cache, "latents", settings), compute, lambda: generator.release("vae"))
 
@@ -169,7 +171,7 @@ class Prompts:
     """
 
     def __init__(
-        self, generator: Any, *, cache: Path | None, room: float, processes: Processes, reporter: Reporter
+        self, generator: Generator, *, cache: Path | None, room: float, processes: Processes, reporter: Reporter
     ) -> None:
         self.generator, self.room, self.processes, self.reporter = generator, room, processes, reporter
         self._ids: dict[str, Tensor] = {}
@@ -180,33 +182,36 @@ class Prompts:
             settings = {
                 "what": "text",
                 "text_encoder": generator.fingerprint("text_encoder"),
-                "tokens": generator.max_text_seq_length,
+                "tokens": generator.facts.max_text_tokens,
             }
             self._cache = _cache(cache, "text", settings)
 
     def tokens(self, prompt: str) -> Tensor:
         """Token ids [L] as the stock pipeline makes them."""
         if prompt not in self._ids:
-            self._ids[prompt] = self.generator.pipeline.tokenizer(
-                prompt,
-                padding="max_length",
-                max_length=self.generator.max_text_seq_length,
-                truncation=True,
-                add_special_tokens=True,
-                return_tensors="pt",
-            ).input_ids[0]
+            self._ids[prompt] = self.generator.tokenize([prompt])[0]
         return self._ids[prompt]
 
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(self.tokens(prompt).numpy().tobytes()).hexdigest()[:40]
 
+    @staticmethod
+    def _place(key: str, name: str) -> str:
+        """Where a part of a prompt's conditioning is kept: the text by the prompt's own key."""
+        return key if name == "text" else f"{key}:{name}"
+
     def bytes_to_keep(self, prompts: Sequence[str]) -> float:
         """What `embed` will write, all processes together."""
         if self._cache is None:
             return 0.0
-        dim = self.generator.pipeline.text_encoder.config.d_model
-        missing = self._cache.missing(self._key(prompt) for prompt in prompts)
-        return 4.0 * self.generator.max_text_seq_length * dim * len(missing)
+        facts = self.generator.facts
+        missing = self._missing(self._cache, [self._key(prompt) for prompt in prompts])
+        return 4.0 * facts.max_text_tokens * facts.text_width * len(missing)
+
+    def _missing(self, store: TensorCache, keys: Iterable[str]) -> set[str]:
+        """The prompts' keys of which some part is not kept."""
+        names = self.generator.conditioning_parts
+        return {key for key in keys if store.missing(self._place(key, name) for name in names)}
 
     def embed(self, prompts: Sequence[str]) -> list[Tally]:
         """Compute what is not kept yet; back when all processes are done.
@@ -219,7 +224,7 @@ class Prompts:
             return []
         keys = {prompt: self._key(prompt) for prompt in prompts}
         by_key = {key: prompt for prompt, key in keys.items()}
-        missing = set(store.missing(by_key))
+        missing = self._missing(store, by_key)
         todo = [by_key[key] for key in self.processes.share(sorted(by_key)) if key in missing]
         with self.reporter.bar("Prompts", len(todo), "prompt") as bar:
             for first in range(0, len(todo), COMPUTED_AT_ONCE * BATCHES_A_SHARD):
@@ -227,25 +232,34 @@ class Prompts:
                 held: dict[str, Tensor] = {}
                 for start in range(0, len(shard), COMPUTED_AT_ONCE):
                     some = shard[start : start + COMPUTED_AT_ONCE]
-                    rows = self.generator.encode_prompt(some).cpu()
-                    held |= {keys[prompt]: row.clone() for prompt, row in zip(some, rows, strict=True)}
+                    told = self.generator.encode_prompts(some).to("cpu")
+                    for number, prompt in enumerate(some):
+                        row = told.row(number)
+                        held |= {self._place(keys[prompt], name): part.clone() for name, part in row.items()}
                 store.put(held)
                 bar.advance(len(shard))
         self.processes.wait()
         self.generator.release("text_encoder")
         store.refresh()
-        self._kept = Kept(store, list(keys.values()), room=self.room)
+        self._kept = Kept(
+            store,
+            [self._place(key, name) for key in by_key for name in self.generator.conditioning_parts],
+            room=self.room,
+        )
         return [Tally.of("text", store, set(keys.values()), missing)]
 
-    def embedding(self, prompt: str) -> Tensor:
-        """[L, D] of a prompt; of one that was embedded, where embeddings are kept."""
+    def embedding(self, prompt: str) -> dict[str, Tensor]:
+        """What the network is told of a prompt, part by part: text [L, D] and whatever else its family has; of one that
+        was embedded, where embeddings are kept."""
         if self._kept is not None:
-            return self._kept.get([self._key(prompt)])[0]
+            names = self.generator.conditioning_parts
+            places = [self._place(self._key(prompt), name) for name in names]
+            return dict(zip(names, self._kept.get(places), strict=True))
         with self._computing:
-            return self.generator.encode_prompt([prompt])[0].cpu()
+            return self.generator.encode_prompts([prompt]).to("cpu").row(0)
 
 
-def look(teacher: Any, frames: Tensor, view: TeacherView) -> Tensor:
+def look(teacher: Encoder, frames: Tensor, view: TeacherView) -> Tensor:
     """Tokens [B, f, h, w, D] of frames [B, T, 3, H, W] in [0, 1], seen as `view` says.
 
     Raises:
@@ -289,7 +303,7 @@ def look(teacher: Any, frames: Tensor, view: TeacherView) -> Tensor:
     return torch.cat(rows, dim=2)
 
 
-def _seen_size(teacher: Any, view: TeacherView, frames: np.ndarray) -> tuple[int, int]:
+def _seen_size(teacher: Encoder, view: TeacherView, frames: np.ndarray) -> tuple[int, int]:
     """(height, width) of the picture that a teacher's tokens of frames [T, H, W, 3] cover: see `look`."""
     if view.size is not None:
         return view.size

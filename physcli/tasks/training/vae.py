@@ -14,6 +14,7 @@ from physcli.data.clips import Clip
 from physcli.data.subsets import spread
 from physcli.errors import UsageError
 from physcli.methods.reconstruction import reconstruction_loss
+from physcli.models.generator import Generator
 from physcli.recipe import Reconstruction
 from physcli.report.plots import contact_sheet
 from physcli.tasks.features import to_tensor
@@ -26,10 +27,10 @@ _SHOWN = 8
 
 
 class VaeTrainee(Trainee):
-    """A diffusers video autoencoder, in pixels.
+    """A generator's video autoencoder, in pixels.
 
     Args:
-        vae: [B, 3, T, H, W] in [-1, 1] ↔ latents.
+        generator: Whose VAE is trained; of its other parts nothing is needed.
         reader: Training clips.
         held_out: For validation.
         objective: The recipe's.
@@ -40,7 +41,7 @@ class VaeTrainee(Trainee):
 
     def __init__(
         self,
-        vae: Any,
+        generator: Generator,
         *,
         reader: ClipReader,
         held_out: Sequence[Clip],
@@ -50,20 +51,19 @@ class VaeTrainee(Trainee):
         subject: str,
     ) -> None:
         super().__init__()
-        self.vae = vae.requires_grad_(True)
+        generator.need("vae")
+        self.vae: Any = generator.part("vae").requires_grad_(True)
+        self.codec = codec = generator.codec
         self.reader, self.held_out, self.objective, self.seed, self.subject = reader, held_out, objective, seed, subject
         self._whole_from = round(steps * (1 - objective.whole_share))
-        self._space = 2 ** (len(vae.config.block_out_channels) - 1)
-        self._time = int(vae.config.temporal_compression_ratio)
+        step = codec.step(decoding=True)
         for name, frames in (("crop_frames", objective.crop_frames), ("frames", objective.frames)):
-            if (frames - 1) % (2 * self._time):
-                raise UsageError(
-                    f"objective.{name} is {frames}.", expected=f"{2 * self._time}k+1 frames, such as 9 or 17"
-                )
-        if objective.crop % self._space or objective.crop > min(reader.size):
+            if (frames - 1) % step:
+                raise UsageError(f"objective.{name} is {frames}.", expected=f"{step}k+1 frames, such as 9 or 17")
+        if objective.crop % codec.spatial or objective.crop > min(reader.size):
             raise UsageError(
                 f"objective.crop is {objective.crop}.",
-                expected=f"a multiple of {self._space}, at most {min(reader.size)} pixels",
+                expected=f"a multiple of {codec.spatial}, at most {min(reader.size)} pixels",
             )
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
@@ -83,8 +83,8 @@ class VaeTrainee(Trainee):
         return {"frames": to_tensor(windows), "noise": torch.stack(noise)}
 
     def _latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        channels = self.vae.config.latent_channels
-        return channels, (num_frames - 1) // self._time + 1, height // self._space, width // self._space
+        space = self.codec.spatial
+        return self.codec.channels, self.codec.latent_frames(num_frames), height // space, width // space
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return reconstruction_loss(
@@ -129,19 +129,20 @@ class VaeTrainee(Trainee):
 
     @torch.no_grad()
     def export(self, folder: Path) -> Path:
-        """Write `vae/`, with the scaling factor that gives latents of training clips unit variance."""
-        count, total, squares = 0, 0.0, 0.0
+        """Write `vae/`, with the statistics that give latents of training clips unit variance."""
+        count = 0
+        total, squares = (torch.zeros(self.codec.channels, dtype=torch.float64) for _ in range(2))
         for which, number in enumerate(spread(range(len(self.reader.clips)), _SCALE_CLIPS)):
             if number in self.reader.bad:
                 continue
             stride = self.objective.strides[which % len(self.objective.strides)]
             frames = self.reader.frames(number)[: (self.objective.frames - 1) * stride + 1 : stride]
-            latents = self._encode(to_tensor([frames]).to(self.device)).double()
-            count += latents.numel()
-            total += float(latents.sum())
-            squares += float(latents.square().sum())
-        std = (squares / count - (total / count) ** 2) ** 0.5
-        self.vae.register_to_config(scaling_factor=round(1 / std, 5))
+            latents = self._encode(to_tensor([frames]).to(self.device))[0].double().flatten(1).cpu()  # [C, …]
+            count += latents.shape[1]
+            total += latents.sum(dim=1)
+            squares += latents.square().sum(dim=1)
+        mean = total / count
+        self.codec.register_statistics(mean.tolist(), (squares / count - mean.square()).sqrt().tolist())
         self.vae.save_pretrained(folder / "vae", safe_serialization=True)
         return folder / "vae"
 

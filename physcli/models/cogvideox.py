@@ -236,8 +236,8 @@ class CogVideoX(DiffusersGenerator):
 
 
 def _spatial(configs: Mapping[str, Any]) -> int:
-    """Pixels of a latent: the VAE halves its picture before every level but the first."""
-    return 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    """Pixels of a latent: the VAE halves its picture before every level but the first. 8 where there is no VAE."""
+    return 2 ** (len(configs["vae"]["block_out_channels"]) - 1) if "vae" in configs else 8
 
 
 def build_cogvideox(model: Mapping[str, Any] | None = None) -> CogVideoXPipeline:

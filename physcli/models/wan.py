@@ -74,7 +74,7 @@ class Wan(DiffusersGenerator):
 
     @classmethod
     def read_facts(cls, configs: Mapping[str, Any], own: Mapping[str, Any], name: str) -> Facts:
-        config, vae = configs["transformer"], configs["vae"]
+        config, vae = configs["transformer"], configs.get("vae", {})
         if config["in_channels"] != config["out_channels"] or config.get("image_dim") is not None:
             raise ModelError(
                 f"{name} takes an image beside the noisy latents: an image-to-video model.",
@@ -118,8 +118,11 @@ class Wan(DiffusersGenerator):
         return FlowMatching(config["num_train_timesteps"])
 
     def _codec(self) -> ChannelCodec:
-        config = self.vae.config
-        return self._codec_of(ChannelCodec, temporal=config.scale_factor_temporal, spatial=config.scale_factor_spatial)
+        return self._codec_of(
+            ChannelCodec,
+            temporal=self.pipeline.vae_scale_factor_temporal,
+            spatial=self.pipeline.vae_scale_factor_spatial,
+        )
 
     # -- text --------------------------------------------------------------------------------------------------------
 

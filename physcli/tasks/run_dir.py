@@ -24,6 +24,7 @@ from typing import Any
 
 from physcli import __version__
 from physcli.errors import DataError, PhyscliError, UsageError
+from physcli.files import write_text
 from physcli.progress import Reporter
 
 _VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scikit-learn", "mujoco", "av")
@@ -36,18 +37,6 @@ def cache_root(cache_dir: Path | None) -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "physcli"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any) -> Any:

@@ -28,11 +28,12 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 
 from physcli.errors import MissingExtra, UsageError
+from physcli.files import write_text
 from physcli.models.loading import computes_in_bfloat16, pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Train
 from physcli.tasks.processes import on_cpu
-from physcli.tasks.run_dir import RunDir, to_json, write_text
+from physcli.tasks.run_dir import RunDir, to_json
 from physcli.tasks.training.checkpoints import cannot_write, prune, read_manifest, write_checkpoint
 from physcli.tasks.training.step import OptimizerStep, TrainingError
 from physcli.tasks.training.trainee import Trainee

@@ -16,8 +16,8 @@ from physcli.data.clips import Clip
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
 from physcli.errors import UsageError
+from physcli.files import write_tensors
 from physcli.hashing import seed_from, settings_hash
-from physcli.methods.projector import write_tensors
 from physcli.models import loading
 from physcli.progress import Reporter
 from physcli.simulation.prompts import with_rate

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,14 @@ def seed_from(*parts: object) -> int:
     """A 63-bit seed that depends on `parts` alone (not on the order of work, batch size or process)."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw weights from `seed` and leave the global random state as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also reseed the accelerators.
+        torch.random.default_generator.manual_seed(seed)
+        yield

@@ -36,6 +36,27 @@ def replacing(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
         raise
 
 
+def make_folder(path: Path, *, what: str = "", fix: str) -> None:
+    """Make a folder, with those above it.
+
+    Args:
+        path: The folder; it may be there already.
+        what: It is, for the message ("The cache folder").
+        fix: What to do if it cannot be made.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{what} {path} cannot be made: {error.strerror}.".lstrip(),
+            expected="a folder this user may write",
+            fix=fix,
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as temporary:

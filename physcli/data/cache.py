@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from physcli.errors import DataError
-from physcli.files import write_bytes
+from physcli.files import make_folder, write_bytes
 from physcli.hashing import content_hash, settings_hash
 
 # First-level folders of the cache root. Only these are ever counted or cleared: a user may point the cache at a
@@ -56,14 +56,7 @@ class TensorCache:
         self.folder = root / kind / settings_hash(settings)
         self.broken: list[str] = []
         self._where: dict[str, Path] = {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"The cache folder {self.folder} cannot be made: {error.strerror}.",
-                expected="a folder this user may write",
-                fix="choose another --cache-dir (or PHYSCLI_CACHE)",
-            ) from error
+        make_folder(self.folder, what="The cache folder", fix="choose another --cache-dir (or PHYSCLI_CACHE)")
         described = self.folder / "settings.json"
         if not described.exists():
             write_bytes(described, json.dumps(settings, indent=1, sort_keys=True).encode())

@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any
 
 from physcli import __version__
-from physcli.errors import DataError, PhyscliError, UsageError
-from physcli.files import write_text
+from physcli.errors import PhyscliError, UsageError
+from physcli.files import make_folder, write_text
 from physcli.progress import Reporter
 
 _VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scikit-learn", "mujoco", "av")
@@ -186,14 +186,7 @@ class RunDir:
             else:
                 self._refuse_if_different("settings")
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"{self.path} cannot be made: {error.strerror}.",
-                expected="a folder this user may write",
-                fix="choose another --out",
-            ) from error
+        make_folder(self.path, fix="choose another --out")
         if not self._is_finished():
             self._begin()
 

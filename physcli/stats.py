@@ -1,5 +1,5 @@
 """Intervals and tests for scores of the same items: cluster-robust standard errors, paired bootstrap, McNemar,
-sign flips, Holm's correction, the smallest difference that could be seen, several training seeds of one method, and
+sign flips, Holm's correction, the minimum detectable effect, several training seeds of one method, and
 how far two judges of the same items agree.
 
 Items come in pairs (a positive and its negative twin), and the two are not independent: wherever `clusters` is asked
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, rankdata
+from scipy.stats import binom, binomtest, rankdata, spearmanr
 from scipy.stats import t as student
 
 from physcli.hashing import seed_from
@@ -84,11 +84,7 @@ class Difference:
 
 def mcnemar_exact(wins: int, losses: int) -> float:
     """Two-sided exact p that wins and losses are equally likely (binomial with one half)."""
-    discordant = wins + losses
-    if discordant == 0:
-        return 1.0
-    tail = sum(math.comb(discordant, k) for k in range(min(wins, losses) + 1)) / 2**discordant
-    return min(1.0, 2 * tail)
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def paired_difference(
@@ -188,7 +184,7 @@ def sign_flip_p(effects: np.ndarray, *, seed: int = 0, num_flips: int = 10_000) 
     return (1 + as_extreme) / (1 + num_flips)
 
 
-def smallest_detectable(
+def minimum_detectable_effect(
     stderr: float, *, degrees_of_freedom: float = math.inf, alpha: float = 0.05, power: float = 0.8
 ) -> float:
     """The true difference that a two-sided test at `alpha` finds with probability `power`: (t_1−α/2 + t_power)·stderr.
@@ -201,7 +197,7 @@ def smallest_detectable(
     return float(quantiles * stderr)
 
 
-def smallest_detectable_share(discordant: int, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
+def minimum_detectable_effect_of_mcnemar(discordant: int, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
     """The true difference of two shares that McNemar's exact test finds with probability `power`.
 
     Args:
@@ -333,15 +329,17 @@ def _draw_seeds(rng: np.random.Generator, count: int, num_resamples: int) -> np.
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's correlation of two judges' grades [N] of the same items, ties sharing their mean rank.
 
-    NaN where one of them grades all items alike.
+    NaN where one of them grades all items alike, and where there are fewer than two.
     """
-    first, second = (rankdata(grades) - (len(grades) + 1) / 2 for grades in (a, b))
-    spread = float(np.sqrt(first @ first * (second @ second)))
-    return float(first @ second) / spread if spread > 0 else math.nan
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:  # scipy would warn, at every draw of a bootstrap
+        return math.nan
+    return float(spearmanr(a, b).statistic)
 
 
-def ranking_area(grades: np.ndarray, passes: np.ndarray) -> float:
-    """How often an item that passes is graded above one that fails, ties counting half: the area under the ROC curve.
+def roc_auc(grades: np.ndarray, passes: np.ndarray) -> float:
+    """The area under the ROC curve: how often an item that passes is graded above one that fails, ties counting half.
+
+    Not scikit-learn's, which gives the same number but takes 30 times as long (2.4 ms): a bootstrap asks for 1000.
 
     Args:
         grades: [N].
@@ -360,7 +358,7 @@ def ranking_area(grades: np.ndarray, passes: np.ndarray) -> float:
 def cohens_kappa(a: np.ndarray, b: np.ndarray) -> float:
     """Cohen's κ of two judges' verdicts, booleans [N]: agreement beyond what their pass rates alone would give.
 
-    NaN where both give one and the same verdict throughout.
+    NaN where both give one and the same verdict throughout. Not scikit-learn's, for the reason given at `roc_auc`.
     """
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     observed = float(np.mean(a == b))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats as reference
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from physcli.hashing import seed_from
 from physcli.stats import (
@@ -14,14 +15,14 @@ from physcli.stats import (
     cohens_kappa,
     holm,
     mcnemar_exact,
+    minimum_detectable_effect,
+    minimum_detectable_effect_of_mcnemar,
     paired_difference,
     rank_correlation,
-    ranking_area,
+    roc_auc,
     seeds_difference,
     share_interval,
     sign_flip_p,
-    smallest_detectable,
-    smallest_detectable_share,
     stderr_of_mean,
     stderr_of_strata,
 )
@@ -163,15 +164,17 @@ def test_sign_flips_of_votes_are_the_binomial_test():
 # --- the smallest difference that could be seen ---
 
 
-def test_smallest_detectable_is_2_8_standard_errors():
-    assert smallest_detectable(0.02) == pytest.approx(0.02 * (1.959964 + 0.841621), rel=1e-5)
-    assert smallest_detectable(0.02, degrees_of_freedom=4) == pytest.approx(0.02 * (2.776445 + 0.940965), rel=1e-5)
-    assert math.isnan(smallest_detectable(0.0))
-    assert math.isnan(smallest_detectable(math.nan))
+def test_minimum_detectable_effect_is_2_8_standard_errors():
+    assert minimum_detectable_effect(0.02) == pytest.approx(0.02 * (1.959964 + 0.841621), rel=1e-5)
+    assert minimum_detectable_effect(0.02, degrees_of_freedom=4) == pytest.approx(
+        0.02 * (2.776445 + 0.940965), rel=1e-5
+    )
+    assert math.isnan(minimum_detectable_effect(0.0))
+    assert math.isnan(minimum_detectable_effect(math.nan))
 
 
 def test_a_difference_of_that_size_is_found_8_times_in_10():
-    smallest = smallest_detectable(1 / math.sqrt(200))
+    smallest = minimum_detectable_effect(1 / math.sqrt(200))
     rng = np.random.default_rng(3)
     found = [reference.ttest_1samp(rng.normal(smallest, 1, 200), 0).pvalue < 0.05 for _ in range(3000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.025)
@@ -179,7 +182,7 @@ def test_a_difference_of_that_size_is_found_8_times_in_10():
 
 @pytest.mark.parametrize(("discordant", "n"), [(40, 200), (8, 100), (0, 60)])
 def test_a_share_of_that_size_is_found_8_times_in_10(discordant, n):
-    smallest = smallest_detectable_share(discordant, n)
+    smallest = minimum_detectable_effect_of_mcnemar(discordant, n)
     share = max(discordant / n, smallest)
     rng = np.random.default_rng(4)
     wins, losses, _ = rng.multinomial(n, [(share + smallest) / 2, (share - smallest) / 2, 1 - share], size=4000).T
@@ -188,14 +191,16 @@ def test_a_share_of_that_size_is_found_8_times_in_10(discordant, n):
 
 
 def test_a_share_is_near_its_normal_approximation_where_n_is_large():
-    assert smallest_detectable_share(400, 2000) == pytest.approx(smallest_detectable(math.sqrt(0.2 / 2000)), rel=0.03)
+    assert minimum_detectable_effect_of_mcnemar(400, 2000) == pytest.approx(
+        minimum_detectable_effect(math.sqrt(0.2 / 2000)), rel=0.03
+    )
 
 
 def test_five_items_can_show_nothing():
-    assert smallest_detectable_share(0, 5) == math.inf
-    assert smallest_detectable_share(5, 5) == math.inf
-    assert smallest_detectable_share(0, 0) == math.inf
-    assert smallest_detectable_share(0, 8) > 0.75
+    assert minimum_detectable_effect_of_mcnemar(0, 5) == math.inf
+    assert minimum_detectable_effect_of_mcnemar(5, 5) == math.inf
+    assert minimum_detectable_effect_of_mcnemar(0, 0) == math.inf
+    assert minimum_detectable_effect_of_mcnemar(0, 8) > 0.75
 
 
 # --- several training seeds ---
@@ -249,7 +254,8 @@ def test_interval_over_seeds_covers_the_truth():
     assert covered >= 137  # 95 % of 150 is 142, its standard deviation 2.7
 
 
-def test_ranks_against_scipy():
+@pytest.mark.filterwarnings("error")
+def test_agreement_against_scipy_and_sklearn():
     rng = np.random.default_rng(0)
     for ties in (3, 1000):
         a = rng.integers(0, ties, 80)
@@ -257,8 +263,13 @@ def test_ranks_against_scipy():
         assert rank_correlation(a, b) == pytest.approx(reference.spearmanr(a, b).statistic, rel=1e-12)
         passes = b > np.median(b)
         test = reference.mannwhitneyu(a[passes], a[~passes])
-        assert ranking_area(a, passes) == pytest.approx(test.statistic / (passes.sum() * (~passes).sum()), rel=1e-12)
+        assert roc_auc(a, passes) == pytest.approx(test.statistic / (passes.sum() * (~passes).sum()), rel=1e-12)
+        assert roc_auc(a, passes) == pytest.approx(roc_auc_score(passes, a), rel=1e-12)
+        assert cohens_kappa(a > 0, passes) == pytest.approx(cohen_kappa_score(a > 0, passes), rel=1e-9)
     assert math.isnan(rank_correlation(np.ones(5), np.arange(5)))
+    assert math.isnan(rank_correlation(np.array([1]), np.array([2])))
+    assert math.isnan(rank_correlation(np.array([]), np.array([])))
+    assert math.isnan(roc_auc(np.array([]), np.array([], dtype=bool)))
 
 
 def test_kappa_of_a_known_table():

@@ -6,6 +6,10 @@ min over w, b of ½|w|² + C Σ_i [log(1 + exp f_i) − y_i f_i], f = Zw + b, Z 
 The solution lies in the span of the items, w = Zᵀα, and in α all is told by the Gram matrix K = ZZᵀ [n, n]: a step
 costs n³/3 however many features there are. K is summed over blocks of columns in float64, so that neither Z nor a copy
 of it is ever held. With few features the step is taken in w.
+
+scikit-learn's newton-cholesky after a rotation by SVD gives the same weights (to 5e-6 of the largest) in more time: for
+the 8 Cs of Physion v1.5 on one core, 0.64 s against 0.12 s here at n = 400 and D = 4096, and 29 s against 13 s at
+n = 3000 and D = 2048.
 """
 
 from __future__ import annotations

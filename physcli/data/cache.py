@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from physcli.errors import DataError
+from physcli.files import make_folder, write_bytes
 from physcli.hashing import content_hash, settings_hash
 
 # First-level folders of the cache root. Only these are ever counted or cleared: a user may point the cache at a
@@ -56,17 +56,10 @@ class TensorCache:
         self.folder = root / kind / settings_hash(settings)
         self.broken: list[str] = []
         self._where: dict[str, Path] = {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"The cache folder {self.folder} cannot be made: {error.strerror}.",
-                expected="a folder this user may write",
-                fix="choose another --cache-dir (or PHYSCLI_CACHE)",
-            ) from error
+        make_folder(self.folder, what="The cache folder", fix="choose another --cache-dir (or PHYSCLI_CACHE)")
         described = self.folder / "settings.json"
         if not described.exists():
-            _write_bytes(described, json.dumps(settings, indent=1, sort_keys=True).encode())
+            write_bytes(described, json.dumps(settings, indent=1, sort_keys=True).encode())
         self.refresh()
 
     def refresh(self) -> None:
@@ -97,7 +90,7 @@ class TensorCache:
                 self._set_aside(shard)
         if verified != before:
             with contextlib.suppress(OSError):  # a full or read-only disk: hashed again next time
-                _write_bytes(self.folder / _VERIFIED, json.dumps(verified).encode())
+                write_bytes(self.folder / _VERIFIED, json.dumps(verified).encode())
 
     def _verified(self) -> dict[str, Any]:
         """Shard → [size, time of change] when its bytes were last found to be whole."""
@@ -133,7 +126,7 @@ class TensorCache:
         payload = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         shard = self.folder / f"{hashlib.sha256(payload).hexdigest()[:32]}.safetensors"
         try:
-            _write_bytes(shard, payload)
+            write_bytes(shard, payload)
         except OSError as error:
             raise DataError(
                 f"The cache cannot be written ({shard.parent}): {error.strerror}.",
@@ -156,16 +149,6 @@ class TensorCache:
             with safe_open(shard, framework="pt") as tensors:
                 found.update({key: tensors.get_tensor(key) for key in wanted})
         return found
-
-
-def _write_bytes(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(payload)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def cache_sizes(root: Path) -> dict[str, tuple[int, int]]:

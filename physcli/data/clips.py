@@ -13,7 +13,6 @@ Listing decodes nothing, so thousands of clips take seconds; `check` decodes eve
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from physcli.data.captions import read_captions, read_jsonl
 from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, read_video, video_info
 from physcli.errors import DataError, MissingExtra
+from physcli.files import read_json
 from physcli.progress import Reporter
 
 # Words in a file's stem → row name. "collision" counts only where "roll" is absent: Physion has rolling stimuli
@@ -166,7 +166,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         raise DataError(f"{root} is {'a file' if root.exists() else 'not there'}.", expected=f"a folder: {LAYOUTS}")
     for base in (root, root.parent) if root.name == "physion_mp4s" else (root,):
         if (base / "dataset.json").is_file():
-            settings = _read_json(base / "dataset.json")
+            settings = read_json(base / "dataset.json")
             if isinstance(settings, dict) and settings.get("format") == "physcli-simulated":
                 return _whole(_read_simulated(base, settings))
     for base in (root / "physion_mp4s", root):
@@ -263,16 +263,6 @@ def _whole(dataset: Dataset) -> Dataset:
         )
     clips = sorted(dataset.clips, key=lambda clip: (clip.split != "train", clip.split, clip.name))
     return Dataset(dataset.kind, dataset.root, tuple(clips), dataset.problems, dataset.settings)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", expected="a JSON file") from error
-    except ValueError as error:
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{path} is not valid JSON ({where}).", expected="a JSON file", fix="mend it") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -407,7 +397,7 @@ def _read_v15(root: Path, base: Path) -> Dataset:
                 expected=f"{LABEL_FILE} inside each of train and test",
                 fix="copy it from the Physion v1.5 archive",
             )
-        labels = _read_json(folder / LABEL_FILE)
+        labels = read_json(folder / LABEL_FILE)
         if not isinstance(labels, dict):
             raise DataError(
                 f"{folder / LABEL_FILE} holds a {type(labels).__name__}.",

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from physcli.errors import DataError
+from physcli.files import replacing
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif"})
 
@@ -237,9 +238,11 @@ def write_video(
     height, width = frames.shape[1:3]
     if not full_chroma and (height % 2 or width % 2):
         raise ValueError(f"4:2:0 video needs an even height and width, got {height}x{width}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with (
+            replacing(path) as temporary,
+            av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
+        ):
             stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz).limit_denominator(1001))
             stream.height, stream.width = height, width
             stream.pix_fmt = "yuv444p" if full_chroma else "yuv420p"
@@ -254,9 +257,7 @@ def write_video(
                     container.mux(packet)
             for packet in stream.encode():
                 container.mux(packet)
-        os.replace(temporary, path)
     except (av.FFmpegError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"{path} could not be written: {error}.",
             expected="a writable folder with free space",

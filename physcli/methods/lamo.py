@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from physcli.methods.projector import write_bytes, write_tensors
+from physcli.files import write_bytes, write_tensors
 
 RELEASED_PREFIX = "physical_lamo."
 NUM_GROUPS = 8

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from physcli.methods.projector import build, read_tensors, write_bytes, write_tensors
+from physcli.files import read_tensors, write_bytes, write_tensors
+from physcli.methods.projector import build
 from physcli.methods.similarity import relation_distance
 
 Reduction = Literal["mean", "sum"]

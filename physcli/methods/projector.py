@@ -9,16 +9,14 @@ Shapes: B batch, (F, H, W) the student's grid, (f, h, w) the teacher's, D featur
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
+from physcli.files import read_tensors, write_tensors
 from physcli.methods import grids
 from physcli.methods.grids import Grid, Time
 
@@ -200,38 +198,6 @@ def from_videorepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"no tensor's name starts with {old!r}: not a transformer aligned by VideoREPA's code")
         renamed |= part
     return renamed
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all; its folder is made."""
-    whole = {name: value.detach().contiguous() for name, value in tensors.items()}
-    write_bytes(path, safetensors.torch.save(whole, {"format": "pt", **(metadata or {})}))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
-
-    Raises:
-        ValueError: No such file, or not a whole safetensors file.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ValueError(f"no file {path}") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def build(cls: type[AnyModule], arguments: Any, tensors: Mapping[str, Tensor], path: Path) -> AnyModule:

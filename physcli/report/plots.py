@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +15,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from physcli.files import replacing
+
 # Okabe-Ito: told apart by colour-blind readers.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 CONTROL = "#999999"
@@ -23,10 +24,9 @@ REFERENCE = "#444444"
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part.png")
-    figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    with replacing(path, suffix=".part.png") as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def grouped_bars(

@@ -27,7 +27,7 @@ import numpy as np
 
 from physcli.errors import PhyscliError
 from physcli.progress import Reporter
-from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, ranking_area
+from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, roc_auc
 from physcli.tasks.report import same_file
 from physcli.tasks.run_dir import RunDir, write_jsonl
 from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, describe, read_scored_run
@@ -182,7 +182,7 @@ def _measure(truth: ScoredRun, judge: ScoredRun, verdict: str, keys: Sequence[Ke
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "agreement": lambda drawn: float(np.mean(true[drawn] == said[drawn])),
         "kappa": lambda drawn: cohens_kappa(true[drawn], said[drawn]),
-        "ranking_area": lambda drawn: ranking_area(grades[1][drawn], true[drawn]),
+        "ranking_area": lambda drawn: roc_auc(grades[1][drawn], true[drawn]),
     }
     if verdict != "joint":
         statistics["rank_correlation"] = lambda drawn: rank_correlation(grades[0][drawn], grades[1][drawn])

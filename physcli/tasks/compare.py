@@ -29,11 +29,11 @@ from physcli.errors import PhyscliError, UsageError, unknown
 from physcli.progress import Reporter
 from physcli.stats import (
     holm,
+    minimum_detectable_effect,
+    minimum_detectable_effect_of_mcnemar,
     paired_difference,
     seeds_difference,
     sign_flip_p,
-    smallest_detectable,
-    smallest_detectable_share,
 )
 from physcli.tasks.compare_result import FEWEST_CLUSTERS, CompareResult, Side, difference_text
 from physcli.tasks.report import same_file, write_comparison
@@ -388,7 +388,7 @@ def _compare_metric(
     if len(runs) > 2:
         difference = seeds_difference(ours, theirs, clusters=clusters, strata=strata, seed=settings.seed)
         test, p = "seeds", difference.p
-        least = smallest_detectable(difference.stderr, degrees_of_freedom=difference.degrees_of_freedom)
+        least = minimum_detectable_effect(difference.stderr, degrees_of_freedom=difference.degrees_of_freedom)
     else:
         difference = paired_difference(ours[0], theirs[0], clusters=clusters, strata=strata, seed=settings.seed)
         single = row["num_clusters"] == len(items) and strata is None
@@ -397,10 +397,10 @@ def _compare_metric(
         else:
             test, p = "sign flips", sign_flip_p(_effects(ours[0] - theirs[0], clusters, strata), seed=settings.seed)
         if binary and single:
-            least = smallest_detectable_share(difference.wins + difference.losses, len(items))
+            least = minimum_detectable_effect_of_mcnemar(difference.wins + difference.losses, len(items))
         else:
             freedom = max(1, row["num_clusters"] - 1)
-            least = smallest_detectable(difference.stderr, degrees_of_freedom=freedom)
+            least = minimum_detectable_effect(difference.stderr, degrees_of_freedom=freedom)
         if row["num_clusters"] < FEWEST_CLUSTERS:
             least = math.inf
     wins, losses = (difference.losses, difference.wins) if higher is False else (difference.wins, difference.losses)

@@ -29,13 +29,14 @@ from physcli.data.subsets import thin
 from physcli.data.video import frame_rate, read_video
 from physcli.data.video_sets import VideoItem, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, UsageError, unknown
+from physcli.files import write_text
 from physcli.hashing import content_hash, settings_hash
 from physcli.models import shown_name
 from physcli.progress import Reporter
 from physcli.stats import stderr_of_mean
 from physcli.tasks.processes import Processes
 from physcli.tasks.report import write_run_report
-from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl, write_text
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
 
 if TYPE_CHECKING:  # eval laws needs no torch
     from torch import Tensor

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from physcli.data.clips import Clip
 from physcli.errors import UsageError
+from physcli.files import write_text
 from physcli.hashing import settings_hash
 from physcli.models import KNOWN_HUB, loading
 from physcli.models.device import computes_in_bfloat16
@@ -26,7 +27,7 @@ from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, dump_recipe, list_recipes, read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_rows, read_run, write_text
+from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_rows, read_run
 from physcli.tasks.sources import pinned
 from physcli.tasks.training.build import build_trainee, twins_wanted
 from physcli.tasks.training.checkpoints import (

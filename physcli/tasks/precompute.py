@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from physcli.errors import UsageError, unknown
+from physcli.files import write_text
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Cached, dump_recipe
 from physcli.tasks.finetune import resolve_recipe
 from physcli.tasks.processes import Processes, on_cpu
-from physcli.tasks.run_dir import RunDir, cache_root, write_text
+from physcli.tasks.run_dir import RunDir, cache_root
 from physcli.tasks.training.build import Precomputed, prepare
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.compute import Tally

@@ -26,9 +26,11 @@ from physcli.data.cache import TensorCache
 from physcli.data.clips import Clip, Dataset, read_dataset
 from physcli.errors import DataError, UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
+from physcli.models.device import pick_device, pick_dtype
 from physcli.models.encoders.base import Encoder
 from physcli.models.generator import Generator
-from physcli.models.loading import fingerprint, load, pick_device, pick_dtype, resolve
+from physcli.models.loading import load
+from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter, counted
 from physcli.simulation import controls
 from physcli.stats import paired_difference

@@ -28,8 +28,11 @@ _CUT_SHORT = (
 def start_all_processes() -> None:
     """Make `accelerate launch --cpu --num_processes N -m physcli …` start N processes.
 
-    On CPUs accelerate (1.8 to 1.15) starts one process whatever N is. That one is replaced here by torchrun, which
-    starts N with the same arguments. To be called before any work is done; under any other launcher it does nothing.
+    On CPUs accelerate (1.8 to 1.15) starts one process whatever N is, without a message: whoever asked for two would
+    wait twice as long and not know why. So that one process is replaced (exec) by torchrun, which starts N with the
+    same arguments. N is in no environment variable, only in the command line of our parent (`_asked_for`); where that
+    cannot be read, `Processes` warns and one process runs. To be called before any work is done; under any other
+    launcher it does nothing.
     """
     count = _asked_for() if _is_cut_short() and on_cpu("auto") else 0
     # torchrun's children have a WORLD_SIZE and never come here; the mark is for a torchrun that would not set it.

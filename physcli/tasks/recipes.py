@@ -5,12 +5,12 @@ A recipe's first line tells editors where the schema of recipes is; YAML languag
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from physcli.errors import UsageError
+from physcli.files import write_text
 from physcli.recipe import (
     AnyRecipe,
     dump_recipe,
@@ -84,7 +84,5 @@ def copy_recipe(name: str, target: Path | None = None, *, overwrite: bool = Fals
             f"{target} is there already.", expected="a new file", fix="name another one, or give --overwrite"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.write_text("".join([f"{SCHEMA_LINE}{schema_file().as_uri()}\n", *body]), encoding="utf-8")
-    part.replace(target)
+    write_text(target, "".join([f"{SCHEMA_LINE}{schema_file().as_uri()}\n", *body]))
     return target

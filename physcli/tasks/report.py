@@ -19,6 +19,7 @@ import numpy as np
 from physcli import __version__
 from physcli.data.video import read_video, video_info, write_video
 from physcli.errors import DataError
+from physcli.files import write_text
 from physcli.hashing import content_hash
 from physcli.report.html import (
     Case,
@@ -46,7 +47,6 @@ from physcli.tasks.compare_result import (
     p_text,
     value_text,
 )
-from physcli.tasks.run_dir import write_text
 from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, read_scored_run
 
 ARROWS = {"better": "▲", "worse": "▼", "higher": "▲", "lower": "▼", "not shown": "·", "identical": "="}

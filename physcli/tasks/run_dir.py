@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Any
 
 from physcli import __version__
-from physcli.errors import DataError, PhyscliError, UsageError
+from physcli.errors import PhyscliError, UsageError
+from physcli.files import make_folder, write_text
 from physcli.progress import Reporter
 
 _VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scikit-learn", "mujoco", "av")
@@ -36,18 +37,6 @@ def cache_root(cache_dir: Path | None) -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "physcli"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any) -> Any:
@@ -197,14 +186,7 @@ class RunDir:
             else:
                 self._refuse_if_different("settings")
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"{self.path} cannot be made: {error.strerror}.",
-                expected="a folder this user may write",
-                fix="choose another --out",
-            ) from error
+        make_folder(self.path, fix="choose another --out")
         if not self._is_finished():
             self._begin()
 

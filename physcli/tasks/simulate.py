@@ -30,6 +30,7 @@ import numpy as np
 from physcli.data.clips import SIMULATED_VERSION, TWINS_LIST
 from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, UsageError, unknown
+from physcli.files import replacing
 from physcli.hashing import settings_hash
 from physcli.progress import Reporter
 from physcli.simulation.physics import compile_scene
@@ -403,9 +404,8 @@ def _write_sample(sample: Sample, job: _Job, folder: str, *, measure: bool = Fal
 
 def write_arrays(path: Path, motion: Motion, footage: Footage) -> None:
     """Write poses, segmentation and flow of the frames that were drawn, compressed; whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part.npz")
     num_frames = len(footage.rgb)
-    try:
+    with replacing(path, suffix=".part.npz") as temporary:  # numpy would append .npz to another name
         np.savez_compressed(
             temporary,
             positions=motion.positions[:num_frames],
@@ -413,10 +413,6 @@ def write_arrays(path: Path, motion: Motion, footage: Footage) -> None:
             segmentation=footage.segmentation,
             flow=footage.flow,
         )
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _finish(

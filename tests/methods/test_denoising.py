@@ -7,7 +7,8 @@ import torch
 
 from physcli.methods.denoising import denoising_loss
 from physcli.models.cogvideox import CogVideoX
-from physcli.models.tiny import architecture, build_cogvideox
+from physcli.models.tiny import architecture
+from physcli.models.cogvideox import build_cogvideox
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from transformers import VideoMAEConfig, VideoMAEModel
 
 from physcli.errors import UsageError
 from physcli.models.features import default_tap, tapped
-from physcli.models.tiny import architecture, build_cogvideox
+from physcli.models.tiny import architecture
+from physcli.models.cogvideox import build_cogvideox
 
 
 def transformer():

@@ -6,8 +6,10 @@ import pytest
 
 from physcli.models.cogvideox import CogVideoX
 from physcli.models.encoders.preprocessing import write_preprocessing
-from physcli.models.loading import quiet_libraries
-from physcli.models.tiny import architecture, build_cogvideox, build_videomae
+from physcli.models.device import quiet_libraries
+from physcli.models.tiny import architecture
+from physcli.models.cogvideox import build_cogvideox
+from physcli.models.encoders.videomae import build_videomae
 from physcli.tasks import finetune
 from physcli.tasks.training import generator
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from physcli.errors import PhyscliError
-from physcli.stats import cohens_kappa, ranking_area
+from physcli.stats import cohens_kappa, roc_auc
 from physcli.tasks.agreement import AgreementSettings, agreement, grade
 
 TRUE = {
@@ -119,8 +119,8 @@ def test_grades(values, verdict, expected):
 
 def test_measures_at_their_ends():
     passes = np.array([True, True, False])
-    assert ranking_area(np.array([2, 3, 1]), passes) == 1
-    assert ranking_area(np.array([0, 0, 1]), passes) == 0
+    assert roc_auc(np.array([2, 3, 1]), passes) == 1
+    assert roc_auc(np.array([0, 0, 1]), passes) == 0
     assert cohens_kappa(passes, ~passes) < 0
     assert np.isnan(cohens_kappa(passes | True, passes | True))
-    assert np.isnan(ranking_area(np.array([1, 2]), np.array([True, True])))
+    assert np.isnan(roc_auc(np.array([1, 2]), np.array([True, True])))

@@ -27,7 +27,8 @@ from physcli.methods.tsa import motion_saliency, tsa_loss
 from physcli.methods.videorepa import trd_loss
 from physcli.models import BUILT_IN, LORA_FILE
 from physcli.models.cogvideox import CogVideoX
-from physcli.models.loading import fingerprint, load, resolve
+from physcli.models.names import fingerprint, resolve
+from physcli.models.loading import load
 from physcli.progress import Bar, Reporter
 from physcli.recipe import (
     Alignment,

@@ -18,7 +18,8 @@ from transformers import T5EncoderModel, VideoMAEModel
 from physcli.data.clips import read_dataset
 from physcli.errors import DataError, UsageError
 from physcli.methods.moalign import MotionProjector
-from physcli.models.loading import fingerprint, load, resolve
+from physcli.models.names import fingerprint, resolve
+from physcli.models.loading import load
 from physcli.models.parts import is_empty
 from physcli.progress import Bar, Reporter
 from physcli.tasks import finetune as finetune_module

@@ -16,7 +16,8 @@ import torch
 
 from physcli.data.clips import read_dataset
 from physcli.errors import DataError, UsageError
-from physcli.models.loading import fingerprint, load, resolve
+from physcli.models.names import fingerprint, resolve
+from physcli.models.loading import load
 from physcli.progress import Reporter
 from physcli.tasks import probe_physion as task
 from physcli.tasks.features import FeatureExtractor, Tap, check_finite, choose_taps, pool_tokens, views_of

@@ -11,7 +11,8 @@ import torch
 
 from physcli.errors import ModelError, UsageError
 from physcli.methods.lamo import MotionField, guidance_update, pool_prompt
-from physcli.models.loading import load, resolve
+from physcli.models.loading import load
+from physcli.models.names import resolve
 from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.sampling import SCHEDULERS, Guide, generate, use_scheduler
 

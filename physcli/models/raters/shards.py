@@ -1,4 +1,9 @@
-"""The weights of a large checkpoint, one tensor at a time: one file or many, safetensors or torch's .bin."""
+"""The weights of a large checkpoint, one tensor at a time: one file or many, safetensors or torch's .bin.
+
+Not `accelerate.load_checkpoint_in_model(strict=True)`: it passes over weights that the checkpoint lacks without a word
+(accelerate 1.15; an empty model keeps them on the meta device), and of those that are left over or of another shape it
+names the first it meets. Here names and shapes are compared before a tensor is read, and all that differs is named.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from physcli.data.clips import read_dataset
 from physcli.errors import UsageError, unknown
@@ -25,8 +24,10 @@ from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
-from physcli.tasks.training.loop import peak_memory, pick_precision, to_device
+from physcli.tasks.training.loop import build_accelerator, peak_memory
 from physcli.tasks.training.optimization import build_optimizer
+from physcli.tasks.training.step import OptimizerStep, to_device
+from physcli.tasks.training.trainee import Steps
 
 CONTROL = "sft"
 DEFAULT_MODEL = "cogvideox-tiny"
@@ -148,12 +149,12 @@ def time_methods(
     def add(group: str, metric: str, value: float, higher: bool | None = False) -> None:
         rows.append(row("finetune", subject, group, metric, value, rounds, higher))
 
-    control = _start(build(recipes[CONTROL]), recipes[CONTROL].train, device)
+    control = build(recipes[CONTROL])
     others = [name for name in recipes if name != CONTROL]
     with reporter.bar(f"Timing {subject}", max(1, len(others)), "method") as bar:
         for name in others or [CONTROL]:
-            trainee = _start(build(recipes[name]), recipes[name].train, device) if others else control
-            sides = _steps(control, trainee, recipes[name].train, device)
+            trainee = build(recipes[name]) if others else control
+            sides = steps_of(control, trainee, recipes[name].train, device=str(device))
             seconds = alternate(sides if others else {"control": sides["control"]}, rounds)
             if others:
                 plain, measured = (ratio(seconds[side], seconds["control"]) for side in ("plain", "measured"))
@@ -169,39 +170,41 @@ def time_methods(
     return rows
 
 
-def _start(trainee: DenoisingSteps, settings: Train, device: torch.device) -> DenoisingSteps:
-    """As the training loop does."""
-    trainee.to(device).train()
-    if settings.gradient_checkpointing:
-        trainee.checkpoint_gradients()
-    return trainee
-
-
-def _steps(
-    control: DenoisingSteps, trainee: DenoisingSteps, settings: Train, device: torch.device
-) -> dict[str, Callable[[], None]]:
-    """A step of the control, one of the method, and one of the method that also compares gradients.
+def steps_of(control: Steps, trainee: Steps, settings: Train, *, device: str) -> dict[str, Callable[[], None]]:
+    """A training step of the control, one of the method, and one of the method that also compares gradients.
 
     One optimizer serves all: it passes over what got no gradient, and where both trainees share a transformer, its
     moments exist once.
-    """
-    parameters = dict.fromkeys([*control.parameters(), *trainee.parameters()])
-    optimizer = build_optimizer(parameters, settings.optimizer, device, apart=trainee.apart())
 
-    def step(side: DenoisingSteps, number: int) -> Callable[[], None]:
-        batch = to_device(side.batch(range(settings.batch_size), number), device)
+    Args:
+        control: What is fine-tuned by no method.
+        trainee: What is fine-tuned by the method, or the control again.
+        settings: Of the method's recipe.
+        device: auto, cpu, cuda, ….
+    """
+    accelerator = build_accelerator(settings, device=device)
+    parameters = dict.fromkeys([*control.parameters(), *trainee.parameters()])
+    optimizer = build_optimizer(parameters, settings.optimizer, accelerator.device, apart=trainee.apart())
+
+    def step(optimizer_step: OptimizerStep, side: Steps, number: int) -> Callable[[], None]:
+        batches = [
+            to_device(side.batch(optimizer_step.samples(part), number), accelerator.device)
+            for part in range(settings.accumulate)
+        ]
 
         def run() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=pick_precision(settings, device) != "no"):
-                losses, _ = side(batch)
-            losses.float().mean().backward()
-            nn.utils.clip_grad_norm_(side.parameters(), settings.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+            optimizer_step(batches, number)
 
         return run
 
-    return {"control": step(control, 1), "plain": step(trainee, 1), "measured": step(trainee, 0)}
+    of_control, of_method = (
+        OptimizerStep(side, settings, accelerator, seed=0, optimizer=optimizer) for side in (control, trainee)
+    )
+    return {
+        "control": step(of_control, control, 1),
+        "plain": step(of_method, trainee, 1),
+        "measured": step(of_method, trainee, 0),
+    }
 
 
 def _count(trainee: DenoisingSteps) -> int:

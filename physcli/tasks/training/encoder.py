@@ -13,6 +13,7 @@ from torch import Tensor
 from physcli.data.clips import Clip
 from physcli.data.subsets import spread
 from physcli.errors import UsageError
+from physcli.hashing import seeded
 from physcli.methods.future_prediction import FutureHead, color_cells, future_changes, future_loss
 from physcli.models.encoders.preprocessing import write_preprocessing
 from physcli.recipe import FuturePrediction
@@ -59,8 +60,7 @@ class EncoderTrainee(Trainee):
                     f"objective.contexts has {context}.",
                     expected=f"multiples of {encoder.tubelet_size}, at most {self._length}",
                 )
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.head = FutureHead(encoder.hidden_size, objective.horizons, objective.cells)
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from physcli import __version__
+from physcli.files import replacing, write_text
 from physcli.hashing import content_hash
 from physcli.progress import counted
 from physcli.recipe import dump_recipe
-from physcli.tasks.run_dir import write_text
 
 _USE = {
     "generator": """```python
@@ -99,10 +99,9 @@ def cast_weights(folder: Path, dtype: str, *, frozen: Sequence[str] = ()) -> Non
             name: value.to(getattr(torch, dtype)) if value.dtype == torch.float32 else value
             for name, value in load_file(path).items()
         }
-        temporary = path.with_name(f".{path.name}.part")
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(path.stat().st_mode)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(path.stat().st_mode)
 
 
 def write_card(

@@ -8,9 +8,9 @@ twice the batch, and a run that resumes at step N does what an unbroken run does
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
-import math
 import resource
 import signal
 import sys
@@ -26,26 +26,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from torch import Tensor, nn
 
-from physcli.errors import MissingExtra, PhyscliError, UsageError
-from physcli.hashing import seed_from
+from physcli.errors import MissingExtra, UsageError
+from physcli.files import write_text
 from physcli.models.device import computes_in_bfloat16, pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Train
 from physcli.tasks.processes import on_cpu
-from physcli.tasks.run_dir import RunDir, to_json, write_text
+from physcli.tasks.run_dir import RunDir, to_json
 from physcli.tasks.training.checkpoints import cannot_write, prune, read_manifest, write_checkpoint
-from physcli.tasks.training.optimization import Ema, build_optimizer, learning_rate
+from physcli.tasks.training.step import OptimizerStep, TrainingError
 from physcli.tasks.training.trainee import Trainee
 
 _BATCHES_AHEAD = 2
 _STATUS = Path("/proc/self/status")
 _TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
-
-
-class TrainingError(PhyscliError):
-    """Training cannot go on: the loss or a gradient is NaN or infinite."""
 
 
 @dataclass
@@ -59,8 +54,13 @@ class Trained:
     problems: list[str] = field(default_factory=list)
 
 
-def build_accelerator(settings: Train, *, device: str, folder: Path) -> Accelerator:
+def build_accelerator(settings: Train, *, device: str, folder: Path | None = None) -> Accelerator:
     """The accelerator for these settings; its own config file or launcher may ask for DDP, FSDP or DeepSpeed.
+
+    Args:
+        settings: The recipe's `train`.
+        device: auto, cpu, cuda, ….
+        folder: Where trackers write.
 
     Raises:
         MissingExtra: a tracker that is not installed.
@@ -85,7 +85,7 @@ def build_accelerator(settings: Train, *, device: str, folder: Path) -> Accelera
         mixed_precision=pick_precision(settings, chosen),
         gradient_accumulation_steps=settings.accumulate,
         log_with=list(settings.trackers) or None,
-        project_dir=str(folder),
+        project_dir=str(folder) if folder is not None else None,
         step_scheduler_with_optimizer=False,
     )
 
@@ -150,17 +150,8 @@ class _Loop:
         self.rows: list[dict[str, Any]] = []
         self._saved: int | None = None
         self._problems: list[str] = []  # before the checkpoint
-        if settings.gradient_checkpointing:
-            trainee.checkpoint_gradients()
-        trainee.to(accelerator.device).train()
-        self.ema = Ema(trainee, settings.ema) if settings.ema else None
-        if settings.compile:
-            trainee.compile()
-        optimizer = build_optimizer(trainee.parameters(), settings.optimizer, accelerator.device, apart=trainee.apart())
-        self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
-        self._apart = [list(module.parameters()) for module, _ in trainee.apart()]
-        apart = {p for parameters in self._apart for p in parameters}
-        self._together = [p for p in self.model.parameters() if p not in apart]
+        self.optimizer_step = OptimizerStep(trainee, settings, accelerator, seed=seed)
+        self.ema = self.optimizer_step.ema
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         if settings.trackers:
@@ -241,76 +232,32 @@ class _Loop:
 
     def _prepare(self, number: int) -> dict[str, Any]:
         """The batch of this process for micro-step `number`."""
-        settings, accelerator = self.settings, self.accelerator
-        done = number - self._first_step * settings.accumulate
-        first = (
-            self._first_sample + (done * accelerator.num_processes + accelerator.process_index) * settings.batch_size
-        )
-        return self.trainee.batch(range(first, first + settings.batch_size), number // settings.accumulate)
+        accumulate = self.settings.accumulate
+        samples = self.optimizer_step.samples(number - self._first_step * accumulate, first=self._first_sample)
+        return self.trainee.batch(samples, number // accumulate)
 
     def _one_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        settings, accelerator = self.settings, self.accelerator
-        rate = learning_rate(settings.schedule, settings.optimizer.lr, self.step, settings.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
-        torch.manual_seed(seed_from(self.seed, "step", self.step, accelerator.process_index))  # for dropout
-        total: dict[str, Tensor] = {}
-        norm: Tensor | None = None
-        for _ in range(settings.accumulate):
-            batch = to_device(next(batches), accelerator.device)
-            with accelerator.accumulate(self.model):
-                losses, logs = self.model(batch)
-                loss = losses.float().mean()
-                for name, values in {"loss": losses, **logs}.items():
-                    total[name] = total.get(name, 0) + values.detach().float().mean() / settings.accumulate
-                if not self._all_finite(loss.detach()):
-                    self._give_up("loss", float(loss.detach()))
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    norm = self._clip(settings.clip_norm or math.inf)
-                    if accelerator.scaler is None and not self._all_finite(norm):
-                        self._give_up("gradient norm", float(norm))
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update()
-        names = list(total)
-        means = accelerator.reduce(torch.stack([total[name] for name in names]), reduction="mean").tolist()
+        settings = self.settings
+        try:
+            done = self.optimizer_step(itertools.islice(batches, settings.accumulate), self.step)
+        except TrainingError as error:
+            raise self._give_up(error) from None
         self.step += 1
-        self.samples += settings.batch_size * settings.accumulate * accelerator.num_processes
-        row = {"step": self.step, "samples": self.samples, **dict(zip(names, means, strict=True))}
-        row |= {"grad_norm": float(norm) if norm is not None else math.nan, "lr": rate}
+        self.samples += settings.batch_size * settings.accumulate * self.accelerator.num_processes
+        row = {"step": self.step, "samples": self.samples, **done.means, "grad_norm": done.grad_norm, "lr": done.lr}
         row["seconds"] = round(self._earlier + time.monotonic() - self._begun_at, 3)
         return row
 
-    def _clip(self, largest: float) -> Tensor:
-        """Clip the gradients, those of the trainee's modules apart by themselves; the norm of the others."""
-        # It takes fp16's scale off all gradients.
-        norm: Tensor = self.accelerator.clip_grad_norm_(self._together, largest)
-        for parameters in self._apart:
-            nn.utils.clip_grad_norm_(parameters, largest)
-        return norm
-
-    def _all_finite(self, value: Tensor) -> bool:
-        """On every process: all must stop together."""
-        bad = (~torch.isfinite(value)).float().reshape(1)
-        return float(self.accelerator.reduce(bad, reduction="sum")) == 0
-
-    def _give_up(self, what: str, value: float) -> None:
-        """Keep the state before this step and explain."""
+    def _give_up(self, error: TrainingError) -> TrainingError:
+        """Keep the state before this step; the error that says so."""
         intact = all(bool(torch.isfinite(p).all()) for p in self.trainee.parameters())
-        self.optimizer.zero_grad()
+        self.optimizer_step.optimizer.zero_grad()
         if intact:
             self._checkpoint()
         kept = (
             f"checkpoint-{self._saved} holds the weights before it" if self._saved is not None else "nothing was saved"
         )
-        raise TrainingError(
-            f"The {what} became {value} at step {self.step + 1}.",
-            expected="a finite number",
-            fix=f"{kept}; start again with a lower train.optimizer.lr, a smaller train.clip_norm, "
-            "train.mixed_precision=no or a longer train.schedule.warmup_steps, in another --out",
-        )
+        return TrainingError(error.received, expected=error.expected, fix=f"{kept}; {error.fix}, in another --out")
 
     def _checkpoint(self) -> None:
         if self._saved == self.step:
@@ -367,11 +314,6 @@ def most_memory() -> float:
             if line.startswith("VmHWM"):
                 return 1024.0 * int(line.split()[1])
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch with its tensors moved."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def _whole(lines: list[str]) -> Iterator[str]:

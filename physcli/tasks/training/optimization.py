@@ -71,7 +71,9 @@ def learning_rate(settings: Schedule, lr: float, step: int, steps: int) -> float
 class Ema:
     """Exponential moving average of the trainable parameters, in float32 on their device.
 
-    Early in training the decay is (1 + n) / (10 + n), as in diffusers and others, so that the start is forgotten.
+    Early in training the decay is (1 + n) / (10 + n), so that the start is forgotten. diffusers' `EMAModel` has the
+    same warm-up, but its average has the dtype of the parameters: in bfloat16 a step of 1 − d = 0.001 is below the
+    spacing of the numbers, and the average stands still. It also counts one step less: the first decay is 0.
 
     Args:
         module: Whose parameters are averaged.

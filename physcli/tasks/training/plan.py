@@ -11,22 +11,21 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from physcli.data.clips import Clip, read_dataset
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
-from physcli.recipe import AnyRecipe
+from physcli.recipe import AnyRecipe, Train
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate, suite_size
 from physcli.tasks.training.build import build_trainee, twins_wanted
 from physcli.tasks.training.clips import read_clips
-from physcli.tasks.training.loop import peak_memory, pick_precision, to_device
-from physcli.tasks.training.optimization import build_optimizer
+from physcli.tasks.training.loop import build_accelerator, peak_memory
+from physcli.tasks.training.step import OptimizerStep
+from physcli.tasks.training.trainee import Steps
 
-_STEPS = 2  # the second is timed; the first also allocates
 _FLOATS_IN_A_CHECKPOINT = 3  # a weight and AdamW's two moments
 
 
@@ -80,10 +79,9 @@ def make_plan(recipe: AnyRecipe, *, seed: int, device: str, cache: Path, reporte
         start = time.perf_counter()
         trainee = build_trainee(recipe, training, held_out, seed, temporary / "cache", chosen, processes, Reporter())
         built = time.perf_counter() - start
-        trainee.to(chosen).train()
-        if recipe.train.gradient_checkpointing:
-            trainee.checkpoint_gradients()
-        step_seconds = _measure(trainee, recipe, chosen)
+        trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
+        whole = sum(p.numel() for p in trainee.parameters())
+        step_seconds = time_steps(trainee, recipe.train, device=device, seed=seed, folder=temporary)
         stored = {
             kind: sum(path.stat().st_size for path in (temporary / "cache" / kind).rglob("*.safetensors"))
             for kind in ("latents", "text", "features")
@@ -93,8 +91,6 @@ def make_plan(recipe: AnyRecipe, *, seed: int, device: str, cache: Path, reporte
     # Validation keeps latents as training does (one clip here), but no features.
     share = windows / (2 * trainee.num_windows) if windows else 0
     cache_bytes = share * (stored["latents"] + stored["text"] + 2 * stored["features"])
-    trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in trainee.parameters())
     return Plan(
         device=str(chosen),
         trained=trained,
@@ -130,23 +126,28 @@ def _some_clips(
     return training[:1], held_out[:1], len(training)
 
 
-def _measure(trainee: Any, recipe: AnyRecipe, device: torch.device) -> float:
-    """Seconds of one optimizer step."""
-    train = recipe.train
-    optimizer = build_optimizer(trainee.parameters(), train.optimizer, device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision(train, device))
+def time_steps(trainee: Steps, settings: Train, *, device: str, seed: int, folder: Path, steps: int = 2) -> float:
+    """Take the first steps of a run; seconds of the last of them. The first also allocates.
+
+    Args:
+        trainee: What is trained; its weights change.
+        settings: The recipe's `train`.
+        device: auto, cpu, cuda, ….
+        seed: Of dropout.
+        folder: Where trackers would write.
+        steps: How many.
+
+    Raises:
+        PhyscliError: whatever would stop the run.
+    """
+    accelerator = build_accelerator(settings, device=device, folder=folder)
+    optimizer_step = OptimizerStep(trainee, settings, accelerator, seed=seed)
     seconds = 0.0
-    for step in range(_STEPS):
+    for number in range(steps):
         start = time.perf_counter()
-        for part in range(train.accumulate):
-            first = (step * train.accumulate + part) * train.batch_size
-            batch = trainee.batch(range(first, first + train.batch_size), step + 1)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                loss = trainee(to_device(batch, device))[0].mean()
-            (loss / train.accumulate).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        micro_steps = range(number * settings.accumulate, (number + 1) * settings.accumulate)
+        optimizer_step((trainee.batch(optimizer_step.samples(each), number) for each in micro_steps), number)
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize(accelerator.device)
         seconds = time.perf_counter() - start
     return seconds

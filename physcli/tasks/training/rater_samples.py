@@ -15,8 +15,8 @@ from physcli.benchmarks.laws import LawResult, check_laws
 from physcli.data.clips import Clip
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
+from physcli.files import write_tensors
 from physcli.hashing import seed_from, settings_hash
-from physcli.methods.projector import write_tensors
 from physcli.models import names
 from physcli.models.loading import load_generator
 from physcli.progress import Reporter

@@ -1,0 +1,120 @@
+"""Files that are written whole or not at all, and JSON that is read with an error a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from physcli.errors import DataError, PhyscliError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def replacing(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
+    """A temporary name beside `path`: what the block writes there becomes `path` at its end, or is removed if it fails.
+
+    A reader meets the old file or the new one, never half of it, and several processes may write at once.
+
+    Args:
+        path: The file to make or replace; its folder exists.
+        suffix: Of the temporary name, for writers that choose the format by it (".part.png").
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(path: Path, *, what: str = "", fix: str) -> None:
+    """Make a folder, with those above it.
+
+    Args:
+        path: The folder; it may be there already.
+        what: It is, for the message ("The cache folder").
+        fix: What to do if it cannot be made.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{what} {path} cannot be made: {error.strerror}.".lstrip(),
+            expected="a folder this user may write",
+            fix=fix,
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; its folder is made."""
+    import safetensors.torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {name: value.detach().contiguous() for name, value in tensors.items()}
+    write_bytes(path, safetensors.torch.save(whole, {"format": "pt", **(metadata or {})}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: No such file, or not a whole safetensors file.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_json(path: Path, *, error: type[PhyscliError] = DataError, fix: str = "mend it") -> Any:
+    """What a JSON file in UTF-8 holds.
+
+    Args:
+        path: The file.
+        error: Raised if it cannot be read or is not JSON.
+        fix: What to do about a file that is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror}.", expected="a JSON file") from problem
+    except ValueError as problem:
+        where = f"line {problem.lineno}: {problem.msg}" if isinstance(problem, json.JSONDecodeError) else str(problem)
+        raise error(f"{path} is not valid JSON ({where}).", expected="a JSON file", fix=fix) from problem
+
+
+def read_json_object(path: Path, *, error: type[PhyscliError] = DataError, fix: str = "mend it") -> dict[str, Any]:
+    """As `read_json`; what is not an object is refused as well."""
+    content = read_json(path, error=error, fix=fix)
+    if not isinstance(content, dict):
+        raise error(f"{path} holds a {type(content).__name__}.", expected="a JSON object", fix=fix)
+    return content

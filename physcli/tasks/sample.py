@@ -40,7 +40,7 @@ from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.stats import stderr_of_mean
 from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
 from physcli.tasks.sampling import SCHEDULERS, Guide, Sampled, generate, use_scheduler
 from physcli.tasks.sheets import draw_sheet, shorten
 
@@ -150,7 +150,7 @@ def sample(
     """
     processes = Processes(device)
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
-    settings = _checked(settings, device, batch_size, reporter)
+    given, settings = settings, _checked(settings, device, batch_size, reporter)
     resolved = resolve(settings.model, adapter=settings.adapter)
     if resolved.kind != "generator":
         raise UsageError(
@@ -160,7 +160,15 @@ def sample(
     if settings.guidance_scale is None:
         settings = replace(settings, guidance_scale=read_guidance_scale(resolved.path))
     field_at = find_field(settings.motion_field, resolved) if settings.guidance == "lamo" else None
-    run = RunDir(out, "sample", asdict(settings), overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    run = RunDir(
+        out,
+        "sample",
+        asdict(settings),
+        defaults=defaults_in(given, settings),
+        overwrite=overwrite,
+        reporter=reporter,
+        writes=processes.is_main,
+    )
     with run:
         run.path = Path(processes.tell(str(run.path)))
         inputs = {"model": fingerprint(resolved)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from physcli.recipe import (
     AnyRecipe,
     EncoderRecipe,
     GeneratorRecipe,
+    MethodSettings,
     MoAlign,
     MotionFieldRecipe,
     MotionProjectorRecipe,
     RaterRecipe,
-    Tsa,
     VaeRecipe,
 )
 from physcli.simulation.violations import KINDS
@@ -239,25 +240,30 @@ def _check_fit(recipe: GeneratorRecipe, generator: Any) -> None:
     if recipe.lora is not None:
         generator.lora_layers(recipe.lora.targets)
     generator.check_num_frames(recipe.objective.frames, decoding=True)
+    if recipe.objective.noise == "logit-normal" or recipe.objective.noise_shift != 1:
+        raise UsageError(
+            f"objective.noise={recipe.objective.noise} with objective.noise_shift={recipe.objective.noise_shift:g} for "
+            f"{recipe.model}.",
+            expected="timesteps or sigmas, and no shift: CogVideoX was not trained by flow matching",
+        )
 
 
-def _method_signals(method: Any, source: Source, device: torch.device) -> dict[str, Signal]:
+def _method_signals(method: MethodSettings, source: Source, device: torch.device) -> dict[str, Signal]:
     """What a method reads of a window beside its latents."""
     if not isinstance(method, Alignment):
         return {}
     teacher, head = _teacher(method, device)
     if isinstance(method, MoAlign):
         source.reporter.note(f"The motion subspace is that of {method.motion_projector}.")
-    signals = {"teacher": teacher_of(teacher, method.view, head=head, cache=source.store("teacher"))}
-    if isinstance(method, Tsa) and method.queries == "salient":
-        signals["saliency"] = saliency_of(
-            teacher,
-            method.view,
-            share=method.saliency_share,
-            ties=method.saliency_ties,
-            cache=source.store("saliency"),
-        )
-    return signals
+    makers: dict[str, Callable[..., Signal]] = {
+        "teacher": partial(teacher_of, head=head),
+        "saliency": saliency_of,
+        "flow": flow_of,
+    }
+    return {
+        name: makers[name](teacher, method.view, **settings, cache=source.store(name))
+        for name, settings in method.signals().items()
+    }
 
 
 def _refuse_contradictions(recipe: Precomputed) -> None:
@@ -358,7 +364,7 @@ def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts
     generator: Any
     if recipe.init == "random":
         with _explain_architecture():
-            pipeline = build_cogvideox(recipe.architecture or architecture(recipe.model))
+            pipeline = build_cogvideox(recipe.architecture.model_dump() or architecture(recipe.model))
         generator = CogVideoX(pipeline, name=recipe.model, random_init=True)
     else:
         generator = loading.load(recipe.model, device="cpu", dtype="float32", parts=parts)

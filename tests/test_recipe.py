@@ -253,7 +253,11 @@ def explained(recipe, override, said, expected):
         ("data.max_bad=1.1", "data.max_bad is 1.1", "data.max_bad"),
         ("architecture={seed: 1}", "architecture.transformer is missing", "architecture.text_encoder"),
         ("architecture={family: x}", "architecture.family is 'x'", "architecture.family: one of cogvideox"),
-        ("architecture={family: cogvideox, words: a}", "unknown field architecture.words", "architecture.vae"),
+        (
+            "architecture={seed: 1, transformer: {}, vae: {}, text_encoder: {}, scheduler: {}, schedular: {}}",
+            "unknown field architecture.schedular, did you mean scheduler?",
+            "architecture.vae",
+        ),
         ("architecture=tiny", "architecture is 'tiny'", "the fields"),
         ("trains=vea", "trains is 'vea'", "one of vae, encoder, generator"),
         ("trains=[vae]", "trains is ['vae']", "one of vae, encoder, generator"),

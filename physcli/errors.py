@@ -44,6 +44,10 @@ class ModelError(PhyscliError):
     """A checkpoint that cannot be found, reached or loaded whole."""
 
 
+class RecipeError(PhyscliError):
+    """A recipe file that is missing, cannot be read, or says what no recipe may say."""
+
+
 class MissingExtra(PhyscliError):
     """A feature whose optional dependency is not installed; `instead` is what needs none."""
 

@@ -7,6 +7,8 @@ import pytest
 
 from physcli.errors import UsageError
 from physcli.recipe import (
+    Architecture,
+    CogVideoXArchitecture,
     EncoderRecipe,
     GeneratorRecipe,
     LaMo,
@@ -176,8 +178,14 @@ def test_defaults_are_filled_in(own):
         ("data.source=/a/b=c=d", "data.source", "/a/b=c=d"),
         ("model='007'", "model", "007"),
         ("model=my model", "model", "my model"),
-        ("architecture={seed: 1, vae: {x: 1e-3}}", "architecture", {"seed": 1, "vae": {"x": 1e-3}}),
-        ("architecture.vae.x=[1, two]", "architecture", {"vae": {"x": [1, "two"]}}),
+        ("architecture={}", "architecture", Architecture()),
+        (
+            "architecture={seed: 1, transformer: {x: [1, two]}, vae: {x: 1e-3}, text_encoder: {}, scheduler: {}}",
+            "architecture",
+            CogVideoXArchitecture(
+                seed=1, transformer={"x": [1, "two"]}, vae={"x": 1e-3}, text_encoder={}, scheduler={}
+            ),
+        ),
     ],
 )
 def test_overrides(own, tmp_path, override, place, value):
@@ -243,6 +251,14 @@ def explained(recipe, override, said, expected):
         ("objective.strides=[1, 0]", "objective.strides.1 is 0", "strides"),
         ("data.source=3", "data.source is 3", "data.source"),
         ("data.max_bad=1.1", "data.max_bad is 1.1", "data.max_bad"),
+        ("architecture={seed: 1}", "architecture.transformer is missing", "architecture.text_encoder"),
+        ("architecture={family: x}", "architecture.family is 'x'", "architecture.family: one of cogvideox"),
+        (
+            "architecture={seed: 1, transformer: {}, vae: {}, text_encoder: {}, scheduler: {}, schedular: {}}",
+            "unknown field architecture.schedular, did you mean scheduler?",
+            "architecture.vae",
+        ),
+        ("architecture=tiny", "architecture is 'tiny'", "the fields"),
         ("trains=vea", "trains is 'vea'", "one of vae, encoder, generator"),
         ("trains=[vae]", "trains is ['vae']", "one of vae, encoder, generator"),
     ],
@@ -290,7 +306,7 @@ def test_an_override_may_give_what_the_file_lacks(tmp_path):
     ],
 )
 def test_text_goes_round_as_text(own, tmp_path, text):
-    recipe = read_recipe(own).model_copy(
+    recipe = read_recipe(own, ["trains=encoder"]).model_copy(
         update={"description": text, "architecture": {"word": text, "list": [text, 1]}}
     )
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
@@ -343,6 +359,8 @@ def test_no_method_is_sft(own):
         ("lora=null", "lora", None),
         ("freeze=true", "freeze", True),
         ("objective.guidance_scale=1.5", "objective.guidance_scale", 1.5),
+        ("objective={noise: logit-normal, noise_mean: 0.5, noise_std: 2}", "objective.noise_std", 2.0),
+        ("objective.noise_shift=3", "objective.noise_shift", 3.0),
     ],
 )
 def test_overrides_into_a_method(aligned, tmp_path, override, place, value):
@@ -405,6 +423,14 @@ METHODS = "method.name: one of sft, repa, videorepa, tsa, moalign, lamo"
         ("freeze=1", "freeze is 1", "freeze"),
         ("objective.guidance_scale=-1", "objective.guidance_scale is -1", "objective.guidance_scale"),
         ("objective.samples=-1", "objective.samples is -1", "objective.samples"),
+        ("objective.noise=cosine", "objective.noise is 'cosine'", "objective.noise"),
+        ("objective={noise: logit-normal, noise_std: 0}", "objective.noise_std is 0", "objective.noise_mean"),
+        (
+            "objective.noise_mean=1",
+            "objective: noise_mean and noise_std are for noise: logit-normal",
+            "objective.noise",
+        ),
+        ("objective.noise_shift=0", "objective.noise_shift is 0", "objective.noise_shift"),
     ],
 )
 def test_wrong_overrides_into_a_method_are_explained(aligned, override, said, expected):

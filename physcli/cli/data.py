@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from physcli.cli import render
+from physcli.cli.finetune import train_request
 from physcli.cli.options import Output, Run, TrainRun, shared
 from physcli.errors import UsageError
 from physcli.progress import size_in_words
@@ -169,27 +170,18 @@ def precompute(
     ] = None,
 ) -> None:
     """Compute and keep what finetune with the same recipe, data and seed reads, without training."""
+    request = train_request(common, recipe, overrides, model=model, data=data)
+
     from physcli.tasks.precompute import precompute as task
     from physcli.tasks.run_dir import to_json
 
-    done = task(
-        recipe,
-        overrides=tuple(overrides or ()),
-        model=model,
-        data=data,
-        only=tuple(only.split(",")) if only else (),
-        out=common.out,
-        overwrite=common.overwrite,
-        seed=common.seed,
-        device=common.device,
-        cache_dir=common.cache_dir,
-        reporter=render.RichReporter(quiet=common.quiet),
-    )
+    signals = tuple(only.split(",")) if only else ()
+    done = task(request, only=signals, reporter=render.RichReporter(quiet=common.quiet))
     if not done.is_main:
         return
     if common.json:
-        signals = [asdict(tally) for tally in done.tallies]
-        shown = {"run": done.path, "num_clips": done.num_clips, "signals": signals, "left_out": done.problems}
+        tallies = [asdict(tally) for tally in done.tallies]
+        shown = {"run": done.path, "num_clips": done.num_clips, "signals": tallies, "left_out": done.problems}
         render.json_text(to_json(shown))
         return
     rows = [

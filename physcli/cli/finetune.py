@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from physcli.cli import render
 from physcli.cli.options import TrainRun, shared
 from physcli.progress import size_in_words
+
+if TYPE_CHECKING:
+    from physcli.tasks.training.request import FinetuneRequest
 
 
 @shared(TrainRun)
@@ -63,26 +66,15 @@ def finetune(
     ] = False,
 ) -> None:
     """Train by a recipe; the result is an ordinary model folder."""
+    request = train_request(common, recipe, overrides, model=model, data=data, steps=steps)
+    if dry_run:
+        _plan(common, request)
+        return
+
     from physcli.tasks.finetune import finetune as run_finetune
     from physcli.tasks.run_dir import to_json
 
-    if dry_run:
-        _plan(common, recipe, tuple(overrides or ()), model=model, data=data, steps=steps)
-        return
-    done = run_finetune(
-        recipe,
-        overrides=tuple(overrides or ()),
-        model=model,
-        data=data,
-        steps=steps,
-        resume=resume,
-        out=common.out,
-        overwrite=common.overwrite,
-        seed=common.seed,
-        device=common.device,
-        cache_dir=common.cache_dir,
-        reporter=render.RichReporter(quiet=common.quiet),
-    )
+    done = run_finetune(request, resume=resume, reporter=render.RichReporter(quiet=common.quiet))
     if not done.is_main:
         return
     if common.json:
@@ -100,12 +92,29 @@ def finetune(
     render.files(files | ({"samples": samples[-1]} if samples else {}))
 
 
-def _plan(common: TrainRun, name: str, overrides: tuple[str, ...], **given: Any) -> None:
-    from physcli.tasks.finetune import resolve_recipe
+def train_request(common: TrainRun, recipe: str, overrides: list[str] | None, **given: Any) -> FinetuneRequest:
+    """What a command that reads a recipe was asked for. A mistyped one is refused here, before torch is imported."""
+    from physcli.tasks.training.request import FinetuneRequest
+
+    request = FinetuneRequest(
+        recipe,
+        tuple(overrides or ()),
+        **given,
+        out=common.out,
+        overwrite=common.overwrite,
+        seed=common.seed,
+        device=common.device,
+        cache_dir=common.cache_dir,
+    )
+    request.recipe()
+    return request
+
+
+def _plan(common: TrainRun, request: FinetuneRequest) -> None:
     from physcli.tasks.run_dir import cache_root, to_json
     from physcli.tasks.training.plan import make_plan
 
-    recipe = resolve_recipe(name, overrides, **given)
+    recipe = request.recipe()
     reporter = render.RichReporter(quiet=common.quiet)
     plan = make_plan(
         recipe, seed=common.seed, device=common.device, cache=cache_root(common.cache_dir), reporter=reporter

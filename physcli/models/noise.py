@@ -125,11 +125,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, density: Density) -> Tensor:
-        """A clip's time for training, a scalar as `of_time` takes them.
-
-        Raises:
-            UsageError: a density that this process does not have.
-        """
+        """A clip's time for training, a scalar as `of_time` takes them."""
 
     @abstractmethod
     def draw_uniform(self, rng: np.random.Generator, count: int) -> Tensor:
@@ -225,12 +221,7 @@ class VariancePreserving(NoiseProcess):
 
     def draw(self, rng: np.random.Generator, density: Density) -> Tensor:
         if density.kind == "timesteps":
-            if density.shift != 1:
-                raise UsageError(
-                    f"objective.shift={density.shift:g} with uniform timesteps of a model that has a noise schedule.",
-                    expected="a shift of 1: the schedule has its own",
-                    fix="leave it out, or use objective.noise=sigmas",
-                )
+            assert density.shift == 1, "the schedule has a shift of its own"
             return torch.tensor(int(rng.integers(self.num_steps)))
         return self.at(_drawn_sigma(rng, density)).time[0]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from physcli.hashing import seeded
-from physcli.recipe import find_recipe, load_yaml
+from physcli.packaged import recipe_folders
+from physcli.yaml12 import load_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,7 +37,8 @@ def asset_folder(name: str) -> Path | None:
 
 def architecture(name: str) -> dict[str, Any]:
     """The `architecture:` section of the recipe that trains a built-in: one mapping of config values a component."""
-    return load_yaml(find_recipe(f"pretrain/{name}"))["architecture"]
+    files = (folder / "pretrain" / f"{name}.yaml" for folder in recipe_folders())
+    return load_yaml(next(file for file in files if file.is_file()))["architecture"]
 
 
 def random_fingerprint(name: str, part: str | None = None) -> str:

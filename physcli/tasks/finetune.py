@@ -8,7 +8,6 @@ OUT/model/ (or vae/)         what was trained, in diffusers or transformers layo
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,19 @@ from physcli.hashing import settings_hash
 from physcli.models import KNOWN_HUB, loading
 from physcli.models.device import computes_in_bfloat16
 from physcli.progress import Reporter
-from physcli.recipe import AnyRecipe, dump_recipe, list_recipes, read_recipe
+from physcli.recipe import AnyRecipe, defaults_of, dump_recipe, list_recipes
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_rows, read_run
+from physcli.tasks.run_dir import (
+    SETTINGS_VERSION,
+    RunDir,
+    cache_root,
+    is_finished,
+    read_metrics,
+    read_rows,
+    read_run,
+    same_settings,
+)
 from physcli.tasks.sources import pinned
 from physcli.tasks.training.build import build_trainee, twins_wanted
 from physcli.tasks.training.checkpoints import (
@@ -41,6 +49,7 @@ from physcli.tasks.training.checkpoints import (
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.export import cast_weights, write_card
 from physcli.tasks.training.loop import Trained, build_accelerator, train
+from physcli.tasks.training.request import FinetuneRequest
 from physcli.tasks.training.trainee import Trainee
 
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
@@ -63,59 +72,50 @@ class FinetuneResult:
 
 
 def finetune(
-    recipe_name: str,
-    *,
-    overrides: tuple[str, ...] = (),
-    model: str | None = None,
-    data: str | None = None,
-    steps: int | None = None,
-    resume: str | None = None,
-    out: Path | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-    cache_dir: Path | None = None,
-    reporter: Reporter | None = None,
+    request: FinetuneRequest, *, resume: str | None = None, reporter: Reporter | None = None
 ) -> FinetuneResult:
     """Train by a recipe.
 
     Args:
-        recipe_name: A packaged recipe or a file.
-        overrides: `key=value`, after the recipe and before the arguments below.
-        model: Start from this model's weights instead of what the recipe says.
-        data: Instead of the recipe's `data.source`.
-        steps: Instead of the recipe's `train.steps`.
+        request: The recipe, and what is given beside it.
         resume: latest, a checkpoint folder or a run directory.
-        out: The run directory.
-        overwrite: Replace a run with other settings.
-        seed: Of the order of clips and all noise.
-        device: auto, cpu, cuda, ….
-        cache_dir: Simulated clips and latents.
         reporter: Receives progress.
 
     Raises:
         PhyscliError: anything the user can mend.
     """
-    recipe = resolve_recipe(recipe_name, overrides, model=model, data=data, steps=steps)
+    recipe, out, seed, device = request.recipe(), request.out, request.seed, request.device
     processes = Processes(device)
     reporter = (reporter or Reporter()) if processes.is_main else Reporter()
     if processes.warning:
         reporter.warn(processes.warning)
-    if better := _recipe_for(recipe_name, recipe.model):
-        reporter.warn(f"{recipe_name} is for the embedded default; the papers' settings for {recipe.model}: {better}.")
+    if better := _recipe_for(request.recipe_name, recipe.model):
+        reporter.warn(
+            f"{request.recipe_name} is for the embedded default; the papers' settings for {recipe.model}: {better}."
+        )
     if resume is not None and out is None:
         out = _run_of(resume)
-    settings = _settings(recipe, seed)
-    start = _starting_point(resume, out, settings, overwrite, reporter) if processes.is_main else None
+    settings, defaults = _settings(recipe.model_dump(mode="json"), seed), _settings(defaults_of(recipe), seed)
+    start = None
+    if processes.is_main:
+        start = _starting_point(resume, out, settings, defaults, request.overwrite, reporter)
     start = processes.tell(start)
-    run = RunDir(out, "finetune", settings, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    run = RunDir(
+        out,
+        "finetune",
+        settings,
+        defaults=defaults,
+        overwrite=request.overwrite,
+        reporter=reporter,
+        writes=processes.is_main,
+    )
     with run:
         run.path = Path(processes.tell(str(run.path)))
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds this run, finished.")
             processes.finish()
             return _read_result(run.path, processes.is_main)
-        cache = cache_root(cache_dir)
+        cache = cache_root(request.cache_dir)
         accelerator = build_accelerator(recipe.train, device=device, folder=run.path)
         training, held_out = read_clips(
             recipe.data,
@@ -148,7 +148,11 @@ def finetune(
             accelerator=accelerator,
             seed=seed,
             resume=start,
-            facts={"settings": settings, "recipe": recipe.model_dump(mode="json")},
+            facts={
+                "settings": settings,
+                "settings_version": SETTINGS_VERSION,
+                "recipe": recipe.model_dump(mode="json"),
+            },
             reporter=reporter,
         )
         folder = run.path
@@ -157,7 +161,7 @@ def finetune(
             for problem in problems:
                 if problem not in trained.problems:
                     reporter.warn(f"Left out by another process: {problem}")
-            _plot(run.path / "loss.png", trained.steps, recipe_name, recipe)
+            _plot(run.path / "loss.png", trained.steps, request.recipe_name, recipe)
             folder = _export(trainee, recipe, run, trained, num_clips=len(training), seed=seed)
             run.record["unreadable_clips"] = problems
             run.record["training"] = {
@@ -178,37 +182,16 @@ def _plot(path: Path, steps: Sequence[Mapping[str, Any]], recipe_name: str, reci
     loss_curve(path, steps, title=title, terms=[term for term in terms if term in logged], control=control)
 
 
-def resolve_recipe(
-    recipe_name: str,
-    overrides: tuple[str, ...] = (),
-    *,
-    model: str | None = None,
-    data: str | None = None,
-    steps: int | None = None,
-) -> AnyRecipe:
-    """The recipe with all that was given beside it; arguments as for `finetune`."""
-    changes = [*overrides]
-    changes += [f"model={_quoted(model)}", "init=pretrained"] if model is not None else []
-    changes += [f"data.source={_quoted(data)}"] if data is not None else []
-    changes += [f"train.steps={steps}"] if steps is not None else []
-    return read_recipe(recipe_name, changes)
-
-
 def _recipe_for(name: str, model: str) -> str | None:
     """The packaged recipe with a known large model's settings, where another one was named."""
     candidate = f"{name}-{model.lower().rpartition('-')[2]}"
     return candidate if model in KNOWN_HUB and candidate in list_recipes() else None
 
 
-def _quoted(text: str) -> str:
-    """As a YAML value."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _settings(recipe: AnyRecipe, seed: int) -> dict[str, Any]:
-    content = recipe.model_dump(mode="json")
+def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What makes two runs the same one, of a recipe's fields or of their defaults."""
+    content = {key: value for key, value in recipe.items() if key != "description"}
     content["train"] = {key: value for key, value in content["train"].items() if key not in _FREE}
-    content.pop("description")
     return {"recipe": content, "seed": seed}
 
 
@@ -221,7 +204,12 @@ def _run_of(resume: str) -> Path:
 
 
 def _starting_point(
-    resume: str | None, out: Path | None, settings: dict[str, Any], overwrite: bool, reporter: Reporter
+    resume: str | None,
+    out: Path | None,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    overwrite: bool,
+    reporter: Reporter,
 ) -> Path | None:
     """The checkpoint to go on from, or None to start anew; found before anything is written.
 
@@ -233,7 +221,7 @@ def _starting_point(
         return None
     previous = None if overwrite else read_run(out)
     if previous is not None:
-        if settings_hash(previous.get("settings", {})) != settings_hash(settings):
+        if not same_settings(previous, settings, defaults):
             return None  # RunDir says what differs
         if resume in (None, "latest") and is_finished(out, previous):
             return None
@@ -252,7 +240,7 @@ def _starting_point(
             expected="one of them",
             fix="leave one of them out",
         )
-    if settings_hash(read_manifest(checkpoint).get("settings", {})) != settings_hash(settings):
+    if not same_settings(read_manifest(checkpoint), settings, defaults):
         raise UsageError(
             f"{checkpoint} is of a run with other settings.",
             expected="the same recipe, overrides and seed",

@@ -8,7 +8,8 @@ was finished is not computed twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,14 +17,14 @@ from physcli.errors import UsageError, unknown
 from physcli.files import write_text
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
-from physcli.recipe import Cached, dump_recipe
-from physcli.tasks.finetune import resolve_recipe
+from physcli.recipe import Cached, defaults_of, dump_recipe
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.run_dir import RunDir, cache_root
 from physcli.tasks.training.build import Precomputed, prepare
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.compute import Tally
 from physcli.tasks.training.material import Source
+from physcli.tasks.training.request import FinetuneRequest
 
 
 @dataclass(frozen=True)
@@ -46,32 +47,13 @@ class PrecomputeResult:
 
 
 def precompute(
-    recipe_name: str,
-    *,
-    overrides: tuple[str, ...] = (),
-    model: str | None = None,
-    data: str | None = None,
-    only: tuple[str, ...] = (),
-    out: Path | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-    cache_dir: Path | None = None,
-    reporter: Reporter | None = None,
+    request: FinetuneRequest, *, only: tuple[str, ...] = (), reporter: Reporter | None = None
 ) -> PrecomputeResult:
     """Compute what a recipe's training reads of its clips, without training.
 
     Args:
-        recipe_name: A packaged recipe or a file.
-        overrides: `key=value`, after the recipe and before the arguments below.
-        model: Instead of the recipe's model.
-        data: Instead of the recipe's `data.source`.
+        request: The recipe, and what is given beside it.
         only: Instead of the recipe's `data.cache`.
-        out: The run directory.
-        overwrite: Replace a run with other settings.
-        seed: Of the windows, as for `finetune`.
-        device: auto, cpu, cuda, ….
-        cache_dir: Where everything is kept.
         reporter: Receives progress.
 
     Raises:
@@ -82,23 +64,25 @@ def precompute(
     for name in only:
         if name not in get_args(Cached):
             raise unknown("signal", name, get_args(Cached))
-    chosen = (*overrides, f"data.cache=[{', '.join(only)}]") if only else overrides
-    recipe = resolve_recipe(recipe_name, chosen, model=model, data=data)
+    if only:
+        request = replace(request, overrides=(*request.overrides, f"data.cache=[{', '.join(only)}]"))
+    recipe, seed, device = request.recipe(), request.seed, request.device
     if not isinstance(recipe, Precomputed):
         raise UsageError(
-            f"{recipe_name} trains a {recipe.trains}, which reads clips as they are: there is nothing to compute.",
+            f"{request.recipe_name} trains a {recipe.trains}, which reads clips as they are: there is nothing to "
+            "compute.",
             expected="a recipe that trains a generator, a motion field or a motion projector",
         )
     processes = Processes(device)
     reporter = (reporter or Reporter()) if processes.is_main else Reporter()
     if processes.warning:
         reporter.warn(processes.warning)
-    content = recipe.model_dump(mode="json", exclude={"train", "description"})
     run = RunDir(
-        out,
+        request.out,
         "data precompute",
-        {"recipe": content, "seed": seed},
-        overwrite=overwrite,
+        _settings(recipe.model_dump(mode="json"), seed),
+        defaults=_settings(defaults_of(recipe), seed),
+        overwrite=request.overwrite,
         reporter=reporter,
         writes=processes.is_main,
     )
@@ -106,7 +90,7 @@ def precompute(
         run.path = Path(processes.tell(str(run.path)))
         if run.already_finished:  # the cache may have been cleared since
             run.redo()
-        cache = cache_root(cache_dir)
+        cache = cache_root(request.cache_dir)
         training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
         source = Source(training, held_out, recipe.data, seed, None, cache, processes, reporter)
         material = prepare(recipe, source, pick_device("cpu" if on_cpu(device) else device)).material
@@ -116,6 +100,14 @@ def precompute(
             run.write_metrics(row for tally in material.tallies for row in _rows(tally, recipe.model))
     processes.finish()
     return PrecomputeResult(run.path, len(training), material.tallies, material.problems, processes.is_main)
+
+
+def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What makes two runs the same one, of a recipe's fields or of their defaults."""
+    return {
+        "recipe": {key: value for key, value in recipe.items() if key not in ("train", "description")},
+        "seed": seed,
+    }
 
 
 def _rows(tally: Tally, subject: str) -> list[dict[str, Any]]:

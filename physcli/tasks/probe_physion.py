@@ -37,7 +37,7 @@ from physcli.stats import paired_difference
 from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_finite, choose_taps, views_of
 from physcli.tasks.probe_result import CONTROLS, ProbeResult, draw, read_result
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, write_jsonl
+from physcli.tasks.run_dir import RunDir, cache_root, defaults_in, write_jsonl
 from physcli.tasks.sources import clips_folder, pinned, source_name
 
 _PIXELS = {"model": "pixels", "frames": controls.NUM_PIXEL_FRAMES, "grid": controls.PIXEL_GRID}
@@ -94,7 +94,15 @@ def probe_physion(
     cache = cache_root(cache_dir)
     resolved = {name: resolve(name) for name in dict.fromkeys(settings.models)}
     recorded = asdict(settings) | {"data": source_name(settings.data)}
-    run = RunDir(out, "probe physion", recorded, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    run = RunDir(
+        out,
+        "probe physion",
+        recorded,
+        defaults=defaults_in(settings),
+        overwrite=overwrite,
+        reporter=reporter,
+        writes=processes.is_main,
+    )
     with run:
         # 1. The clips: which of them the task uses, and which of those can be read.
         dataset = read_dataset(clips_folder(settings.data, cache=cache, processes=processes, reporter=reporter))

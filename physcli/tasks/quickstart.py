@@ -35,9 +35,10 @@ from physcli.tasks.eval import EvalResult, EvalSettings, evaluate
 from physcli.tasks.finetune import FinetuneResult, finetune
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.probe_result import ProbeResult
-from physcli.tasks.run_dir import RunDir, cache_root
+from physcli.tasks.run_dir import RunDir, cache_root, defaults_in
 from physcli.tasks.sample import SampleSettings, sample
 from physcli.tasks.simulate import ensure_simulated
+from physcli.tasks.training.request import FinetuneRequest
 
 ENCODER, GENERATOR, RECIPE = "videomae-tiny", "cogvideox-tiny", "videorepa"
 _FRAMES = (0, 16, 24, 32, 48)
@@ -113,7 +114,9 @@ def quickstart(
     common: dict[str, Any] = {"reporter": reporter, "overwrite": overwrite}
     cached = common | {"cache_dir": cache_dir}
     data = f"simulated:{settings.num_test}"
-    with RunDir(out, "quickstart", asdict(settings), overwrite=overwrite, reporter=reporter) as run:
+    with RunDir(
+        out, "quickstart", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+    ) as run:
         folder = stage(
             "simulate",
             f"Simulating {4 * settings.num_test} clips of seven kinds of scene",
@@ -133,14 +136,18 @@ def quickstart(
             "finetune",
             f"Fine-tuning {GENERATOR} with VideoREPA: its tokens shall relate as {ENCODER}'s do",
             lambda: finetune(
-                RECIPE,
-                overrides=(f"train.batch_size={settings.batch_size}", "objective.samples=0"),
-                model=GENERATOR,
-                data=f"simulated:{settings.num_trained}",
-                steps=settings.steps,
-                seed=settings.seed,
-                out=run.path / RECIPE,
-                **cached,
+                FinetuneRequest(
+                    RECIPE,
+                    overrides=(f"train.batch_size={settings.batch_size}", "objective.samples=0"),
+                    model=GENERATOR,
+                    data=f"simulated:{settings.num_trained}",
+                    steps=settings.steps,
+                    out=run.path / RECIPE,
+                    overwrite=overwrite,
+                    seed=settings.seed,
+                    cache_dir=cache_dir,
+                ),
+                reporter=reporter,
             ),
         )
         after = stage(

@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, fields
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,10 @@ from physcli import __version__
 from physcli.errors import PhyscliError, UsageError
 from physcli.files import make_folder, write_text
 from physcli.progress import Reporter
+
+# Raise it when the default of a setting changes: a run that was written before that setting existed then counts as
+# another run, in place of going on with a default it never had.
+SETTINGS_VERSION = 1
 
 _VERSIONED = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scikit-learn", "mujoco", "av")
 
@@ -119,6 +124,8 @@ class RunDir:
         command: The command's name, such as "probe physion".
         settings: All resolved settings that bear on the result, JSON-able. Two runs with equal settings (and inputs,
             see `check_inputs`) are the same run: the second continues the first.
+        defaults: What a setting counts as in a run that was made before there was such a setting, nested as `settings`;
+            see `defaults_in`.
         overwrite: Replace a run with other settings.
         reporter: Told when the run is interrupted, and how to go on.
         writes: False on all but the main process.
@@ -137,6 +144,7 @@ class RunDir:
         command: str,
         settings: Mapping[str, Any],
         *,
+        defaults: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         reporter: Reporter | None = None,
         writes: bool = True,
@@ -147,9 +155,11 @@ class RunDir:
         self.path = out
         self.reporter = reporter or Reporter()
         self.writes = writes
+        self.defaults = defaults or {}
         self.record: dict[str, Any] = {
             "command": command,
             "settings": _plain(dict(settings)),
+            "settings_version": SETTINGS_VERSION,
             "inputs": {},
             "arguments": sys.argv[1:],
             "status": "running",
@@ -220,7 +230,9 @@ class RunDir:
         assert self._previous is not None
         for part in parts:
             then, now = self._previous.get(part), self.record[part]
-            if json.dumps(then, sort_keys=True) != json.dumps(now, sort_keys=True):
+            if part == "settings":
+                then = _settings_then(self._previous, now, self.defaults)
+            if _as_text(then) != _as_text(now):
                 replace = "" if part == "command" else ", or add --overwrite to replace that run"
                 raise UsageError(
                     f"--out {self.path} holds another run: {_difference(then, now)}.",
@@ -291,6 +303,58 @@ class RunDir:
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write `metrics.json`: a JSON list of rows."""
         write_json(self.path / "metrics.json", list(rows))
+
+
+def defaults_in(given: Any, resolved: Any = None) -> dict[str, Any]:
+    """What each field of a dataclass of settings counts as in a run that was made before there was such a field.
+
+    Its default; or, of a field that is left at its default now, what that is resolved to.
+
+    Args:
+        given: The settings as they were given.
+        resolved: The same, as they are recorded; as given by default.
+    """
+    resolved = given if resolved is None else resolved
+    now = asdict(resolved)
+    found = {}
+    for field in fields(given):
+        if field.default_factory is not MISSING:
+            default: Any = field.default_factory()
+        elif field.default is not MISSING:
+            default = field.default
+        else:
+            continue  # was always there
+        found[field.name] = now[field.name] if getattr(given, field.name) == default else default
+    return found
+
+
+def same_settings(record: Mapping[str, Any], settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether a run or checkpoint with this record was made with these settings; `defaults` as for `RunDir`."""
+    now = _plain(settings)
+    return _as_text(_settings_then(record, now, defaults)) == _as_text(now)
+
+
+def _settings_then(record: Mapping[str, Any], now: Any, defaults: Mapping[str, Any]) -> Any:
+    """The settings in a record; those that there were none of yet have their defaults, those that are gone since and
+    had not been given are left out.
+
+    The record holds every setting as it was resolved, so a default that has changed since is noticed, as another value.
+    """
+    then = record.get("settings", {})
+    if record.get("settings_version", 1) != SETTINGS_VERSION or not isinstance(then, Mapping):
+        return then
+    given = {key: value for key, value in then.items() if value is not None or key in now}
+    return _completed(given, _plain(defaults))
+
+
+def _completed(then: Any, defaults: Any) -> Any:
+    if not isinstance(then, Mapping) or not isinstance(defaults, Mapping):
+        return then
+    return {**defaults, **{key: _completed(value, defaults.get(key)) for key, value in then.items()}}
+
+
+def _as_text(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def _difference(then: Any, now: Any) -> str:

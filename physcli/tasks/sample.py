@@ -44,7 +44,7 @@ from physcli.simulation.prompts import RATES
 from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.stats import stderr_of_mean
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
 from physcli.tasks.sheets import draw_sheet, shorten
 
 _SLUG_LENGTH = 32
@@ -78,6 +78,15 @@ class SampleSettings:
             return own | given
         chosen = guidance_class(self.guidance)
         return own | chosen.record(chosen.settings(given))
+
+    def defaults(self, given: SampleSettings) -> dict[str, Any]:
+        """What a run that was made before there was such a setting counts as; `given`: these, as they came in."""
+        known = defaults_in(given, self)
+        del known["guidance_options"]
+        if self.guidance == NONE:
+            return known
+        chosen = guidance_class(self.guidance)
+        return known | chosen.record(chosen.settings({}))
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,7 @@ def sample(
     """
     processes = Processes(device)
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
-    settings = _checked(settings, device, batch_size, reporter)
+    given, settings = settings, _checked(settings, device, batch_size, reporter)
     resolved = resolve(settings.model, adapter=settings.adapter)
     if resolved.kind != "generator":
         raise UsageError(
@@ -165,7 +174,15 @@ def sample(
     chosen = None if settings.guidance == NONE else guidance_class(settings.guidance)
     guided_by = None if chosen is None else chosen.settings(settings.guidance_options)
     files = {} if chosen is None else chosen.files(guided_by, resolved)
-    run = RunDir(out, "sample", settings.record, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    run = RunDir(
+        out,
+        "sample",
+        settings.record,
+        defaults=settings.defaults(given),
+        overwrite=overwrite,
+        reporter=reporter,
+        writes=processes.is_main,
+    )
     with run:
         run.path = Path(processes.tell(str(run.path)))
         inputs = {"model": fingerprint(resolved)}

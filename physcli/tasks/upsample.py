@@ -27,7 +27,7 @@ from physcli.hashing import content_hash
 from physcli.models.device import pick_device, pick_dtype, quiet_libraries
 from physcli.models.hub import explain_hub_errors
 from physcli.progress import Reporter
-from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
 
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 INSTRUCTIONS = """You write prompts for a text-to-video model. You are given a short caption and answer with one \
@@ -102,7 +102,14 @@ def upsample(
         )
     source = Path(settings.prompts)
     listed = read_prompts(source)[: settings.limit]
-    with RunDir(out, "prompts upsample", asdict(settings), overwrite=overwrite, reporter=reporter) as run:
+    with RunDir(
+        out,
+        "prompts upsample",
+        asdict(settings),
+        defaults=defaults_in(settings),
+        overwrite=overwrite,
+        reporter=reporter,
+    ) as run:
         run.check_inputs({"prompts": content_hash(source)})
         if run.already_finished:
             reporter.note(f"{run.path} already holds these prompts; nothing is asked again.")

@@ -34,7 +34,7 @@ from physcli.progress import Reporter
 from physcli.report.overlays import enlarge, mark, overlay
 from physcli.report.plots import contact_sheet
 from physcli.tasks.features import choose_taps, to_tensor
-from physcli.tasks.run_dir import RunDir
+from physcli.tasks.run_dir import RunDir, defaults_in
 
 KINDS = ("drift", "field", "correspondence", "saliency")
 TEMPERATURES = (0.02, 0.1, 0.5)  # 0.1 is TSA's
@@ -111,7 +111,9 @@ def visualize(
         option = "--teacher" if settings.kind == "saliency" else "--model"
         raise UsageError(f"{option} {resolved.name} is no {wanted}.", expected=f"a {wanted}")
     recorded = asdict(settings)
-    with RunDir(out, "visualize", recorded, overwrite=overwrite, reporter=reporter) as run:
+    with RunDir(
+        out, "visualize", recorded, defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+    ) as run:
         run.check_inputs(
             {"model": fingerprint(resolved)} | {str(video.path): content_hash(video.path) for video in videos}
         )

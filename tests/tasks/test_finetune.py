@@ -27,11 +27,11 @@ from physcli.progress import Bar, Reporter
 from physcli.recipe import read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks import finetune as task
-from physcli.tasks.finetune import finetune
 from physcli.tasks.training import encoder as encoder_module
 from physcli.tasks.training import generator as generator_module
 from physcli.tasks.training import vae as vae_module
 from physcli.tasks.training.loop import TrainingError
+from physcli.tasks.training.request import FinetuneRequest
 
 KINDS = ("encoder", "generator", "vae")
 TRAIN = """
@@ -79,6 +79,10 @@ OBJECTIVES = {
     "generator": "trains: generator\nobjective: {frames: 9, strides: [1, 3], windows: 2, text_encoder: true}\n",
     "vae": "trains: vae\nobjective: {crop_frames: 9, crop: 8, frames: 9, strides: [1, 3], whole_share: 0.4}\n",
 }
+
+
+def finetune(recipe_name, *, resume=None, reporter=None, **given):
+    return task.finetune(FinetuneRequest(recipe_name, **given), resume=resume, reporter=reporter)
 
 
 class Heard(Reporter):

@@ -43,15 +43,19 @@ from physcli.recipe import (
 )
 from physcli.tasks import finetune as task
 from physcli.tasks.features import to_tensor
-from physcli.tasks.finetune import finetune
 from physcli.tasks.training.alignment import MotionDrift, Pass, TeacherAlignment
 from physcli.tasks.training.clips import noise_of, rng_of
+from physcli.tasks.training.request import FinetuneRequest
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 RECIPES = [name for name in list_recipes() if "pretrain/" not in name and read_recipe(name).model in BUILT_IN]
 LORA = ("lora.rank=2", "lora.alpha=6", "train.optimizer.lr=0.02")
 EXACT = ("train.mixed_precision=no",)
+
+
+def finetune(recipe_name, *, resume=None, reporter=None, **given):
+    return task.finetune(FinetuneRequest(recipe_name, **given), resume=resume, reporter=reporter)
 
 
 class Heard(Reporter):
@@ -573,7 +577,7 @@ os.dup2(log, 1), os.dup2(log, 2)
 os.environ.update(environment)
 from physcli.tasks import finetune
 finetune.loss_curve = lambda *arguments, **options: None
-finetune.finetune(**arguments)
+finetune.finetune(request)
 """
 
 
@@ -588,11 +592,11 @@ def test_two_processes_are_twice_the_batch(run, small, tmp_path, name, changes):
         free.bind(("127.0.0.1", 0))
         common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         common["MASTER_PORT"] = str(free.getsockname()[1])
-    arguments = small(name, *EXACT, *changes, "train.batch_size=1") | {"out": tmp_path / "two"}
+    request = FinetuneRequest(**small(name, *EXACT, *changes, "train.batch_size=1"), out=tmp_path / "two")
     ranks = []
     for rank in range(2):
         environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        names = {"log": str(tmp_path / f"{rank}.txt"), "environment": environment, "arguments": arguments}
+        names = {"log": str(tmp_path / f"{rank}.txt"), "environment": environment, "request": request}
         ranks.append(context.Process(target=exec, args=(_RANK, names | {"__name__": "child"})))
         ranks[-1].start()
     for rank in ranks:

@@ -23,11 +23,19 @@ from physcli.models.loading import load
 from physcli.models.parts import is_empty
 from physcli.progress import Bar, Reporter
 from physcli.tasks import finetune as finetune_module
-from physcli.tasks.finetune import finetune
-from physcli.tasks.precompute import precompute
+from physcli.tasks import precompute as precompute_module
 from physcli.tasks.training import compute as compute_module
+from physcli.tasks.training.request import FinetuneRequest
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+def finetune(recipe_name, *, resume=None, reporter=None, **given):
+    return finetune_module.finetune(FinetuneRequest(recipe_name, **given), resume=resume, reporter=reporter)
+
+
+def precompute(recipe_name, *, only=(), reporter=None, **given):
+    return precompute_module.precompute(FinetuneRequest(recipe_name, **given), only=only, reporter=reporter)
 
 
 class Heard(Reporter):

@@ -24,6 +24,7 @@ from physcli.tasks.finetune import finetune
 from physcli.tasks.processes import Processes
 from physcli.tasks.sources import clips_folder, dataset_folder, pinned, source_name
 from physcli.tasks.training.clips import read_clips
+from physcli.tasks.training.request import FinetuneRequest
 
 FIRST, SECOND = "1" * 40, "2" * 40
 ENCODER = """
@@ -156,7 +157,8 @@ def test_a_run_says_which_commit_it_was_trained_on(hub, tmp_path):
     training, held_out = read_clips(Data(source=source), cache=tmp_path, processes=Processes(), reporter=Reporter())
     assert [clip.prompt for clip in (*training, *held_out)] == ["one", "two"]
     (tmp_path / "own.yaml").write_text(ENCODER)
-    finetune(str(tmp_path / "own.yaml"), data=source, out=tmp_path / "run", device="cpu", cache_dir=tmp_path / "cache")
+    given = {"out": tmp_path / "run", "device": "cpu", "cache_dir": tmp_path / "cache"}
+    finetune(FinetuneRequest(str(tmp_path / "own.yaml"), data=source, **given))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["dataset"] == f"hub:owner/name@{FIRST}"
     assert record["settings"]["recipe"]["data"]["source"] == source

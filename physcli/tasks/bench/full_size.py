@@ -242,7 +242,7 @@ class RandomSteps(DenoisingSteps):
         if "teacher" in self.method.needs:
             batch["teacher"] = self._noise("teacher", samples, self._teacher_shape).half()
         if "saliency" in self.method.needs:
-            share = getattr(self.recipe.method, "saliency_share")  # noqa: B009 (of one kind of method)
+            share = self.recipe.method.signals()["saliency"]["share"]
             rank = self._noise("saliency", samples, self._teacher_shape[:3]).flatten(2).argsort(dim=2)
             batch["saliency"] = (rank < share * rank.shape[2]).byte().view(len(samples), *self._teacher_shape[:3])
         draws = [self.method.draw(sample, self.seed) for sample in samples]

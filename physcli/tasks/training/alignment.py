@@ -1,7 +1,7 @@
 """From a recipe's `method` to a loss: taps, projectors and teacher features, joined with the paper's function.
 
-Adding a method with a teacher is its file in `physcli.methods`, its section in `physcli.recipe` (whose own fields are
-the function's keyword arguments) and a line in `_LOSSES`.
+What there is stands in `physcli.methods.METHODS`. A method with a teacher needs nothing here; one without has its class
+below and a branch in `build_method`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +17,16 @@ from torch import Tensor, nn
 
 from physcli.errors import UsageError
 from physcli.hashing import seed_from, seeded
+from physcli.methods import imported
 from physcli.methods.grids import Grid, resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
-from physcli.methods.moalign import soft_relational_loss
 from physcli.methods.projector import Projector
-from physcli.methods.repa import repa_loss
-from physcli.methods.tsa import tsa_loss
-from physcli.methods.videorepa import trd_loss
+from physcli.methods.settings import Alignment, LaMo, MethodSettings
 from physcli.models.features import default_tap
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import NoiseLevel, NoiseProcess
-from physcli.recipe import Alignment, LaMo, Tsa
 from physcli.tasks.training.field import FIELD_DRAWS, draw_field, loss_of_field, new_field
 from physcli.tasks.training.optimization import Apart
-
-_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "repa": repa_loss,
-    "videorepa": trd_loss,
-    "tsa": tsa_loss,
-    "moalign": soft_relational_loss,
-}
 
 
 @dataclass
@@ -90,7 +79,7 @@ class Method(nn.Module, ABC):
 
 
 class TeacherAlignment(Method):
-    """REPA, VideoREPA, TSA, M-TSA and MoAlign: the tapped features against a frozen teacher's.
+    """A method with a teacher: the tapped features against a frozen encoder's, by the loss that the settings name.
 
     Args:
         settings: The recipe's.
@@ -116,27 +105,26 @@ class TeacherAlignment(Method):
     ) -> None:
         super().__init__()
         self.weight, self.taps = settings.weight, tuple(taps)
-        self.compare: Callable[..., Tensor] = _LOSSES[settings.name]  # type: ignore[attr-defined]
-        ours = {"name", "queries", "saliency_share", "saliency_ties", "motion_projector", *Alignment.model_fields}
-        self.options = {key: value for key, value in settings.model_dump().items() if key not in ours}
-        self.salient = isinstance(settings, Tsa) and settings.queries == "salient"
-        self.needs = ("teacher", "saliency") if self.salient else ("teacher",)
+        self.compare: Callable[..., Tensor] = imported(settings.loss)
+        self.options = settings.options()
+        self.needs = tuple(settings.signals())
         own_grid: Grid = (teacher_shape[0], teacher_shape[1], teacher_shape[2])
         self.meets_at = own_grid
         resampled, width = settings.projector.resample, teacher_shape[3]
         if settings.interpolate == "teacher":
             self.meets_at = (student_grid[0] - settings.drop_first, student_grid[1], student_grid[2])
             resampled = "interpolate"
-        if self.salient and self.meets_at != own_grid:
+        if "saliency" in self.needs and self.meets_at != own_grid:
             raise UsageError(
                 f"method.interpolate=teacher with method.queries=salient: tokens {self.meets_at}, masks {own_grid}.",
                 expected="grids that are the same, or method.interpolate=student",
             )
         if settings.projector.num_layers == 0 and resampled == "interpolate":
             width = student_dim
-            if settings.name == "repa" and width != teacher_shape[3]:  # type: ignore[attr-defined]
+            if settings.needs_common_width and width != teacher_shape[3]:
                 raise UsageError(
-                    f"repa compares features of {width} and {teacher_shape[3]} dimensions without a projector.",
+                    f"{settings.name} compares features of {width} and {teacher_shape[3]} dimensions, "
+                    "without a projector.",
                     expected="method.projector.num_layers of at least 1, or a convolution in method.projector.resample",
                 )
         with seeded(seed_from(seed, "projector")):
@@ -165,8 +153,10 @@ class TeacherAlignment(Method):
     def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
         teacher = resample(seen.signals["teacher"].float(), self.meets_at)
         options = dict(self.options)
-        if self.salient:
+        if "saliency" in self.needs:
             options["queries"] = seen.signals["saliency"].bool()
+        if "flow" in self.needs:
+            options["flow"] = seen.signals["flow"].float()
         losses, cosines = [], []
         for tap in self.taps:
             student = self.projectors[str(tap)](seen.features[tap]).float()
@@ -174,7 +164,7 @@ class TeacherAlignment(Method):
             if student.shape == teacher.shape:
                 cosines.append(F.cosine_similarity(student.detach(), teacher, dim=-1).mean(dim=(1, 2, 3)))
         logs = {"cosine": torch.stack(cosines).mean(dim=0)} if cosines else {}
-        if self.salient:
+        if "saliency" in self.needs:
             logs["salient"] = seen.signals["saliency"].float().mean(dim=(1, 2, 3))
         return torch.stack(losses).mean(dim=0), logs
 
@@ -240,7 +230,7 @@ class MotionDrift(Method):
 
 
 def build_method(
-    settings: Any,
+    settings: MethodSettings,
     generator: Generator,
     *,
     student_grid: tuple[int, int, int],
@@ -252,9 +242,7 @@ def build_method(
     Raises:
         UsageError: settings that do not fit the generator or the clips.
     """
-    if settings.name == "sft":
-        return None
-    if settings.name == "lamo":
+    if isinstance(settings, LaMo):
         frames = student_grid[0] * generator.facts.patch[0]
         if settings.lag >= frames:
             raise UsageError(
@@ -271,6 +259,8 @@ def build_method(
         if settings.field is not None:
             field = new_field(settings.field, generator, latent_shape=latent_shape, seed=seed)
         return MotionDrift(settings, process=generator.noise, field=field, latent_shape=latent_shape)
+    if not isinstance(settings, Alignment):
+        return None
     assert teacher_shape is not None
     taps = settings.taps or (default_tap(generator.num_blocks),)
     return TeacherAlignment(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from physcli.data.clips import Clip
-from physcli.errors import ModelError, UsageError
+from physcli.errors import ModelError, UsageError, unknown
 from physcli.methods.moalign import MotionProjector
 from physcli.models import BUILT_IN, GENERATORS, loading, names
 from physcli.models.encoders.base import Encoder
@@ -29,11 +30,11 @@ from physcli.recipe import (
     AnyRecipe,
     EncoderRecipe,
     GeneratorRecipe,
+    MethodSettings,
     MoAlign,
     MotionFieldRecipe,
     MotionProjectorRecipe,
     RaterRecipe,
-    Tsa,
     VaeRecipe,
 )
 from physcli.simulation.violations import KINDS
@@ -242,25 +243,32 @@ def _check_fit(recipe: GeneratorRecipe, generator: Generator) -> None:
     if recipe.lora is not None:
         generator.lora_layers(recipe.lora.targets)
     generator.codec.check(recipe.objective.frames, decoding=True)
+    shift = recipe.objective.noise_shift
+    if shift != 1 and recipe.objective.noise == "timesteps" and generator.noise.prediction != "velocity":
+        raise UsageError(
+            f"objective.noise_shift={shift:g} with uniform timesteps of {generator.name}, whose noise schedule has a "
+            "shift of its own.",
+            expected="a shift of 1",
+            fix="leave it out, or use objective.noise=sigmas",
+        )
 
 
-def _method_signals(method: Any, source: Source, device: torch.device) -> dict[str, Signal]:
+def _method_signals(method: MethodSettings, source: Source, device: torch.device) -> dict[str, Signal]:
     """What a method reads of a window beside its latents."""
     if not isinstance(method, Alignment):
         return {}
     teacher, head = _teacher(method, device)
     if isinstance(method, MoAlign):
         source.reporter.note(f"The motion subspace is that of {method.motion_projector}.")
-    signals = {"teacher": teacher_of(teacher, method.view, head=head, cache=source.store("teacher"))}
-    if isinstance(method, Tsa) and method.queries == "salient":
-        signals["saliency"] = saliency_of(
-            teacher,
-            method.view,
-            share=method.saliency_share,
-            ties=method.saliency_ties,
-            cache=source.store("saliency"),
-        )
-    return signals
+    makers: dict[str, Callable[..., Signal]] = {
+        "teacher": partial(teacher_of, head=head),
+        "saliency": saliency_of,
+        "flow": flow_of,
+    }
+    return {
+        name: makers[name](teacher, method.view, **settings, cache=source.store(name))
+        for name, settings in method.signals().items()
+    }
 
 
 def _refuse_contradictions(recipe: Precomputed) -> None:
@@ -356,9 +364,12 @@ def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts
     """The generator on the CPU in float32, with the recipe's VAE; of one that is in files, these parts are read."""
     if recipe.init == "random":
         with _explain_architecture():
-            family = BUILT_IN[recipe.model].family if recipe.model in BUILT_IN else _family_of(recipe.architecture)
+            given = dict(recipe.architecture)
+            family = given.pop("family", BUILT_IN[recipe.model].family if recipe.model in BUILT_IN else "cogvideox")
+            if family not in GENERATORS:
+                raise unknown("family", str(family), GENERATORS)
             built = names.import_class(GENERATORS[family])
-            generator: Generator = built.build(recipe.architecture or architecture(recipe.model), name=recipe.model)
+            generator: Generator = built.build(given or architecture(recipe.model), name=recipe.model)
     else:
         generator = loading.load_generator(recipe.model, device="cpu", dtype="float32", parts=parts)
         if generator.has_adapter and isinstance(recipe, GeneratorRecipe) and recipe.lora is not None:

@@ -73,7 +73,9 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         )
         super().__init__(generator, recipe=recipe, method=method, text_encoder=text_encoder, reporter=reporter)
         self.seed, self.objective = seed, objective
-        self._density = Density(objective.noise)
+        self._density = Density(
+            objective.noise, mean=objective.noise_mean, std=objective.noise_std, shift=objective.noise_shift
+        )
         self._material, self._prompts = material, prompts
         self._windows, self._held_windows = material.windows, material.held_windows
         self.num_windows = len(self._windows.views)

@@ -13,7 +13,7 @@ from pathlib import Path
 from physcli.data.clips import Clip
 from physcli.data.subsets import spread
 from physcli.progress import Reporter
-from physcli.recipe import Data, Sampling
+from physcli.recipe import Data, WindowChoice
 from physcli.tasks.features import View
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.compute import Signal, Values, compute_signals
@@ -77,7 +77,7 @@ class Material:
         self,
         source: Source,
         *,
-        sampling: Sampling,
+        sampling: WindowChoice,
         signals: dict[str, Signal],
         validated: Sequence[str],
         num_held_out: int,

@@ -9,7 +9,7 @@ import numpy as np
 from physcli.data.clips import Clip
 from physcli.errors import DataError, UsageError
 from physcli.progress import Reporter
-from physcli.recipe import Sampling
+from physcli.recipe import WindowChoice
 from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.features import View, views_of
 from physcli.tasks.training.clips import refuse_too_many_bad, rng_of, sample_order
@@ -29,7 +29,7 @@ class Windows:
         views: All windows, once settled those that can be used.
     """
 
-    def __init__(self, clips: Sequence[Clip], *, sampling: Sampling, seed: int, reporter: Reporter) -> None:
+    def __init__(self, clips: Sequence[Clip], *, sampling: WindowChoice, seed: int, reporter: Reporter) -> None:
         self.sampling, self.seed, self.reporter = sampling, seed, reporter
         self.problems: list[str] = []
         self._num_clips = len(clips)

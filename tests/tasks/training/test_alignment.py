@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
-from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from physcli import recipe
 from physcli.errors import UsageError
+from physcli.methods import settings_class
 from physcli.methods.denoising import denoising_loss
 from physcli.methods.grids import resample
 from physcli.methods.lamo import drift_loss, drift_weight
@@ -50,7 +49,7 @@ OPTIONS = {
 def settings_of(name, **changes):
     own = METHODS.get(name, {"name": name})
     teacher = {"teacher": "none", "projector": {"hidden_dim": 8}} if name in METHODS else {}
-    return TypeAdapter(recipe.Method).validate_python(teacher | own | changes)
+    return settings_class(own["name"]).model_validate(teacher | own | changes)
 
 
 @pytest.fixture

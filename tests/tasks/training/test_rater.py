@@ -40,6 +40,7 @@ from physcli.tasks.training.rater import (
     twins_of,
 )
 from physcli.tasks.training.rater_samples import sampled_videos
+from physcli.tasks.training.request import FinetuneRequest
 
 SMALL = {
     "vision_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
@@ -300,7 +301,7 @@ def test_by_a_recipe_from_random_weights_to_a_folder_that_answers(suite, tmp_pat
         "architecture": small_architecture(),
     }
     (tmp_path / "own.yaml").write_text(json.dumps(recipe))
-    done = finetune(str(tmp_path / "own.yaml"), out=tmp_path / "run", device="cpu")
+    done = finetune(FinetuneRequest(str(tmp_path / "own.yaml"), out=tmp_path / "run", device="cpu"))
     found = {(row["metric"], row["group"]): row for row in done.rows}
     assert found["pc_right", "real"]["n"] == found["pc_right", "static"]["n"] == found["pc_right", "twins"]["n"] == 4
     assert 0 <= found["pc_real_above_twin", "all"]["value"] <= 1
@@ -314,4 +315,4 @@ def test_by_a_recipe_from_random_weights_to_a_folder_that_answers(suite, tmp_pat
     assert "load_rater(FOLDER)" in card
     again = {**recipe, "init": "pretrained", "model": str(done.model), "architecture": {}}
     (tmp_path / "again.yaml").write_text(json.dumps(again))
-    assert finetune(str(tmp_path / "again.yaml"), out=tmp_path / "more", device="cpu").model.is_dir()
+    assert finetune(FinetuneRequest(str(tmp_path / "again.yaml"), out=tmp_path / "more", device="cpu")).model.is_dir()

@@ -12,7 +12,7 @@ import pytest
 from physcli.data.clips import Clip, read_dataset
 from physcli.data.video import write_video
 from physcli.errors import DataError, UsageError
-from physcli.recipe import Sampling
+from physcli.recipe import WindowChoice
 from physcli.tasks.features import View
 from physcli.tasks.training.clips import rng_of
 from physcli.tasks.training.windows import Windows, prompt_at, prompt_of, stride_of
@@ -43,7 +43,7 @@ def windows(heard):
     """`windows(clips, strides=(1, 3), …)`: of nine frames, those that can be read."""
 
     def make(clips, *, seed=0, max_bad=1.0, reporter=None, frames=9, **sampling):
-        sampling = Sampling(frames=frames, **sampling)
+        sampling = WindowChoice(frames=frames, **sampling)
         made = Windows(clips, sampling=sampling, seed=seed, reporter=reporter or heard())
         problems = {}
 

@@ -1,0 +1,175 @@
+"""What may be set of the published methods.
+
+Apart from the losses' own files, which import torch: so a recipe is read, and a mistyped one refused, without it. A
+method of one's own may have both in one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from physcli.sections import Section, Share
+
+
+class MethodSettings(Section):
+    """The `method` section of a recipe that trains a generator; each method has a subclass with its own fields."""
+
+    name: str
+
+    def signals(self) -> dict[str, Mapping[str, Any]]:
+        """What the method reads of a window beside latents and text, with the settings of each.
+
+        `teacher`: a frozen encoder's features; `saliency`: where the teacher's picture changes most (share, ties);
+        `flow`: the teacher's picture's optical flow (kind).
+        """
+        return {}
+
+
+class TeacherView(Section):
+    """How a teacher sees the window: `whole` frames at `size`, in one pass; in `groups` of as many frames as the
+    teacher was trained on, one after the other; or in `crops` of the teacher's own size, laid together again.
+    `size`: (height, width) the frames are resized to first; none given: the teacher's own. `drop_first`: the first
+    frame, which a causal video VAE encodes alone, is not shown."""
+
+    layout: Literal["whole", "groups", "crops"] = "whole"
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    drop_first: bool = True
+
+
+class ProjectorSettings(Section):
+    """From the generator's features to the teacher's grid and width; see `physcli.methods.projector`.
+
+    `num_layers: 0` with `resample: interpolate`: no weights at all, the tapped features themselves are compared
+    (relations need no common width).
+    """
+
+    num_layers: NonNegativeInt = 3
+    hidden_dim: PositiveInt = 2048
+    resample: Literal["conv2d", "conv3d", "interpolate"] = "conv2d"
+
+
+class Sft(MethodSettings):
+    """No method: the control that every comparison needs."""
+
+    name: Literal["sft"]
+
+
+class Alignment(MethodSettings):
+    """What the methods with a teacher share.
+
+    `taps`: blocks of the generator, counted from 0 (the papers' 18th layer is 17); none given: block round(0.6·n)−1.
+    Several have a projector each, and their losses are averaged. `interpolate`: whose features are brought to the
+    other's grid. `drop_first`: the first latent frame has no partner.
+    """
+
+    # "module:function" of (student [B, F, H, W, D], teacher [B, F, H, W, E], **options) → [B]. Where there are these
+    # signals, it is also given `queries`, bool [B, F, H, W], of saliency, and `flow`, float32 [B, T, 2, height, width].
+    loss: ClassVar[str]
+    needs_common_width: ClassVar[bool] = False  # D must be E
+
+    weight: NonNegativeFloat = 0.5
+    taps: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    teacher: str
+    view: TeacherView = TeacherView()
+    interpolate: Literal["student", "teacher"] = "student"
+    drop_first: bool = True
+    projector: ProjectorSettings = ProjectorSettings()
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the loss: the method's own fields, those that the methods do not share."""
+        return self.model_dump(exclude={"name", *Alignment.model_fields})
+
+    def signals(self) -> dict[str, Mapping[str, Any]]:
+        return {"teacher": {}}
+
+
+class Repa(Alignment):
+    """See `physcli.methods.repa`."""
+
+    loss = "physcli.methods.repa:repa_loss"
+    needs_common_width = True
+
+    name: Literal["repa"]
+
+
+class VideoRepa(Alignment):
+    """See `physcli.methods.videorepa`."""
+
+    loss = "physcli.methods.videorepa:trd_loss"
+
+    name: Literal["videorepa"]
+    margin: NonNegativeFloat = 0.1
+    reading: Literal["released", "paper"] = "released"
+    below: Literal["subtract", "zero"] = "subtract"
+    part: Literal["both", "spatial", "temporal"] = "both"
+
+
+class Tsa(Alignment):
+    """See `physcli.methods.tsa`. `queries: salient` is M-TSA: only the `saliency_share` of the places of each frame
+    that change most ask."""
+
+    loss = "physcli.methods.tsa:tsa_loss"
+
+    name: Literal["tsa"]
+    temperature: PositiveFloat = 0.1
+    own_frame: bool = True
+    queries: Literal["all", "salient"] = "all"
+    saliency_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    saliency_ties: Literal["paper", "positive"] = "paper"
+
+    def options(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "own_frame": self.own_frame}
+
+    def signals(self) -> dict[str, Mapping[str, Any]]:
+        salient = {"saliency": {"share": self.saliency_share, "ties": self.saliency_ties}}
+        return {"teacher": {}, **(salient if self.queries == "salient" else {})}
+
+
+class MoAlign(Alignment):
+    """See `physcli.methods.moalign`. `motion_projector`: a built-in name, a run or a folder of stage 1; its own
+    teacher is used."""
+
+    loss = "physcli.methods.moalign:soft_relational_loss"
+
+    name: Literal["moalign"]
+    motion_projector: str
+    tau: PositiveFloat = 10.0
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def options(self) -> dict[str, Any]:
+        return {"tau": self.tau, "reduction": self.reduction}
+
+
+class FieldSettings(Section):
+    """See `field_loss` and `MotionField` of `physcli.methods.lamo`. `noise_share`: of the frames, shown noised."""
+
+    hidden: Annotated[int, Field(gt=0, multiple_of=8)] = 256
+    num_blocks: PositiveInt = 8
+    cond_dim: PositiveInt = 128
+    lag: PositiveInt = 1
+    cosine_weight: NonNegativeFloat = 0.3
+    noise_scale: NonNegativeFloat = 0.3
+    noise_share: Share = 0.5
+    caption_dropout: Share = 0.1
+
+
+class JointField(FieldSettings):
+    """A motion field trained beside the generator, on the same clean latents; neither reaches the other's weights.
+    `lr`: its own rate, on the generator's schedule."""
+
+    lr: PositiveFloat = 5e-4
+
+
+class LaMo(MethodSettings):
+    """The motion drift loss of `physcli.methods.lamo`. `field`: train the motion field too, in the same steps."""
+
+    name: Literal["lamo"]
+    weight: NonNegativeFloat = 0.4
+    lag: PositiveInt = 2
+    reading: Literal["clamp", "add", "ratio_of_sums"] = "clamp"
+    noise_weight: Literal["released", "abar", "none"] = "released"
+    per_sample: bool = False
+    field: JointField | None = None

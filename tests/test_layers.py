@@ -14,7 +14,7 @@ import physcli
 ROOT = Path(physcli.__file__).parent
 LEAVES = {"models", "methods", "data", "simulation", "benchmarks", "report"}
 # Modules at the top of the package that everything may use; they import nothing of physcli but each other.
-COMMON = {"errors", "hashing", "progress", "stats", "recipe"}
+COMMON = {"errors", "hashing", "progress", "rows", "stats", "recipe"}
 
 
 def imports_of(path: Path) -> set[str]:

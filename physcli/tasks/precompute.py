@@ -16,6 +16,7 @@ from physcli.errors import UsageError, unknown
 from physcli.models.loading import pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Cached, dump_recipe
+from physcli.rows import Metric, make_row
 from physcli.tasks.finetune import resolve_recipe
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.run_dir import RunDir, cache_root, write_text
@@ -119,9 +120,9 @@ def precompute(
 
 def _rows(tally: Tally, subject: str) -> list[dict[str, Any]]:
     """Rows of metrics.json: how many values were wanted, there before and computed, and their bytes."""
-    common = {"benchmark": "cache", "task": "precompute", "subject": subject, "split": "all", "group": tally.signal}
+    common: dict[str, Any] = {"benchmark": "cache", "task": "precompute", "subject": subject, "group": tally.signal}
     counts = {"wanted": tally.wanted, "kept": tally.kept, "computed": tally.computed, "bytes": tally.num_bytes}
     return [
-        {**common, "metric": metric, "value": value, "stderr": None, "n": tally.wanted, "higher_is_better": None}
-        for metric, value in counts.items()
+        make_row(Metric(name, "count", None, interval="none"), value, n=tally.wanted, **common)
+        for name, value in counts.items()
     ]

@@ -13,7 +13,6 @@ The solver is in `logistic.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -27,8 +26,11 @@ from sklearn.preprocessing import StandardScaler
 
 from physcli.benchmarks.logistic import fit_path
 from physcli.errors import DataError
+from physcli.rows import Metric, Row, make_row
 from physcli.stats import stderr_of_mean, stderr_of_strata
 
+ACCURACY = Metric("accuracy", "rate", True, role="headline", interval="wilson")
+BALANCED_ACCURACY = Metric("balanced_accuracy", "rate", True, interval="wilson")
 C_GRID = (1e-6, 1e-5, 0.01, 0.1, 1.0, 5.0, 10.0, 20.0)  # v1.5
 C_GRID_V1 = tuple(float(c) for c in np.logspace(-8, 8, 17))
 NUM_FOLDS = 5
@@ -322,7 +324,7 @@ def score_items(predictions: Predictions, test: Sequence[Item]) -> list[dict[str
     ]
 
 
-def aggregate(predictions: Predictions, test: Sequence[Item], *, task: str, subject: str) -> list[dict[str, Any]]:
+def aggregate(predictions: Predictions, test: Sequence[Item], *, task: str, subject: str) -> list[Row]:
     """Accuracy and balanced accuracy (mean of the two labels' accuracies) per scenario and over scenarios.
 
     The group "all" is the unweighted mean of the scenarios, Physion's headline. Standard errors are clustered by
@@ -335,25 +337,24 @@ def aggregate(predictions: Predictions, test: Sequence[Item], *, task: str, subj
     y, groups = _labels(test), groups_of(test)
     right = (predictions.pred == y).astype(float)
     scenarios = np.array([item.scenario or "" for item in test])
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
 
-    def add(group: str, metric: str, value: float, stderr: float, n: int) -> None:
+    def add(group: str, metric: Metric, value: float, stderr: float, n: int) -> None:
         rows.append(
-            {
-                "benchmark": "physion",
-                "task": task,
-                "subject": subject,
-                "split": "test",
-                "group": group,
-                "metric": metric,
-                "value": value,
-                "stderr": None if math.isnan(stderr) else stderr,
-                "n": n,
-                "higher_is_better": True,
-            }
+            make_row(
+                metric,
+                value,
+                benchmark="physion",
+                task=task,
+                subject=subject,
+                split="test",
+                group=group,
+                stderr=stderr,
+                n=n,
+            )
         )
 
-    for metric, classes in (("accuracy", [(0, 1)]), ("balanced_accuracy", [(0,), (1,)])):
+    for metric, classes in ((ACCURACY, [(0, 1)]), (BALANCED_ACCURACY, [(0,), (1,)])):
         values, stderrs = [], []
         for scenario in sorted(set(scenarios.tolist())):
             inside = np.flatnonzero(scenarios == scenario)

@@ -238,7 +238,7 @@ def _show(common: ModelRun, done: SampleResult) -> None:
         facts = f"{done.rows[0]['subject']}."
     else:
         facts = f"{head['steps']} steps, guidance {head['guidance_scale']:g}; {seconds:.3g} s a video."
-    if (moved := done.value("motion_px")) is not None:
+    if (moved := done.value("mean_flow_px")) is not None:
         facts += f" Optical flow {moved:.3g} px a frame."
     if (guidance := head.get("guidance", NONE)) != NONE and (said := guidance_class(guidance).in_words(done.value)):
         facts += f" {said}"

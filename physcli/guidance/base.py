@@ -27,6 +27,7 @@ class Measured(NamedTuple):
     log: str
     of_steps: Literal["mean", "last"]
     higher_is_better: bool | None
+    kind: Literal["rate", "score"] = "score"
 
 
 def option(default: Any, help: str, *, metavar: str | None = None) -> Any:

@@ -80,7 +80,7 @@ class MotionPrior(Guidance):
     Settings = MotionSettings
     metrics: ClassVar[tuple[Measured, ...]] = (
         Measured("update_ratio", "update_ratio", "mean", None),
-        Measured("update_changed", "changed", "mean", None),
+        Measured("update_changed", "changed", "mean", None, kind="rate"),
         Measured("motion_residual", "guidance_loss", "last", False),
     )
 

@@ -27,12 +27,20 @@ import numpy as np
 
 from physcli.errors import PhyscliError
 from physcli.progress import Reporter
+from physcli.rows import Kind, Metric, Row, make_row
 from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, roc_auc
 from physcli.tasks.report import same_file
 from physcli.tasks.run_dir import RunDir, defaults_in, write_jsonl
 from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, describe, read_scored_run
 
 VERDICTS = ("sa", "pc", "joint")
+# What of two judges is measured → kind.
+MEASURES: dict[str, Kind] = {
+    "agreement": "rate",
+    "kappa": "score",
+    "ranking_area": "score",
+    "rank_correlation": "score",
+}
 COUNTS = ("both_pass", "only_truth_passes", "only_judge_passes", "both_fail")
 _GRADES = {"sa": ("sa_expected", "sa_grade", "sa_mean"), "pc": ("pc_expected", "pc_mean")}
 _LAW = "law/"
@@ -131,8 +139,7 @@ def agreement(
         for group in ("all", *(groups if len(groups) > 1 else ())):
             inside = [key for key in keys if group in ("all", truth.items[key].group)]
             for verdict in verdicts:
-                found = _measure(truth, judge, verdict, inside, settings.seed)
-                rows += [common | {"group": group, "of": verdict} | row for row in found]
+                rows += _measure(truth, judge, verdict, inside, settings.seed, common | {"group": group})
         write_jsonl(run_dir.path / "items.jsonl", [_item_row(truth, judge, verdicts, key) for key in keys])
         run_dir.write_metrics(rows)
     return AgreementResult(run_dir.path, rows, *names, len(keys))
@@ -173,7 +180,9 @@ def _same_video(first: ScoredItem, second: ScoredItem) -> bool:
     return first.video == second.video or same_file(first.video, second.video)
 
 
-def _measure(truth: ScoredRun, judge: ScoredRun, verdict: str, keys: Sequence[Key], seed: int) -> list[dict[str, Any]]:
+def _measure(
+    truth: ScoredRun, judge: ScoredRun, verdict: str, keys: Sequence[Key], seed: int, columns: Mapping[str, Any]
+) -> list[Row]:
     """The four counts with the agreement, and the other measures."""
     scored = [key for key in keys if None not in (truth.items[key].values[verdict], judge.items[key].values[verdict])]
     true, said = (
@@ -194,16 +203,17 @@ def _measure(truth: ScoredRun, judge: ScoredRun, verdict: str, keys: Sequence[Ke
         value = statistic(everything) if scored else math.nan
         spread = bootstrap_interval(statistic, clusters=clusters, seed=seed)
         rows.append(
-            {
-                "metric": f"{verdict}_{measure}",
-                "value": _or_none(value),
-                "stderr": _or_none(spread.stderr),
-                "low": _or_none(spread.low),
-                "high": _or_none(spread.high),
-                "n": len(scored),
-                "num_missing": len(keys) - len(scored),
-                "higher_is_better": True,
-            }
+            make_row(
+                Metric(f"{verdict}_{measure}", MEASURES[measure], True, interval="bootstrap"),
+                value,
+                stderr=spread.stderr,
+                n=len(scored),
+                **columns,
+                of=verdict,
+                low=_or_none(spread.low),
+                high=_or_none(spread.high),
+                num_missing=len(keys) - len(scored),
+            )
         )
     counts = (true & said, true & ~said, ~true & said, ~true & ~said)
     rows[0] |= {name: int(np.sum(count)) for name, count in zip(COUNTS, counts, strict=True)}

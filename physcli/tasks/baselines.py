@@ -29,7 +29,7 @@ from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.features import to_tensor
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, defaults_in, write_jsonl
-from physcli.tasks.sample import SampleResult, motion_of, read_result, rows_of, video_name, write_clip
+from physcli.tasks.sample import MEAN_FLOW, SampleResult, motion_of, read_result, rows_of, video_name, write_clip
 from physcli.tasks.sheets import draw_sheet
 from physcli.tasks.sources import clips_folder
 
@@ -190,7 +190,7 @@ def _write(run: RunDir, made: Sequence[tuple[np.ndarray, dict[str, Any]]], subje
     for frames, row in made:
         path = run.path / row["video"]
         write_clip(path, frames, row["fps"])
-        items.append({"video": row["video"], "sha256": content_hash(path), "motion_px": motion_of(frames)})
+        items.append({"video": row["video"], "sha256": content_hash(path), MEAN_FLOW.name: motion_of(frames)})
     write_jsonl(run.path / "items.jsonl", items)
     write_jsonl(run.path / _LIST, [row for _, row in made])
     draw_sheet(run.path, [row for _, row in made])

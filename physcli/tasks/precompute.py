@@ -18,6 +18,7 @@ from physcli.files import write_text
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Cached, defaults_of, dump_recipe
+from physcli.rows import Metric, make_row
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.run_dir import RunDir, cache_root
 from physcli.tasks.training.build import Precomputed, prepare
@@ -112,9 +113,9 @@ def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 def _rows(tally: Tally, subject: str) -> list[dict[str, Any]]:
     """Rows of metrics.json: how many values were wanted, there before and computed, and their bytes."""
-    common = {"benchmark": "cache", "task": "precompute", "subject": subject, "split": "all", "group": tally.signal}
+    common: dict[str, Any] = {"benchmark": "cache", "task": "precompute", "subject": subject, "group": tally.signal}
     counts = {"wanted": tally.wanted, "kept": tally.kept, "computed": tally.computed, "bytes": tally.num_bytes}
     return [
-        {**common, "metric": metric, "value": value, "stderr": None, "n": tally.wanted, "higher_is_better": None}
-        for metric, value in counts.items()
+        make_row(Metric(name, "count", None, interval="none"), value, n=tally.wanted, **common)
+        for name, value in counts.items()
     ]

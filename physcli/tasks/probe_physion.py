@@ -32,6 +32,7 @@ from physcli.models.generator import Generator
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter, counted
+from physcli.rows import Metric, make_row
 from physcli.simulation import controls
 from physcli.stats import paired_difference
 from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_finite, choose_taps, views_of
@@ -40,6 +41,8 @@ from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, defaults_in, write_jsonl
 from physcli.tasks.sources import clips_folder, pinned, source_name
 
+_DIFFERENCE = Metric("accuracy_difference", "rate", None, interval="bootstrap")
+_PUBLISHED = Metric("published_accuracy", "rate", True, interval="none")
 _PIXELS = {"model": "pixels", "frames": controls.NUM_PIXEL_FRAMES, "grid": controls.PIXEL_GRID}
 MAX_ITEMS_TO_CHOOSE = 1500  # taps are compared on at most so many training clips: the cost grows with their cube
 
@@ -549,16 +552,14 @@ def _difference_rows(
             seed=settings.seed,
         )
         rows.append(
-            {
-                "benchmark": "physion",
-                "task": settings.task,
-                "subject": f"{a} − {b}",
-                "split": "test",
-                "group": "all",
-                "metric": "accuracy_difference",
+            make_row(
+                _DIFFERENCE,
+                benchmark="physion",
+                task=settings.task,
+                subject=f"{a} − {b}",
+                split="test",
                 **asdict(found),
-                "higher_is_better": None,
-            }
+            )
         )
     return rows
 
@@ -576,17 +577,6 @@ def _published_rows(dataset: Dataset, settings: ProbeSettings) -> list[dict[str,
     else:
         return []
     return [
-        {
-            "benchmark": "physion",
-            "task": "ocp",
-            "subject": name,
-            "split": "test",
-            "group": group,
-            "metric": "published_accuracy",
-            "value": value,
-            "stderr": None,
-            "n": None,
-            "higher_is_better": True,
-        }
+        make_row(_PUBLISHED, value, benchmark="physion", task="ocp", subject=name, split="test", group=group, n=None)
         for (name, group), value in values.items()
     ]

@@ -40,12 +40,16 @@ from physcli.models.generator import Generator, Sampled
 from physcli.models.loading import load_generator
 from physcli.models.names import fingerprint, read_facts, resolve
 from physcli.progress import Reporter
+from physcli.rows import Metric, mean_row
 from physcli.simulation.prompts import RATES
 from physcli.simulation.types import FRAME_RATE_HZ
-from physcli.stats import stderr_of_mean
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
 from physcli.tasks.sheets import draw_sheet, shorten
+
+# Over all pixels and pairs of frames. Not `motion_px` of `physcli eval`, which is of the longest 5 % of the flow.
+MEAN_FLOW = Metric("mean_flow_px", "px", None, role="motion")
+_SECONDS = Metric("seconds_per_video", "seconds", False)
 
 _SLUG_LENGTH = 32
 _LEAST_FLOW_SIDE = 16  # pixels
@@ -258,7 +262,7 @@ def sample(
                     path.parent.mkdir(exist_ok=True)  # only now: a run that makes no video leaves no folder behind
                     write_clip(path, frames, frame_rate_of(item.prompt.text, rate_unsaid))
                     row = {"video": item.file_name, "sha256": content_hash(path), "seconds": round(seconds, 3)}
-                    row |= {"motion_px": motion_of(frames), **_measured(made, number)}
+                    row |= {MEAN_FLOW.name: motion_of(frames), **_measured(made, number)}
                     append_row(log, row)
         processes.wait()
 
@@ -418,36 +422,25 @@ def _warn_of_lost_words(generator: Generator, prompt: str, reporter: Reporter) -
 def rows_of(made: Sequence[Mapping[str, Any]], subject: str, guided: Sequence[Measured] = ()) -> list[dict[str, Any]]:
     """Rows of metrics.json over rows of items.jsonl: what a video costs, how much moves, what a guidance did."""
 
-    def row(metric: str, values: Sequence[float], higher: bool | None) -> dict[str, Any]:
-        return {
-            "benchmark": "sample",
-            "task": "text-to-video",
-            "subject": subject,
-            "split": "all",
-            "group": "all",
-            "metric": metric,
-            "value": float(np.mean(values)),
-            "stderr": stderr_of_mean(np.array(values)),
-            "n": len(values),
-            "higher_is_better": higher,
-        }
-
-    rows = []
+    found: dict[Metric, list[float | None]] = {}
     if "seconds" in made[0]:
-        rows.append(row("seconds_per_video", [item["seconds"] for item in made], False))
-    if moving := [item["motion_px"] for item in made if item["motion_px"] is not None]:
-        rows.append(row("motion_px", moving, None))
+        found[_SECONDS] = [item["seconds"] for item in made]
+    if any(item[MEAN_FLOW.name] is not None for item in made):
+        found[MEAN_FLOW] = [item[MEAN_FLOW.name] for item in made]
     for measured in guided:
         steps = [np.array(item[measured.log]) for item in made]
-        values = [float(one.mean() if measured.of_steps == "mean" else one[-1]) for one in steps]
-        rows.append(row(measured.metric, values, measured.higher_is_better))
-    return rows
+        metric = Metric(measured.metric, measured.kind, measured.higher_is_better)
+        found[metric] = [float(one.mean() if measured.of_steps == "mean" else one[-1]) for one in steps]
+    return [
+        mean_row(metric, values, benchmark="sample", task="text-to-video", subject=subject)
+        for metric, values in found.items()
+    ]
 
 
 def _whole(path: Path, items: Sequence[_Item]) -> dict[str, dict[str, Any]]:
     """Videos that are there as they were written: file name → row of items.jsonl, or of a part of a broken-off run."""
     logs = (path / "items.jsonl", *sorted(path.glob("items-*.part.jsonl")))
-    found = {row["video"]: row for log in logs for row in read_log(log)}
+    found = {row["video"]: _renamed(row) for log in logs for row in read_log(log)}
     rows = {item.file_name: found[item.file_name] for item in items if item.file_name in found}
     return {n: row for n, row in rows.items() if (path / n).is_file() and content_hash(path / n) == row["sha256"]}
 
@@ -456,4 +449,14 @@ def read_result(path: Path, is_main: bool = True) -> SampleResult:
     """What a finished run holds; of processes other than the main one, nothing."""
     if not is_main:
         return SampleResult(path, [], [], [], is_main=False)
-    return SampleResult(path, read_rows(path / "videos.jsonl"), read_rows(path / "items.jsonl"), read_metrics(path))
+    items, rows = read_rows(path / "items.jsonl"), read_metrics(path)
+    return SampleResult(path, read_rows(path / "videos.jsonl"), [*map(_renamed, items)], [*map(_renamed, rows)])
+
+
+def _renamed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of items.jsonl or metrics.json; in older runs the mean flow has the name of another measure."""
+    old = "motion_px"
+    return {
+        MEAN_FLOW.name if name == old else name: MEAN_FLOW.name if (name, value) == ("metric", old) else value
+        for name, value in row.items()
+    }

@@ -33,6 +33,7 @@ from physcli.errors import DataError, UsageError, unknown
 from physcli.files import replacing
 from physcli.hashing import settings_hash
 from physcli.progress import Reporter
+from physcli.rows import Metric, make_row
 from physcli.simulation.physics import compile_scene
 from physcli.simulation.renderer import render
 from physcli.simulation.suite import Sample, make_pair
@@ -41,6 +42,9 @@ from physcli.simulation.violations import APPLIES_TO, KINDS, make_impossible
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, defaults_in, read_metrics, read_run, write_json, write_jsonl
 
+_PSNR = Metric("video_psnr_db", "score", True, interval="none")
+_SPEED = Metric("clips_per_second", "score", True, interval="none")
+_POSITIVE = Metric("share_positive", "rate", None, interval="none")
 DEFAULT_NUM_TEST = 280  # of `simulated` without a number
 SPLITS = ("train", "test")
 # What a dataset is for → the streams of its two splits. No two purposes ever share a scene.
@@ -448,37 +452,17 @@ def _finish(
         {"format": "physcli-simulated", "version": SIMULATED_VERSION, "settings": asdict(settings)},
     )
     (run.path / "pairs.jsonl.part").unlink(missing_ok=True)
-    common = {"benchmark": "data", "task": "simulate", "subject": "simulated", "split": "all", "group": "all"}
+    common: dict[str, Any] = {"benchmark": "data", "task": "simulate", "subject": "simulated"}
     metrics = [
-        {
-            **common,
-            "metric": "video_psnr_db",
-            "value": float(np.mean(psnr)),
-            "n": len(psnr),
-            "higher_is_better": True,
-        },
-        {
-            **common,
-            "metric": "clips_per_second",
-            "value": len(ordered) / seconds,
-            "n": len(ordered),
-            "higher_is_better": True,
-        },
+        make_row(_PSNR, float(np.mean(psnr)), n=len(psnr), **common),
+        make_row(_SPEED, len(ordered) / seconds, n=len(ordered), **common),
     ]
     for scenario in settings.scenarios:
         labels_here = [row["label"] for row in clips if row["scenario"] == scenario]
         if labels_here:
-            metrics.append(
-                {
-                    **common,
-                    "group": scenario,
-                    "metric": "share_positive",
-                    "value": float(np.mean(labels_here)),
-                    "n": len(labels_here),
-                    "higher_is_better": None,
-                }
-            )
-    return [{"stderr": None, **row} for row in metrics]
+            share = float(np.mean(labels_here))
+            metrics.append(make_row(_POSITIVE, share, group=scenario, n=len(labels_here), **common))
+    return metrics
 
 
 def _contact_frame_label(contact_frame: int | None, num_frames: int) -> int:

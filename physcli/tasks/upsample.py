@@ -27,6 +27,7 @@ from physcli.hashing import content_hash
 from physcli.models.device import pick_device, pick_dtype, quiet_libraries
 from physcli.models.hub import explain_hub_errors
 from physcli.progress import Reporter
+from physcli.rows import Metric, make_row
 from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
 
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
@@ -137,10 +138,10 @@ def upsample(
                 f"{missing} of {len(rows)} captions were refused or answered with nothing: their prompt is empty, and "
                 "`physcli sample` takes the caption instead."
             )
-        common = {"benchmark": "prompts", "task": "upsample", "subject": settings.model, "split": "all", "group": "all"}
+        common: dict[str, Any] = {"benchmark": "prompts", "task": "upsample", "subject": settings.model}
         values = {"upsampled": len(rows) - missing, "missing": missing}
         run.write_metrics(
-            {**common, "metric": name, "value": value, "stderr": None, "n": len(rows), "higher_is_better": None}
+            make_row(Metric(name, "count", None, interval="none"), value, n=len(rows), **common)
             for name, value in values.items()
         )
     return _read(run.path)

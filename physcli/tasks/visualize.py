@@ -33,6 +33,7 @@ from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter
 from physcli.report.overlays import enlarge, mark, overlay
 from physcli.report.plots import contact_sheet
+from physcli.rows import Metric, make_row
 from physcli.tasks.features import choose_taps, to_tensor
 from physcli.tasks.run_dir import RunDir, defaults_in
 
@@ -131,19 +132,16 @@ def visualize(
                 name = f"{number:02d}-{video.path.stem}-{settings.kind}"
                 pictures += _write(run.path / name, frames, layers, box, frame_rate(video.path) or 8.0)
                 rows += [
-                    {
-                        "benchmark": "visualize",
-                        "task": settings.kind,
-                        "subject": resolved.name,
-                        "split": "all",
-                        "group": video.path.name,
-                        "metric": metric,
-                        "value": value,
-                        "stderr": None,
-                        "n": 1,
-                        "higher_is_better": None,
-                    }
-                    for metric, value in facts.items()
+                    make_row(
+                        Metric(name, "score", None, interval="none"),
+                        value,
+                        benchmark="visualize",
+                        task=settings.kind,
+                        subject=resolved.name,
+                        group=video.path.name,
+                        n=1,
+                    )
+                    for name, value in facts.items()
                 ]
                 bar.advance()
         run.write_metrics(rows)

@@ -237,7 +237,7 @@ def test_scoring_and_aggregation() -> None:
     assert json.loads(json.dumps(rows["all", "accuracy"])) == {
         **{"benchmark": "physion", "task": "ocd", "subject": "s", "split": "test", "group": "all"},
         **{"metric": "accuracy", "value": 5 / 8, "stderr": rows["all", "accuracy"]["stderr"], "n": 8},
-        "higher_is_better": True,
+        **{"higher_is_better": True, "kind": "rate", "role": "headline", "interval": "wilson"},
     }
 
 

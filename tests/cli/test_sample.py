@@ -36,7 +36,7 @@ def test_table_then_json_of_the_same_run(tmp_path):
     assert again.stderr == ""
     assert [row["prompt"] for row in found["videos"]] == ['a "red" [ball]', "猫"]
     assert all((tmp_path / "run" / row["video"]).is_file() for row in found["videos"])
-    assert [row["metric"] for row in found["rows"]] == ["seconds_per_video", "motion_px"]
+    assert [row["metric"] for row in found["rows"]] == ["seconds_per_video", "mean_flow_px"]
 
 
 @pytest.mark.parametrize(

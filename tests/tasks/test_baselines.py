@@ -27,7 +27,7 @@ def test_static_repeats_first_frames_and_keeps_what_belongs_to_them(sampled, tmp
         assert still.shape == moving.shape
         assert np.abs(still.astype(int) - moving[:1]).mean() < 2  # H.264's part
         assert np.abs(np.diff(still.astype(int), axis=0)).max() <= 2
-    assert done.value("motion_px") < 0.01
+    assert done.value("mean_flow_px") < 0.01
     assert (done.path / "contact_sheet.png").is_file()
     from_list = static(BaselineSettings("static", str(sampled.path / "videos.jsonl"), limit=2), out=tmp_path / "two")
     assert [row["video"] for row in from_list.videos] == [sampled.videos[i]["video"] for i in (0, 2)]
@@ -45,7 +45,7 @@ def test_real_clips_through_the_vae(simulated, tmp_path):
         real = clip.read([3 * i for i in range(17)]).astype(int)
         error = np.square(read_video(done.path / row["video"]) - real).mean()
         assert 10 * np.log10(255**2 / error) > 26
-    assert done.value("motion_px") > 0.01
+    assert done.value("mean_flow_px") > 0.01
 
 
 def test_plain_videos_are_taken_from_their_first_frame(tmp_path):

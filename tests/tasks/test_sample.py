@@ -114,7 +114,7 @@ def test_files_and_rows(made):
         assert (row["seed"], row["caption"]) == (seed_from(5, row["prompt"], row["index"]), row["prompt"])
     assert (result.path / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((result.path / "metrics.json").read_text())
-    assert [row["metric"] for row in rows] == ["seconds_per_video", "motion_px"]
+    assert [row["metric"] for row in rows] == ["seconds_per_video", "mean_flow_px"]
     assert all(row.keys() >= ROW_KEYS and (row["n"], row["random_init"]) == (4, True) for row in rows)
     assert [item["video"] for item in result.items] == [row["video"] for row in listed]
     assert all(item["sha256"] == content_hash(result.path / item["video"]) for item in result.items)
@@ -190,6 +190,19 @@ def test_a_finished_run_is_read_another_refused(made, monkeypatch):
     assert "nothing is made again" in heard.notes[0]
     with pytest.raises(UsageError, match="steps was 2, now 3"):
         sample(dataclasses.replace(SETTINGS, steps=3), out=result.path)
+
+
+def test_a_run_from_before_the_mean_flow_had_a_name_of_its_own(made, tmp_path):
+    result, _ = made
+    old = tmp_path / "old"
+    shutil.copytree(result.path, old)
+    for name in ("items.jsonl", "metrics.json"):
+        (old / name).write_text((old / name).read_text().replace("mean_flow_px", "motion_px"))
+    again = sample(SETTINGS, out=old)
+    assert again.value("mean_flow_px") == result.value("mean_flow_px")
+    assert again.items == result.items
+    next((old / "videos").iterdir()).unlink()  # what is made anew stands beside the old rows
+    assert sample(SETTINGS, out=old).value("mean_flow_px") == pytest.approx(result.value("mean_flow_px"))
 
 
 def test_a_finished_run_that_lost_a_video_is_made_again(tmp_path):

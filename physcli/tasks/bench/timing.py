@@ -9,21 +9,13 @@ from typing import Any
 
 import torch
 
+from physcli.rows import Metric, Row, make_row
 
-def row(task: str, subject: str, group: str, metric: str, value: float, n: int, higher: bool | None) -> dict[str, Any]:
+
+def row(task: str, subject: str, group: str, metric: str, value: float, n: int, higher: bool | None) -> Row:
     """A row of metrics.json."""
-    return {
-        "benchmark": "bench",
-        "task": task,
-        "subject": subject,
-        "split": "all",
-        "group": group,
-        "metric": metric,
-        "value": value,
-        "stderr": None,
-        "n": n,
-        "higher_is_better": higher,
-    }
+    measured = Metric(metric, "score", higher, interval="none")
+    return make_row(measured, value, benchmark="bench", task=task, subject=subject, group=group, n=n)
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from physcli.stats import stderr_of_mean
+from physcli.rows import Kind, Metric, Row, mean_row
 from physcli.tasks.training.optimization import Apart
 
 
@@ -86,18 +85,8 @@ class Trainee(Steps):
 
 
 def held_out_row(
-    task: str, subject: str, metric: str, values: Sequence[float], *, higher_is_better: bool
-) -> dict[str, Any]:
+    task: str, subject: str, metric: str, values: Sequence[float], *, higher_is_better: bool, kind: Kind = "score"
+) -> Row:
     """A row of metrics.json: the mean of a metric over held-out items."""
-    return {
-        "benchmark": "training",
-        "task": task,
-        "subject": subject,
-        "split": "held-out",
-        "group": "all",
-        "metric": metric,
-        "value": float(np.mean(values)),
-        "stderr": stderr_of_mean(np.array(values)),
-        "n": len(values),
-        "higher_is_better": higher_is_better,
-    }
+    measured = Metric(metric, kind, higher_is_better)
+    return mean_row(measured, values, benchmark="training", task=task, subject=subject, split="held-out")

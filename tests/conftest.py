@@ -10,6 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hashlib
 import json
+import multiprocessing
+import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -38,6 +41,100 @@ def simulated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "simulated"
     simulate(SMALL, out=folder, workers=1)
     return folder
+
+
+# What a process of `start` runs: `code`, as if by `python -c`, in this environment, with both outputs in files.
+_CHILD = """
+import os, sys
+os.environ.clear()
+os.environ.update(environment)
+os.chdir(cwd)
+for number, path in enumerate(outputs, 1):
+    os.dup2(os.open(path, os.O_WRONLY), number)
+exec(code, {"__name__": "__main__"})
+"""
+
+
+class _Process:
+    """A process of its own. `wait()` ends with it, as `subprocess.run` does; `pid` until then."""
+
+    def __init__(self, context, folder, code, env, cwd):
+        self.outputs = [folder / name for name in ("stdout.txt", "stderr.txt")]
+        for path in self.outputs:
+            path.touch()
+        environment = {name: value for name, value in (os.environ | (env or {})).items() if value is not None}
+        names = {"code": code, "environment": environment, "cwd": cwd or os.getcwd(), "outputs": self.outputs}
+        self.process = context.Process(target=exec, args=(_CHILD, names | {"__name__": "child"}))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def running(self):
+        return self.process.exitcode is None
+
+    def wait(self, timeout=120):
+        self.process.join(timeout)
+        assert not self.running(), "it hangs"
+        said = [path.read_text(encoding="utf-8") for path in self.outputs]
+        return subprocess.CompletedProcess([], self.process.exitcode, *said)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """`start(code, env={…}, cwd=…)`: Python code in a process of its own, as by `python -c`, but at once.
+
+    It is forked from a server that has imported what takes seconds, and done nothing yet. So only what a library reads
+    of its environment when it is imported is out of reach (`HF_HOME`, say): that takes a `subprocess`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # Not `physcli.cli`: it takes the terminal's width from the environment when it is imported.
+    context.set_forkserver_preload(
+        [
+            *("typer", "typer.rich_utils", "rich.live", "rich.table", "rich.progress", "rich.traceback", "yaml"),
+            *("physcli.tasks.finetune", "physcli.tasks.probe_physion", "physcli.tasks.sample", "physcli.tasks.compare"),
+            *("physcli.tasks.simulate", "physcli.tasks.precompute", "physcli.models.cogvideox"),
+            *("physcli.models.encoders.videomae", "accelerate.data_loader", "sklearn.linear_model"),
+            *("diffusers.pipelines.cogvideo.pipeline_cogvideox", "transformers.models.t5.modeling_t5"),
+            *("transformers.models.videomae.modeling_videomae", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),
+        ]
+    )
+    return lambda code, *, env=None, cwd=None: _Process(context, tmp_path_factory.mktemp("process"), code, env, cwd)
+
+
+@pytest.fixture(scope="session")
+def start_physcli(start):
+    """`start_physcli("models", "ls", env={…}, cwd=…, before="code")`: the command line in a process of its own."""
+
+    def go(*arguments, before="", **options):
+        words = ["physcli", *map(str, arguments)]
+        code = f"import sys\nsys.argv = {words!r}\n{before}\nfrom physcli.cli.app import main\nmain()"
+        return start(code, **options)
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def run_physcli(start_physcli):
+    """`run_physcli("models", "ls", columns=80, …)`: it, ended: its `returncode`, `stdout` and `stderr`."""
+
+    def go(*arguments, columns=80, env=None, timeout=120, **options):
+        return start_physcli(*arguments, env={"COLUMNS": str(columns)} | (env or {}), **options).wait(timeout)
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def two_processes():
+    """`two_processes(begin)`: `begin(environment)` for each of two ranks, as torchrun would, and how both ended."""
+
+    def go(begin):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = [begin(common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+        return [rank.wait() for rank in ranks]
+
+    return go
 
 
 def write_eval_run(

@@ -1,28 +1,35 @@
-"""The command line as a user meets it: subprocesses, exit codes, clean stdout, one message an error."""
+"""The command line as a user meets it: processes of their own, exit codes, clean stdout, one message an error."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import physcli
 
 
-def run(*arguments, env=None, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "physcli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1"} | (env or {}),
-        cwd=cwd,
-    )
+@pytest.fixture(scope="module")
+def run(run_physcli):
+    return run_physcli
 
 
-def test_version_and_help():
+def test_a_fresh_interpreter(tmp_path):
+    """All as it is typed; what else is tested of the command line starts from one that has imported everything."""
+    script = Path(sys.executable).with_name("physcli")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"physcli {physcli.__version__}", "")
+    command = [sys.executable, "-m", "physcli", "sample", "--prompt", "a ball", "--model", "videomae-tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is an encoder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_and_help(run):
     assert run("--version").stdout.strip() == f"physcli {physcli.__version__}"
     shown = run("probe", "physion", "--help")
     assert shown.returncode == 0
@@ -46,7 +53,7 @@ def test_version_and_help():
         (["data", "cache", "clear", "holidays"], 1, "holidays"),
     ],
 )
-def test_errors_are_one_message(arguments, code, said, tmp_path, simulated):
+def test_errors_are_one_message(run, arguments, code, said, tmp_path, simulated):
     if arguments[0] == "probe":
         arguments = [*arguments, "--data", simulated]
     done = run(*arguments, env={"PHYSCLI_CACHE": str(tmp_path / "cache")}, cwd=tmp_path)
@@ -57,13 +64,13 @@ def test_errors_are_one_message(arguments, code, said, tmp_path, simulated):
     assert not (tmp_path / "runs").exists()
 
 
-def test_debug_shows_the_traceback(tmp_path):
+def test_debug_shows_the_traceback(run, tmp_path):
     done = run("data", "inspect", tmp_path / "nothing", "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
-def test_json_is_all_there_is_on_stdout(tmp_path, simulated):
+def test_json_is_all_there_is_on_stdout(run, tmp_path, simulated):
     cache = {"PHYSCLI_CACHE": str(tmp_path / "cache")}
     made = run("data", "simulate", "--num-clips", 4, "--scenario", "drop", "--out", tmp_path / "d", "--json")
     assert json.loads(made.stdout)["num_clips"] == 4
@@ -80,7 +87,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path, simulated):
     assert {"Software", "Devices", "Extras", "Storage", "Models"} == {check["area"] for check in checks}
 
 
-def test_inspect_names_broken_files(tmp_path, simulated):
+def test_inspect_names_broken_files(run, tmp_path, simulated):
     for number, path in enumerate(sorted((simulated / "physion_mp4s" / "test").glob("*.mp4"))[:3]):
         payload = path.read_bytes()
         (tmp_path / f'a "clip", no. {number}.mp4').write_bytes(payload if number else payload[:99])
@@ -90,12 +97,12 @@ def test_inspect_names_broken_files(tmp_path, simulated):
     assert 'a "clip", no. 0.mp4' in done.stdout
 
 
-def test_completion_knows_the_commands():
+def test_completion_knows_the_commands(run):
     done = run(env={"_PHYSCLI_COMPLETE": "complete_bash", "COMP_WORDS": "physcli pro", "COMP_CWORD": "1"})
     assert "probe" in done.stdout
 
 
-def test_bench_gives_rows(tmp_path):
+def test_bench_gives_rows(run, tmp_path):
     rows = json.loads(run("bench", "simulate", "--num-pairs", 1, "--out", tmp_path / "b", "--json").stdout)["rows"]
     assert {row["metric"] for row in rows} >= {"physics_ms_per_clip", "draw_ms_per_clip", "clips_per_second_per_core"}
     assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == rows
@@ -103,10 +110,11 @@ def test_bench_gives_rows(tmp_path):
     assert len([row for row in rows if row["metric"] == "tapped_over_full"]) == 6
 
 
-@pytest.mark.slow
-def test_quickstart(tmp_path):
-    done = run("quickstart", "--out", tmp_path / "run", env={"PHYSCLI_CACHE": str(tmp_path / "cache")})
+@pytest.mark.long
+def test_quickstart(run, tmp_path):
+    """As it is; a shorter one is in tests/tasks/test_quickstart.py."""
+    done = run("quickstart", "--out", tmp_path / "run", env={"PHYSCLI_CACHE": str(tmp_path / "cache")}, timeout=3600)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "clips.png").exists()
-    assert (tmp_path / "run" / "probe" / "probe.png").exists()
+    for name in ("clips.png", "probe-before/probe.png", "probe-after/probe.png", "compare/report.html"):
+        assert (tmp_path / "run" / name).exists(), name
     assert "random init" not in done.stdout

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 
-def run(*arguments, columns=80, cwd=None, command=("compare",)):
-    return subprocess.run(
-        [sys.executable, "-m", "physcli", *command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": str(columns), "OMP_NUM_THREADS": "1"},
-        cwd=cwd,
-    )
+@pytest.fixture(scope="module")
+def run(run_physcli):
+    return lambda *arguments, command=("compare",), **options: run_physcli(*command, *arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +26,7 @@ def runs(tmp_path_factory, eval_run):
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_the_table_fits(runs, tmp_path, columns):
+def test_the_table_fits(run, runs, tmp_path, columns):
     done = run(runs / "base", runs / "new", "--out", tmp_path / "out", columns=columns)
     assert done.returncode == 0, done.stderr
     table = done.stdout.split("Interval:")[0]
@@ -52,7 +44,7 @@ def test_the_table_fits(runs, tmp_path, columns):
     assert "pc rises (+33.3 points) while dynamic_degree falls" in " ".join(done.stderr.split())
 
 
-def test_json_is_all_there_is_on_stdout(runs, tmp_path):
+def test_json_is_all_there_is_on_stdout(run, runs, tmp_path):
     done = run(runs / "base", runs / "new", "--out", tmp_path / "out", "--metric", "pc", "--json")
     found = json.loads(done.stdout)
     assert [(row["of"], row["verdict"]) for row in found["rows"] if row["group"] == "all"] == [("pc", "better")]
@@ -72,7 +64,7 @@ def test_json_is_all_there_is_on_stdout(runs, tmp_path):
         (("base", "new", "--cases", "-1"), 2, "--cases"),
     ],
 )
-def test_errors_are_one_message(runs, arguments, code, said):
+def test_errors_are_one_message(run, runs, arguments, code, said):
     done = run(*arguments, cwd=runs)
     assert done.returncode == code, done.stderr
     assert said in " ".join(done.stderr.split())
@@ -81,7 +73,7 @@ def test_errors_are_one_message(runs, arguments, code, said):
     assert not (runs / "runs").exists()
 
 
-def test_intersect_says_what_is_dropped(runs, tmp_path):
+def test_intersect_says_what_is_dropped(run, runs, tmp_path):
     done = run(runs / "base", runs / "short", "--intersect", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "10 of 60 items are dropped" in " ".join(done.stderr.split())
@@ -90,7 +82,7 @@ def test_intersect_says_what_is_dropped(runs, tmp_path):
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_agreement(runs, eval_run, tmp_path, columns):
+def test_agreement(run, runs, eval_run, tmp_path, columns):
     for name, rater in (("truth", None), ("judge", "a-long-name/of_a_rater_of_videos")):
         verdicts = [rater is not None or number % 2 == 0 for number in range(8)]
         eval_run(tmp_path / name, {"sa": verdicts, "pc": verdicts, "joint": verdicts}, videos=True, rater=rater)

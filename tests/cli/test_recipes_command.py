@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -12,17 +11,12 @@ import pytest
 from physcli.recipe import find_recipe, list_recipes, load_yaml, read_recipe, schema_file
 
 
-def run(*arguments, cwd=None, columns="200"):
-    return subprocess.run(
-        [sys.executable, "-m", "physcli", "recipes", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": columns, "OMP_NUM_THREADS": "1"},
-        cwd=cwd,
-    )
+@pytest.fixture(scope="module")
+def run(run_physcli):
+    return lambda *arguments, columns=200, **options: run_physcli("recipes", *arguments, columns=columns, **options)
 
 
-def test_help():
+def test_help(run):
     shown = run("--help").stdout
     for command in ("ls", "show", "copy", "validate", "schema"):
         assert f" {command} " in shown
@@ -31,7 +25,7 @@ def test_help():
     assert "--overwrite" in shown
 
 
-def test_ls():
+def test_ls(run):
     shown = run("ls")
     assert shown.returncode == 0, shown.stderr
     for name in list_recipes():
@@ -48,13 +42,13 @@ def test_ls():
     assert [row["name"] for row in json.loads(done.stdout)] == list(list_recipes())
 
 
-def test_show(tmp_path):
+def test_show(run, tmp_path):
     own = tmp_path / "own.yaml"
     long = "[bold]not bold[/bold] " * 20
     own.write_text(f"# {long}\n{find_recipe('sft').read_text()}\n# 猫\n", encoding="utf-8")
-    assert run("show", own, columns="40").stdout == own.read_text(encoding="utf-8")
+    assert run("show", own, columns=40).stdout == own.read_text(encoding="utf-8")
 
-    shown = run("show", "sft", "lora.rank=8", "method={name: lamo, lag: 1}", columns="40")
+    shown = run("show", "sft", "lora.rank=8", "method={name: lamo, lag: 1}", columns=40)
     (tmp_path / "shown.yaml").write_text(shown.stdout)
     asked = read_recipe("sft", ["lora.rank=8", "method={name: lamo, lag: 1}"])
     assert read_recipe(tmp_path / "shown.yaml") == asked
@@ -64,14 +58,14 @@ def test_show(tmp_path):
     assert found == read_recipe("repa", ["method.weight=0.25"]).model_dump(mode="json")
 
 
-def test_the_packaged_schema_is_the_one_that_is_made(tmp_path):
+def test_the_packaged_schema_is_the_one_that_is_made(run, tmp_path):
     """`physcli recipes schema > recipes/schema.json` makes it again."""
     shown = run("schema", cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == schema_file().read_text(encoding="utf-8")
 
 
-def test_copy_then_validate(tmp_path):
+def test_copy_then_validate(run, tmp_path):
     made = run("copy", "videorepa", "own.yaml", cwd=tmp_path)
     assert (made.returncode, made.stdout.split()) == (0, ["recipe", "own.yaml"])
     again = run("copy", "videorepa", "own.yaml", cwd=tmp_path)
@@ -98,7 +92,7 @@ def test_copy_then_validate(tmp_path):
         (["copy", "repa", "broken.txt"], 1, "broken.txt"),
     ],
 )
-def test_errors_are_one_message(tmp_path, arguments, code, said):
+def test_errors_are_one_message(run, tmp_path, arguments, code, said):
     (tmp_path / "broken.yaml").write_text("trains: vae\nmodel: m\ntrian: {}\ntrain: {steps: 1}\n")
     (tmp_path / "broken.txt").touch()
     done = run(*arguments, cwd=tmp_path)

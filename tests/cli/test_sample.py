@@ -12,17 +12,12 @@ import pytest
 MODEL = ("--model", "cogvideox-tiny:random")
 
 
-def run(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "physcli", "sample", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"},
-        cwd=cwd,
-    )
+@pytest.fixture(scope="module")
+def run(run_physcli):
+    return lambda *arguments, **options: run_physcli("sample", *arguments, columns=100, **options)
 
 
-def test_table_then_json_of_the_same_run(tmp_path):
+def test_table_then_json_of_the_same_run(run, tmp_path):
     made = (*MODEL, "--prompt", 'a "red" [ball]', "--prompt", "猫", "--steps", 2, "--num-frames", 9, "--size", "32x32")
     out = ("--out", tmp_path / "run", "--batch-size", 2)
     shown = run(*made, *out)
@@ -50,7 +45,7 @@ def test_table_then_json_of_the_same_run(tmp_path):
         (["--prompt", "a ball", "--steps", "0"], "--steps"),
     ],
 )
-def test_errors_are_one_message(arguments, said, tmp_path):
+def test_errors_are_one_message(run, arguments, said, tmp_path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert said in " ".join(done.stderr.split())
@@ -60,7 +55,7 @@ def test_errors_are_one_message(arguments, said, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "is not there"), ("\n", "holds no prompt")])
-def test_a_list_without_prompts(tmp_path, text, said):
+def test_a_list_without_prompts(run, tmp_path, text, said):
     if text is not None:
         (tmp_path / "list.txt").write_text(text)
     done = run("--prompts", "list.txt", cwd=tmp_path)
@@ -69,7 +64,7 @@ def test_a_list_without_prompts(tmp_path, text, said):
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_processes_make_the_set_of_one(tmp_path):
+def test_two_processes_make_the_set_of_one(run, tmp_path):
     (tmp_path / "list.csv").write_text(
         "caption,detailed_caption,kind\n" + "".join(f"c{i},ball {i},k{i}\n" for i in range(5))
     )

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from physcli.methods.denoising import denoising_loss
-from physcli.models.cogvideox import CogVideoX
+from physcli.models.cogvideox import CogVideoX, build_cogvideox
 from physcli.models.tiny import architecture
-from physcli.models.cogvideox import build_cogvideox
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from physcli.hashing import content_hash
 from physcli.methods.lamo import MotionField, field_loss, pool_prompt
 from physcli.methods.moalign import MotionProjector
 from physcli.models import BUILT_IN
-from physcli.models.names import fingerprint, resolve
 from physcli.models.loading import load
+from physcli.models.names import fingerprint, resolve
 from physcli.models.tiny import ASSETS, architecture, asset_folder, vocabulary
 from physcli.recipe import read_recipe
 from physcli.simulation.prompts import with_rate

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 from physcli.errors import ModelError, UsageError
 from physcli.models import LORA_FILE, read_guidance_scale
-from physcli.models.cogvideox import CogVideoX
+from physcli.models.cogvideox import CogVideoX, build_cogvideox
 from physcli.models.features import default_tap
 from physcli.models.tiny import architecture
-from physcli.models.cogvideox import build_cogvideox
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cogvideox_objective"
 

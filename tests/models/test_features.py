@@ -6,9 +6,9 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from physcli.errors import UsageError
+from physcli.models.cogvideox import build_cogvideox
 from physcli.models.features import default_tap, tapped
 from physcli.models.tiny import architecture
-from physcli.models.cogvideox import build_cogvideox
 
 
 def transformer():

@@ -19,13 +19,13 @@ from transformers import VideoMAEConfig, VideoMAEModel
 
 from physcli.errors import ModelError, UsageError
 from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, PIPELINES
+from physcli.models.cogvideox import build_cogvideox
+from physcli.models.device import pick_device, pick_dtype
 from physcli.models.encoders import ENCODERS
 from physcli.models.hub import explain, explain_hub_errors
-from physcli.models.names import fingerprint, resolve
 from physcli.models.loading import load
-from physcli.models.device import pick_device, pick_dtype
+from physcli.models.names import fingerprint, resolve
 from physcli.models.tiny import architecture
-from physcli.models.cogvideox import build_cogvideox
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "encoders"
 FRAMES = torch.rand(1, 9, 3, 32, 32, generator=torch.Generator().manual_seed(0))

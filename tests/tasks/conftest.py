@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from physcli.models.cogvideox import CogVideoX
-from physcli.models.encoders.preprocessing import write_preprocessing
+from physcli.models.cogvideox import CogVideoX, build_cogvideox
 from physcli.models.device import quiet_libraries
-from physcli.models.tiny import architecture
-from physcli.models.cogvideox import build_cogvideox
+from physcli.models.encoders.preprocessing import write_preprocessing
 from physcli.models.encoders.videomae import build_videomae
+from physcli.models.tiny import architecture
 from physcli.tasks import finetune
 from physcli.tasks.training import generator
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -156,15 +154,11 @@ def unbroken(recipes, session_cache, tmp_path_factory):
     return get
 
 
-# A process of its own that runs the command line, and at a given step of "Training" receives a signal.
-_CHILD = """
-import os, signal, sys
-log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-os.dup2(log, 1), os.dup2(log, 2)
-os.environ.update({env!r})
-sys.argv = ["physcli", *{arguments!r}]
+# What a process does before it runs the command line: at a given step of "Training" it is to receive a signal.
+_STRUCK = """
+import signal
 from contextlib import contextmanager
-from physcli.cli import app, render
+from physcli.cli import render
 from physcli.progress import Bar
 from physcli.tasks.training import encoder, generator, vae
 
@@ -182,39 +176,18 @@ class Struck(render.RichReporter):
 render.RichReporter = Struck
 for module in (encoder, generator, vae):
     module.contact_sheet = lambda *arguments, **options: None  # as in `no_pictures`
-app.main()
 """
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory):
-    """Start real processes cheaply: they are forked from one that has imported everything and done nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            *("physcli.cli.finetune", "physcli.tasks.finetune", "physcli.models.cogvideox", "accelerate.data_loader"),
-            *("diffusers.pipelines.cogvideo.pipeline_cogvideox", "transformers.models.t5.modeling_t5"),
-            *("transformers.models.videomae.modeling_videomae", "physcli.models.encoders.videomae"),
-        ]
-    )
-    logs = tmp_path_factory.mktemp("logs")
+@pytest.fixture
+def run(start_physcli):
+    """`run("finetune", …, at=(step, signal))`: the command line in a process of its own."""
 
-    class Process:
-        def __init__(self, *arguments, at=None, env=None):
-            step, number = at or (None, None)
-            self.log = logs / f"{len(list(logs.iterdir()))}.txt"
-            self.log.touch()
-            words = [str(argument) for argument in arguments]
-            code = _CHILD.format(log=str(self.log), env=env or {}, arguments=words, step=step, number=number)
-            self.process = context.Process(target=exec, args=(code, {"__name__": "child"}))
-            self.process.start()
+    def go(*arguments, at=None, **options):
+        step, number = at or (None, None)
+        return start_physcli(*arguments, before=_STRUCK.format(step=step, number=number), **options)
 
-        def wait(self):
-            self.process.join(120)
-            assert self.process.exitcode is not None, "it hangs"
-            return self.process.exitcode, self.log.read_text()
-
-    return Process
+    return go
 
 
 @pytest.fixture
@@ -302,21 +275,21 @@ def test_finished_is_finished(unbroken, train):
 
 
 @pytest.mark.parametrize(("kind", "number"), [("encoder", signal.SIGKILL), ("generator", signal.SIGTERM)])
-def test_killed_and_resumed(unbroken, start, command, tmp_path, kind, number):
+def test_killed_and_resumed(unbroken, run, command, tmp_path, kind, number):
     """A process of its own is killed outright after step 3, or asked to end; both go on as if nothing had been."""
     whole, out = unbroken(kind), tmp_path / "run"
-    code, said = start(*command(kind, out), at=(3, int(number))).wait()
+    done = run(*command(kind, out), at=(3, int(number))).wait()
     record = json.loads((out / "run.json").read_text())
     if number == signal.SIGKILL:
-        assert (code, record["status"]) == (-signal.SIGKILL, "running")
+        assert (done.returncode, record["status"]) == (-signal.SIGKILL, "running")
         checkpoint = "checkpoint-2"
     else:
-        assert (code, record["status"]) == (130, "interrupted"), said
+        assert (done.returncode, record["status"]) == (130, "interrupted"), done.stderr
         checkpoint = "checkpoint-3"
-        assert "checkpoint-3 is written; --resume latest goes on from there" in " ".join(said.split())
+        assert "checkpoint-3 is written; --resume latest goes on from there" in " ".join(done.stderr.split())
     assert sorted(p.name for p in out.glob("checkpoint-*"))[-1] == checkpoint
-    code, said = start(*command(kind, out, "--resume", "latest", "--json")).wait()
-    assert code == 0, said
+    done = run(*command(kind, out, "--resume", "latest", "--json")).wait()
+    assert done.returncode == 0, done.stderr
     assert [row["step"] for row in log_of(out)] == [1, 2, 3, 4, 5, 6]
     assert losses_of(out) == pytest.approx(losses_of(whole.path), abs=1e-5)
     same_weights(whole.model, out / whole.model.name, 1e-5)
@@ -326,36 +299,31 @@ def test_killed_and_resumed(unbroken, start, command, tmp_path, kind, number):
 
 
 @pytest.mark.slow
-def test_interrupted_and_resumed_vae(unbroken, start, command, tmp_path):
+def test_interrupted_and_resumed_vae(unbroken, run, command, tmp_path):
     whole, out = unbroken("vae"), tmp_path / "run"
-    assert start(*command("vae", out), at=(5, int(signal.SIGINT))).wait()[0] == 130
-    assert start(*command("vae", out, "--resume", out / "checkpoint-4")).wait()[0] == 0
+    assert run(*command("vae", out), at=(5, int(signal.SIGINT))).wait().returncode == 130
+    assert run(*command("vae", out, "--resume", out / "checkpoint-4")).wait().returncode == 0
     assert losses_of(out) == pytest.approx(losses_of(whole.path), abs=1e-5)
     same_weights(whole.model, out / "vae", 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "generator", pytest.param("vae", marks=pytest.mark.slow)])
-def test_two_processes_are_twice_the_batch(unbroken, start, command, tmp_path, kind):
+def test_two_processes_are_twice_the_batch(unbroken, run, two_processes, command, tmp_path, kind):
     """Two processes of 1 × 2 clips, as torchrun starts them, against one of 2 × 2; the encoder's are killed once."""
     out = tmp_path / "two"
 
-    def run(*more, at=None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    def both(*more, at=None):
         words = command(kind, out, "train.batch_size=1", *more)
-        ranks = [start(*words, at=at, env=common | {"RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(2)]
-        return [rank.wait() for rank in ranks]
+        return two_processes(lambda environment: run(*words, at=at, env=environment))
 
     if kind == "encoder":
-        main, other = run(at=(3, int(signal.SIGKILL)))
-        assert main[0] == -signal.SIGKILL
-        assert other[0] != 0  # it misses the main process
-        done = run("--resume", "latest")
+        main, other = both(at=(3, int(signal.SIGKILL)))
+        assert main.returncode == -signal.SIGKILL
+        assert other.returncode != 0  # it misses the main process
+        done = both("--resume", "latest")
     else:
-        done = run()
-    assert [code for code, _ in done] == [0, 0], done
+        done = both()
+    assert [rank.returncode for rank in done] == [0, 0], done
     whole = unbroken(kind)
     assert [row["samples"] for row in log_of(out)] == [4, 8, 12, 16, 20, 24]
     assert losses_of(out) == pytest.approx(losses_of(whole.path), abs=1e-4)
@@ -423,12 +391,12 @@ def test_compiled(unbroken, train):
     assert load(str(done.model)).kind == "encoder"
 
 
-def test_nan_from_the_command_line(start, command, tmp_path):
+def test_nan_from_the_command_line(run, command, tmp_path):
     out = tmp_path / "run"
     more = ["train.optimizer.lr=1e30", "train.schedule.warmup_steps=0", "train.checkpoint_every=100"]
-    code, said = start(*command("encoder", out, *more)).wait()
-    said = " ".join(said.split())
-    assert code == 1, said
+    done = run(*command("encoder", out, *more)).wait()
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1, said
     assert "became nan at step" in said or "became inf at step" in said
     assert "holds the weights before it; start again with a lower train.optimizer.lr" in said
     assert "Traceback" not in said
@@ -512,13 +480,13 @@ def test_what_may_differ_in_a_continuation(unbroken, train, tmp_path):
     assert done.rows == unbroken("encoder").rows
 
 
-def test_exit_codes(start, command, tmp_path):
-    code, said = start(*command("encoder", tmp_path / "none", "--resume", "latest")).wait()
-    assert code == 2
-    assert "no checkpoint in" in " ".join(said.split())
-    code, said = start(*command("encoder", tmp_path / "none", "--data", tmp_path / "nothing")).wait()
-    assert code == 1
-    assert "is not there" in " ".join(said.split())
+def test_exit_codes(run, command, tmp_path):
+    done = run(*command("encoder", tmp_path / "none", "--resume", "latest")).wait()
+    assert done.returncode == 2
+    assert "no checkpoint in" in " ".join(done.stderr.split())
+    done = run(*command("encoder", tmp_path / "none", "--data", tmp_path / "nothing")).wait()
+    assert done.returncode == 1
+    assert "is not there" in " ".join(done.stderr.split())
     assert not (tmp_path / "none").exists()
 
 
@@ -612,10 +580,10 @@ def test_a_failing_overwrite_keeps_what_was_there(unbroken, train, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_killed_before_the_first_checkpoint(unbroken, start, command, train, tmp_path):
+def test_killed_before_the_first_checkpoint(unbroken, run, command, train, tmp_path):
     """Begun again without --resume: the log has each step once."""
     out = tmp_path / "run"
-    assert start(*command("encoder", out), at=(1, int(signal.SIGKILL))).wait()[0] == -9
+    assert run(*command("encoder", out), at=(1, int(signal.SIGKILL))).wait().returncode == -9
     assert len(log_of(out)) == 1
     with pytest.raises(UsageError, match="no checkpoint in"):
         train("encoder", "run", resume="latest")

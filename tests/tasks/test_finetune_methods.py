@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import shutil
-import socket
 from contextlib import contextmanager
 from functools import partial
 
@@ -27,8 +25,8 @@ from physcli.methods.tsa import motion_saliency, tsa_loss
 from physcli.methods.videorepa import trd_loss
 from physcli.models import BUILT_IN, LORA_FILE
 from physcli.models.cogvideox import CogVideoX
-from physcli.models.names import fingerprint, resolve
 from physcli.models.loading import load
+from physcli.models.names import fingerprint, resolve
 from physcli.progress import Bar, Reporter
 from physcli.recipe import (
     Alignment,
@@ -571,37 +569,21 @@ def test_resumed(run, name, changes):
 
 
 _RANK = """
-import os
-log = os.open(log, os.O_WRONLY | os.O_CREAT)
-os.dup2(log, 1), os.dup2(log, 2)
-os.environ.update(environment)
 from physcli.tasks import finetune
 finetune.loss_curve = lambda *arguments, **options: None
-finetune.finetune(request)
+finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
 """
 
 
 @pytest.mark.parametrize(
     ("name", "changes"), [("videorepa", ()), ("lamo", (*FIELD, "method.per_sample=true")), ("lamo-field", ())]
 )
-def test_two_processes_are_twice_the_batch(run, small, tmp_path, name, changes):
+def test_two_processes_are_twice_the_batch(run, small, start, two_processes, tmp_path, name, changes):
     one = run(name, "one", *EXACT, *changes)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["physcli.tasks.finetune", "physcli.models.cogvideox", "accelerate.data_loader"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        common["MASTER_PORT"] = str(free.getsockname()[1])
-    request = FinetuneRequest(**small(name, *EXACT, *changes, "train.batch_size=1"), out=tmp_path / "two")
-    ranks = []
-    for rank in range(2):
-        environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        names = {"log": str(tmp_path / f"{rank}.txt"), "environment": environment, "request": request}
-        ranks.append(context.Process(target=exec, args=(_RANK, names | {"__name__": "child"})))
-        ranks[-1].start()
-    for rank in ranks:
-        rank.join(300)
-    assert [rank.exitcode for rank in ranks] == [0, 0], (tmp_path / "0.txt").read_text()
+    arguments = small(name, *EXACT, *changes, "train.batch_size=1") | {"out": str(tmp_path / "two")}
+    code = _RANK.format(arguments=arguments | {"cache_dir": str(arguments["cache_dir"])})
+    ranks = two_processes(lambda environment: start(code, env=environment))
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
     for mine, theirs in zip(log_of(tmp_path / "two"), log_of(one.path), strict=True):
         for key in theirs.keys() - {"seconds", "gradient_ratio"}:  # the ratio is of each process's own batch
             assert mine[key] == pytest.approx(theirs[key], abs=1e-4, rel=1e-5), key

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -18,8 +16,8 @@ from transformers import T5EncoderModel, VideoMAEModel
 from physcli.data.clips import read_dataset
 from physcli.errors import DataError, UsageError
 from physcli.methods.moalign import MotionProjector
-from physcli.models.names import fingerprint, resolve
 from physcli.models.loading import load
+from physcli.models.names import fingerprint, resolve
 from physcli.models.parts import is_empty
 from physcli.progress import Bar, Reporter
 from physcli.tasks import finetune as finetune_module
@@ -159,20 +157,13 @@ def test_training_finds_everything_there(given, loaded, tmp_path, name, signals)
     assert loaded == []
 
 
-def test_two_processes_compute_what_one_does(given, tmp_path):
+def test_two_processes_compute_what_one_does(given, start_physcli, two_processes, tmp_path):
     alone = precompute(**given("m-tsa"))
     arguments = given("m-tsa", cache_dir=tmp_path / "two")
     words = ["data", "precompute", "--recipe", "m-tsa", "--model", arguments["model"], "--data", arguments["data"]]
     words += ["--device", "cpu", "--cache-dir", tmp_path / "two", "--out", tmp_path / "run", *arguments["overrides"]]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "physcli"]
-    done = subprocess.run(
-        [*launch, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    ranks = two_processes(lambda environment: start_physcli(*words, env=environment))
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
     for tally in alone.tallies:
         folders = (tally.folder, tmp_path / "two" / tally.folder.relative_to(tmp_path / "cache"))
         one, two = ({k: v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()} for folder in folders)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +13,8 @@ import torch
 
 from physcli.data.clips import read_dataset
 from physcli.errors import DataError, UsageError
-from physcli.models.names import fingerprint, resolve
 from physcli.models.loading import load
+from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter
 from physcli.tasks import probe_physion as task
 from physcli.tasks.features import FeatureExtractor, Tap, check_finite, choose_taps, pool_tokens, views_of
@@ -288,29 +285,16 @@ def test_models_with_one_last_name_keep_their_paths():
     }
 
 
-def test_two_processes_give_the_rows_of_one(simulated, session_cache, tmp_path):
+def test_two_processes_give_the_rows_of_one(simulated, session_cache, start_physcli, two_processes, tmp_path):
     settings = ProbeSettings(models=("videomae-tiny",), data=str(simulated), pool="mean")
     alone = probe_physion(settings, out=tmp_path / "one", cache_dir=session_cache)
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            "-m",
-            "physcli",
-        ),
-        *("probe", "physion", "--model", "videomae-tiny", "--data", str(simulated), "--pool", "mean", "--json"),
-        *("--out", str(tmp_path / "two"), "--cache-dir", str(tmp_path / "cache")),
-    ]
+    words = ["probe", "physion", "--model", "videomae-tiny", "--data", simulated, "--pool", "mean", "--json"]
+    words += ["--out", tmp_path / "two", "--cache-dir", tmp_path / "cache"]
     for _ in range(2):  # computed by two, then read by two
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=180, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["rows"] == json.loads((alone.path / "metrics.json").read_text())
+        main, other = two_processes(lambda environment: start_physcli(*words, env=environment))
+        assert (main.returncode, other.returncode) == (0, 0), main.stderr
+        assert json.loads(main.stdout)["rows"] == json.loads((alone.path / "metrics.json").read_text())
+        assert other.stdout == ""
 
 
 @pytest.mark.parametrize(

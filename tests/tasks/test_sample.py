@@ -19,10 +19,9 @@ from physcli.data.prompts import Prompt
 from physcli.data.video import read_video, video_info
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import content_hash, seed_from
-from physcli.models.cogvideox import CogVideoX
+from physcli.models.cogvideox import CogVideoX, build_cogvideox
 from physcli.models.loading import load
 from physcli.models.tiny import architecture
-from physcli.models.cogvideox import build_cogvideox
 from physcli.progress import Bar, Reporter
 from physcli.tasks import sample as task
 from physcli.tasks import sheets

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from physcli.errors import ModelError, UsageError
 from physcli.models.encoders.preprocessing import Preprocessing
 from physcli.models.raters import TINY_RATER
-from physcli.models.raters.mplug_owl_video import load_rater
+from physcli.models.raters.mplug_owl_video import build_rater, load_rater
 from physcli.models.raters.preprocessing import CLIP_MEAN, CLIP_STD, normalise
 from physcli.models.raters.text import MEDIA, MEDIA_ID, tokenize
-from physcli.models.raters.mplug_owl_video import build_rater
 
 PROMPTS = [
     ["Does this video match?\n", MEDIA, "AI: "],

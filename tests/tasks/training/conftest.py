@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from physcli.models.cogvideox import CogVideoX
+from physcli.models.cogvideox import CogVideoX, build_cogvideox
+from physcli.models.encoders.videomae import build_videomae
 from physcli.models.fingerprints import hash_module
 from physcli.models.tiny import architecture
-from physcli.models.cogvideox import build_cogvideox
-from physcli.models.encoders.videomae import build_videomae
 from physcli.progress import Bar, Reporter
 from physcli.recipe import Train
 from physcli.tasks.run_dir import RunDir

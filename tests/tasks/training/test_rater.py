@@ -15,9 +15,8 @@ from physcli.data.clips import read_dataset, read_impossible
 from physcli.data.flow import dis_flow
 from physcli.data.video import write_video
 from physcli.errors import DataError, UsageError
-from physcli.models.raters.mplug_owl_video import load_rater
+from physcli.models.raters.mplug_owl_video import build_rater, load_rater
 from physcli.models.tiny import architecture
-from physcli.models.raters.mplug_owl_video import build_rater
 from physcli.progress import Reporter
 from physcli.recipe import Rating, read_recipe
 from physcli.simulation.prompts import with_rate, words

@@ -72,7 +72,11 @@ class ProbeResult:
             *(f"{name}\n(published)" for name in by_scenario),
         ]
         head = next(iter(heads.values()))
-        taps = [f"{name}: {row['tap']}" for name, row in heads.items() if row.get("tap")]
+        taps = [
+            f"{name}: {row['tap']}" + (f" (SNR {row['snr']:.3g})" if row.get("snr") is not None else "")
+            for name, row in heads.items()
+            if row.get("tap")
+        ]
         overall = [f"{name} {_percent(value, None)}" for (name, group), value in published.items() if group == "all"]
         caption = [
             "± one standard error, clustered by pair; chance is 50.",

@@ -79,7 +79,7 @@ class Method(nn.Module, ABC):
         """Write what it brought along below the run directory."""
 
     def auxiliary_loss(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """A loss [B] of the method's own modules, no gradient of which reaches the generator, and what to log, each [B]."""
+        """A loss [B] of modules of its own, with no gradient for the generator, and what to log of it, each [B]."""
         return None
 
     @abstractmethod

@@ -125,7 +125,7 @@ def agreement(
                 for name, sha in r.hashes.items()
             }
         )
-        run_dir.redo()  # it takes seconds
+        run_dir.reopen()  # it takes seconds
         names = _name(truth), _name(judge)
         common = {
             "benchmark": "agreement",

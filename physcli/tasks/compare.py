@@ -101,7 +101,7 @@ def compare(
         run_dir.check_inputs(
             {f"{run.path}{SUBJECT_MARK}{run.subject}/{name}": sha for run in runs for name, sha in run.hashes.items()}
         )
-        run_dir.redo()  # it takes seconds
+        run_dir.reopen()  # it takes seconds
 
         # 2. The pairs.
         keys, notes = _pair(sides, settings)

@@ -48,7 +48,7 @@ from physcli.tasks.training.checkpoints import (
 )
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.export import cast_weights, write_card
-from physcli.tasks.training.loop import Trained, build_accelerator, train
+from physcli.tasks.training.loop import TrainingResult, build_accelerator, train
 from physcli.tasks.training.request import FinetuneRequest
 from physcli.tasks.training.trainee import Trainee
 
@@ -255,7 +255,9 @@ def _clips_in_words(training: list[Clip], held_out: list[Clip]) -> str:
     return f"{len(training)} for training, {len(held_out)} held out: {settings_hash(names)}"
 
 
-def _export(trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: Trained, *, num_clips: int, seed: int) -> Path:
+def _export(
+    trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: TrainingResult, *, num_clips: int, seed: int
+) -> Path:
     """Write the model folder with its card, and what else belongs to it, whole or not at all.
 
     Raises:

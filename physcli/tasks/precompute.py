@@ -90,7 +90,7 @@ def precompute(
     with run:
         run.path = Path(processes.tell(str(run.path)))
         if run.already_finished:  # the cache may have been cleared since
-            run.redo()
+            run.reopen()
         cache = cache_root(request.cache_dir)
         training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
         source = Source(training, held_out, recipe.data, seed, None, cache, processes, reporter)

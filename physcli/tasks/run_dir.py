@@ -221,8 +221,8 @@ class RunDir:
     def _is_finished(self) -> bool:
         return self._previous is not None and is_finished(self.path, self._previous)
 
-    def redo(self) -> None:
-        """Take a finished run for unfinished: something of it is missing."""
+    def reopen(self) -> None:
+        """Treat a finished run as unfinished, because some of its files are missing or are to be made again."""
         self.already_finished = False
         self._begin()
 

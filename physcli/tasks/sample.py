@@ -208,7 +208,7 @@ def sample(
             lost = [item.file_name for item in items if item.file_name not in done]
             reporter.warn(f"{run.path} lacks {len(lost)} whole videos, made again: {lost[0]}" + " …" * (len(lost) > 1))
             if processes.is_main:
-                run.redo()
+                run.reopen()
         elif done:
             reporter.note(f"{len(done)} of {len(items)} videos are there already.")
 

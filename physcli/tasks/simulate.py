@@ -157,7 +157,7 @@ def simulate(
                 reporter.note(f"{run.path} already holds these clips, whole.")
                 return _read_result(run.path)
             reporter.warn(f"{run.path} lacks {len(missing)} files, such as {missing[0]}: all its clips are made again.")
-            run.redo()
+            run.reopen()
         start = time.monotonic()
         samples = _make_all(run.path, settings, workers, reporter)
         rows = _finish(run, settings, samples, time.monotonic() - start, reporter)

@@ -118,7 +118,7 @@ def visualize(
         run.check_inputs(
             {"model": fingerprint(resolved)} | {str(video.path): content_hash(video.path) for video in videos}
         )
-        run.redo()  # pictures are quickly drawn
+        run.reopen()  # pictures are quickly drawn
         model = load(resolved, device=device, dtype=dtype)
         if resolved.random_init:
             reporter.warn(f"{resolved.name} has random weights.")

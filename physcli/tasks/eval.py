@@ -38,10 +38,10 @@ from physcli.tasks.report import write_run_report
 from physcli.tasks.run_dir import (
     RunDir,
     append_row,
-    defaults_in,
     read_log,
     read_metrics,
     read_rows,
+    with_defaults,
     write_jsonl,
     write_text,
 )
@@ -137,7 +137,7 @@ def evaluate(
         out,
         f"eval {settings.benchmark}",
         asdict(settings),
-        defaults=defaults_in(settings),
+        complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,

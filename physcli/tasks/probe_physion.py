@@ -33,7 +33,7 @@ from physcli.stats import paired_difference
 from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_finite, choose_taps, views_of
 from physcli.tasks.probe_result import CONTROLS, ProbeResult, draw, read_result
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, defaults_in, write_jsonl
+from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
 from physcli.tasks.sources import clips_folder, pinned, source_name
 
 _PIXELS = {"model": "pixels", "frames": controls.NUM_PIXEL_FRAMES, "grid": controls.PIXEL_GRID}
@@ -93,7 +93,7 @@ def probe_physion(
         out,
         "probe physion",
         recorded,
-        defaults=defaults_in(settings),
+        complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,

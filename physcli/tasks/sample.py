@@ -40,7 +40,7 @@ from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.stats import stderr_of_mean
 from physcli.tasks.motion_fields import check_field, find_field, read_field
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, with_defaults, write_jsonl
 from physcli.tasks.sampling import SCHEDULERS, Guide, Sampled, generate, use_scheduler
 from physcli.tasks.sheets import draw_sheet, shorten
 
@@ -164,7 +164,7 @@ def sample(
         out,
         "sample",
         asdict(settings),
-        defaults=defaults_in(given, settings),
+        complete=with_defaults(given, settings),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,

@@ -11,7 +11,7 @@ import pytest
 
 from physcli.errors import DataError, PhyscliError, UsageError
 from physcli.progress import Reporter
-from physcli.tasks.run_dir import RunDir, cache_root, defaults_in, read_run, to_json
+from physcli.tasks.run_dir import RunDir, cache_root, read_run, to_json, with_defaults
 
 
 class Heard(Reporter):
@@ -110,7 +110,7 @@ def test_a_setting_that_did_not_exist_counts_as_its_default(tmp_path, record, gi
     resolved = given if given.added is not None else replace(given, added=6)
 
     def again():
-        return RunDir(tmp_path, "x", asdict(resolved), defaults=defaults_in(given, resolved))
+        return RunDir(tmp_path, "x", asdict(resolved), complete=with_defaults(given, resolved))
 
     if said is None:
         assert again().already_finished

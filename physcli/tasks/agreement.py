@@ -30,7 +30,7 @@ from physcli.progress import Reporter
 from physcli.rows import Kind, Metric, Row, make_row
 from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, roc_auc
 from physcli.tasks.report import same_file
-from physcli.tasks.run_dir import RunDir, defaults_in, write_jsonl
+from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, describe, read_scored_run
 
 VERDICTS = ("sa", "pc", "joint")
@@ -116,7 +116,12 @@ def agreement(
         raise PhyscliError(f"The runs have no verdict in common. {said}.", expected=f"one of {', '.join(VERDICTS)}")
     keys = _pair(truth, judge)
     with RunDir(
-        out, "eval agreement", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out,
+        "eval agreement",
+        asdict(settings),
+        complete=with_defaults(settings),
+        overwrite=overwrite,
+        reporter=reporter,
     ) as run_dir:
         run_dir.check_inputs(
             {

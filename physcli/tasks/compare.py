@@ -37,7 +37,7 @@ from physcli.stats import (
 )
 from physcli.tasks.compare_result import FEWEST_CLUSTERS, CompareResult, Side, difference_text
 from physcli.tasks.report import same_file, write_comparison
-from physcli.tasks.run_dir import RunDir, defaults_in, write_jsonl
+from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import SUBJECT_MARK, Key, ScoredRun, describe, read_scored_run
 from physcli.tasks.sheets import draw_side_by_side
 
@@ -96,7 +96,7 @@ def compare(
     runs = [run for side in sides for run in side.runs]
     _refuse_unlike(sides)
     with RunDir(
-        out, "compare", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out, "compare", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     ) as run_dir:
         run_dir.check_inputs(
             {f"{run.path}{SUBJECT_MARK}{run.subject}/{name}": sha for run in runs for name, sha in run.hashes.items()}

@@ -36,7 +36,7 @@ from physcli.progress import Reporter
 from physcli.stats import stderr_of_mean
 from physcli.tasks.processes import Processes
 from physcli.tasks.report import write_run_report
-from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, with_defaults, write_jsonl
 
 if TYPE_CHECKING:  # eval laws needs no torch
     from torch import Tensor
@@ -129,7 +129,7 @@ def evaluate(
         out,
         f"eval {settings.benchmark}",
         asdict(settings),
-        defaults=defaults_in(settings),
+        complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,

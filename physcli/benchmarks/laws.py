@@ -1,8 +1,9 @@
 """The law-checker: does a clip of the simulated world, real or generated, obey its laws and show what was asked?
 
-From pixels alone: objects are found by colour (`objects`) and followed (`tracks`), and each law is checked by itself
-(`law_identity`, `law_mechanics`). The checks know how the simulator films: its camera never moves, and looks down at 12
-to 46 degrees. They cannot know depth, so what happens behind something is not judged.
+From pixels alone: objects are found by colour (`objects`) and followed (`tracks`), their outlines are held against the
+prompt's nouns (`law_nouns`), and each law is checked by itself (`law_identity`, `law_mechanics`). The checks know how
+the simulator films: its camera never moves, and looks down at 12 to 46 degrees. They cannot know depth, so what happens
+behind something is not judged.
 
 Scores are named as in VideoPhy-2 (Bansal et al. 2025): semantic adherence (SA) and physical commonsense (PC), and Joint
 where both hold. Differs from it in the judge, which is no model but arithmetic; in PC, which is not a grade from 1 to 5
@@ -24,6 +25,7 @@ from physcli.benchmarks.dynamic_degree import is_dynamic, largest_motion, rule_f
 from physcli.benchmarks.law_events import heads, hits, moves
 from physcli.benchmarks.law_identity import color, permanence, shape
 from physcli.benchmarks.law_mechanics import energy, gravity, inertia, solidity
+from physcli.benchmarks.law_nouns import other_nouns
 from physcli.benchmarks.law_view import Finding, View, scenario_of
 from physcli.benchmarks.objects import LEADING_COLORS, ObjectsResult, find_objects, masks_of_colors, shows_found
 from physcli.benchmarks.tracks import follow
@@ -42,7 +44,7 @@ LAWS: dict[str, Callable[[View], Finding]] = {
 METRICS = ("sa", "pc", "joint", "dynamic_degree", "moves", "sa_grade", *(f"law/{law}" for law in LAWS))
 BEST_GRADE, ADHERES_FROM = 5, 4  # VideoPhy-2 counts SA of 4 and 5 as adherence
 # What is taken off the grade for each.
-MISSING, EXTRA, OTHER_OUTCOME, NO_OUTCOME, OTHER_WAY, STILL = 2, 1, 2, 1, 2, 2
+MISSING, EXTRA, OTHER_NOUN, OTHER_OUTCOME, NO_OUTCOME, OTHER_WAY, STILL = 2, 1, 2, 2, 1, 2, 2
 MOTION_WORDS = re.compile(r"\b(rolls?|slides?|falls?|thrown|topples?|tips?|moves?|bounces?|rolling|falling|moving)\b")
 LEAST_FRAMES = 5
 
@@ -127,7 +129,8 @@ def check_laws(
 
     hit, moving = hits(view), moves(view, frames)
     asks_motion = bool(MOTION_WORDS.search(prompt.lower()))
-    sa, why = _grade(prompt, objects, hit=hit, way=heads(view), still=asks_motion and not moving)
+    still = asks_motion and not moving
+    sa, why = _grade(prompt, objects, nouns=other_nouns(view), hit=hit, way=heads(view), still=still)
     rule = rule_for(len(frames), height, width, frame_rate_hz)
     motion = largest_motion(flow(frames[:: rule.interval]))
     adheres = sa >= ADHERES_FROM
@@ -147,16 +150,19 @@ def check_laws(
     )
 
 
-def _grade(prompt: str, objects: ObjectsResult, *, hit: bool | None, way: str | None, still: bool) -> tuple[int, str]:
+def _grade(
+    prompt: str, objects: ObjectsResult, *, nouns: Sequence[str], hit: bool | None, way: str | None, still: bool
+) -> tuple[int, str]:
     """SA from 5 to 1, and what is wrong.
 
-    Taken off are 2 for each colour that is missing, 1 for each that was not asked for, 2 for another outcome than the
-    prompt tells (1 if it cannot be seen), 2 for another direction and 2 for standing still: one small thing may be
-    wrong, a main one not.
+    Taken off are 2 for each colour that is missing, 1 for each that was not asked for, 2 for each thing that is another
+    than was asked for (`nouns` says which), 2 for another outcome than the prompt tells (1 if it cannot be seen), 2 for
+    another direction and 2 for standing still: one small thing may be wrong, a main one not.
     """
     text = prompt.lower()
     flaws = [(MISSING, f"no {color} as asked for") for color in objects.missing]
     flaws += [(EXTRA, f"too much {color}") for color in objects.extra]
+    flaws += [(OTHER_NOUN, what) for what in nouns]
     wanted = re.search(r"\b(hits|misses)\b", text)
     if wanted and hit is None:
         flaws.append((NO_OUTCOME, "no outcome to be seen"))

@@ -1,4 +1,4 @@
-"""VBench's dynamic degree against its golden numbers, DIS in its place, and the guard against standing still."""
+"""VBench's dynamic degree against its golden numbers, and DIS in its place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from physcli.benchmarks.dynamic_degree import Rule, is_dynamic, largest_motion, motion_guard, rule_for
+from physcli.benchmarks.dynamic_degree import Rule, is_dynamic, largest_motion, rule_for
 from physcli.data.flow import dis_flow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vbench"
@@ -66,30 +66,3 @@ def test_odd_flows_are_refused():
         largest_motion(np.zeros((3, 2, 8, 8)))
     with pytest.raises(ValueError, match="must be at least one"):
         largest_motion(np.zeros((3, 4, 4, 2)))
-
-
-def test_guard_flags_physics_won_by_stillness():
-    rng = np.random.default_rng(1)
-    base_pc, base_motion = (rng.random(200) < 0.4).astype(float), rng.uniform(0.5, 1.5, 200)
-    still_pc, still_motion = np.ones(200), np.zeros(200)
-    guard = motion_guard(still_pc, still_motion, base_pc, base_motion)
-    assert guard.flagged
-    assert guard.hinted
-    assert guard.pc.value == pytest.approx(1 - base_pc.mean())
-    better = motion_guard(still_pc, base_motion + 0.1, base_pc, base_motion)
-    assert not better.flagged
-    assert not better.hinted
-    worse = motion_guard(base_pc, still_motion, still_pc, base_motion)
-    assert not worse.flagged
-    same = motion_guard(base_pc, base_motion, base_pc, base_motion)
-    assert not same.flagged
-
-
-def test_guard_tells_chance_from_evidence():
-    pc, base_pc = np.array([1.0, 0, 1, 0]), np.array([0.0, 0, 1, 0])
-    motion, base_motion = np.array([1.0, 1.2, 0.9, 1.0]), np.array([1.1, 1.0, 1.1, 1.0])
-    guard = motion_guard(pc, motion, base_pc, base_motion)
-    assert guard.hinted
-    assert not guard.flagged
-    with pytest.raises(ValueError, match="expected the same number"):
-        motion_guard(pc, motion, base_pc, base_motion[:3])

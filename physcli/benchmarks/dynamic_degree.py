@@ -25,7 +25,7 @@ PAIRS_NEEDED, NEEDED_OF_FRAMES = 4, 16
 
 
 @dataclass(frozen=True)
-class Rule:
+class MotionRule:
     """What the rule asks of one video.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rule:
     pairs_needed: int
 
 
-def rule_for(num_frames: int, height: int, width: int, frame_rate_hz: float) -> Rule:
+def rule_for(num_frames: int, height: int, width: int, frame_rate_hz: float) -> MotionRule:
     """VBench's thresholds for a video of this size and rate.
 
     `round` rounds halves to even, as in VBench: 20 frames a second are looked at by every second frame, and of 10 such
@@ -49,7 +49,7 @@ def rule_for(num_frames: int, height: int, width: int, frame_rate_hz: float) -> 
     """
     interval = max(1, round(frame_rate_hz / SAMPLED_HZ))
     kept = len(range(0, num_frames, interval))
-    return Rule(
+    return MotionRule(
         interval=interval,
         num_frames=kept,
         threshold_px=THRESHOLD_PX * min(height, width) / THRESHOLD_SIDE_PX,
@@ -78,7 +78,7 @@ def largest_motion(flows: np.ndarray) -> np.ndarray:
     return lengths[:, -count:].mean(axis=1)
 
 
-def is_dynamic(motion_px: Sequence[float] | np.ndarray, rule: Rule) -> bool:
+def is_dynamic(motion_px: Sequence[float] | np.ndarray, rule: MotionRule) -> bool:
     """Whether enough pairs move; a video of one frame has no pair, and does not.
 
     With 2 frames the rule needs 0 pairs, and any such video is dynamic. That is VBench's.

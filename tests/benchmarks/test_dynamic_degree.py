@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from physcli.benchmarks.dynamic_degree import Rule, is_dynamic, largest_motion, rule_for
+from physcli.benchmarks.dynamic_degree import MotionRule, is_dynamic, largest_motion, rule_for
 from physcli.data.flow import dis_flow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vbench"
@@ -18,7 +18,7 @@ TABLES = json.loads((GOLDEN / "dynamic_degree.json").read_text())
 @pytest.mark.parametrize("case", TABLES["cases"], ids=lambda case: case["name"])
 def test_vbench_cases(case):
     rule = rule_for(case["total_frames"], case["height"], case["width"], case["fps"])
-    assert rule == Rule(case["interval"], case["sampled_frames"], case["threshold"], case["count_needed"])
+    assert rule == MotionRule(case["interval"], case["sampled_frames"], case["threshold"], case["count_needed"])
     assert is_dynamic(case["top5_scores"], rule) == case["dynamic"]
     # The stored flows are a few pairs of each case, those before and after it changes.
     with np.load(GOLDEN / "flows.npz") as flows:
@@ -30,17 +30,17 @@ def test_vbench_cases(case):
 @pytest.mark.parametrize("row", TABLES["rule_table"], ids=lambda row: f"{row['height']}-{row['frames']}-{row['fps']}")
 def test_vbench_thresholds(row):
     rule = rule_for(row["frames"], row["height"], row["width"], row["fps"])
-    assert rule == Rule(row["interval"], row["sampled"], row["threshold"], row["count_needed"])
+    assert rule == MotionRule(row["interval"], row["sampled"], row["threshold"], row["count_needed"])
 
 
 @pytest.mark.parametrize("row", TABLES["decision_table"])
 def test_vbench_decisions(row):
-    rule = Rule(1, len(row["scores"]) + 1, row["threshold"], row["count_needed"])
+    rule = MotionRule(1, len(row["scores"]) + 1, row["threshold"], row["count_needed"])
     assert is_dynamic(row["scores"], rule) == row["dynamic"]
 
 
 def test_twenty_frames_a_second_by_hand():
-    assert rule_for(20, 256, 256, 20) == Rule(2, 10, 6.0, 2)
+    assert rule_for(20, 256, 256, 20) == MotionRule(2, 10, 6.0, 2)
 
 
 def sliding(step_px, num_frames=16, size=96):

@@ -146,24 +146,10 @@ _LABEL, _CELL = 14, 13  # characters of the scenarios' column, and of one with e
 
 def show_probe(done: Any, more_files: Mapping[str, object] | None = None) -> None:
     """The probe's tables and the paths of its files."""
-    table = done.table(errors=_LABEL + _CELL * len(done.subjects) <= render.width())
-    render.table(
-        table.title,
-        table.columns,
-        table.rows,
-        caption=table.caption,
-        right=range(1, len(table.columns)),
-        whole=(0,),
-        sections=table.sections,
-    )
-    if done.differences():
-        render.table(
-            "Paired differences (same items; McNemar's p)",
-            ["a − b", "points", "95 % interval", "p", ""],
-            done.differences(),
-            caption="within noise: the interval, of the mean over scenarios, holds 0. p counts pairs won and lost, "
-            "whatever their scenario.",
-            right=(1, 2, 3),
-            whole=(1, 2, 3, 4),
-        )
+    from physcli.tasks.tables import probe, probe_differences
+
+    render.show(probe(done, errors=_LABEL + _CELL * len(done.subjects) <= render.width()))
+    differences = probe_differences(done)
+    if differences is not None:
+        render.show(differences)
     render.files(done.files() | dict(more_files or {}))

@@ -31,7 +31,7 @@ from physcli.rows import Kind, Metric, Row, make_row
 from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, roc_auc
 from physcli.tasks.report import same_file
 from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
-from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, describe, read_scored_run
+from physcli.tasks.scored_runs import Key, Score, ScoredRun, describe, read_scored_run
 
 VERDICTS = ("sa", "pc", "joint")
 # What of two judges is measured → kind.
@@ -181,7 +181,7 @@ def _pair(truth: ScoredRun, judge: ScoredRun) -> list[Key]:
     return list(truth.items)
 
 
-def _same_video(first: ScoredItem, second: ScoredItem) -> bool:
+def _same_video(first: Score, second: Score) -> bool:
     return first.video == second.video or same_file(first.video, second.video)
 
 

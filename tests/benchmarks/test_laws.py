@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from physcli.benchmarks.base import Context, Score
 from physcli.benchmarks.law_view import SETTINGS, scenario_of
-from physcli.benchmarks.laws import LAWS, LawResult, aggregate, check_laws
+from physcli.benchmarks.laws import LAWS, METRICS, LawResult, Laws, check_laws
 from physcli.benchmarks.objects import find_objects, masks_of_colors
 from physcli.benchmarks.tracks import box_overlap, follow
 from physcli.data.clips import read_dataset
@@ -449,6 +450,27 @@ def judged_once() -> LawResult:
     return judged(Film().box(at(50, 46)).ball(thrown()), THROW)
 
 
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """What the list of videos says of one."""
+
+    prompt: str
+    name: str = "a.mp4"
+    caption: str = ""
+    columns: dict = dataclasses.field(default_factory=dict)
+    rules: tuple = ()
+
+
+def rows_of(results, groups, prompts=None):
+    prompts = [str(number) for number in range(len(results))] if prompts is None else prompts
+    scores = [
+        Score(Listed(prompt), {**result.scores, "group": group})
+        for result, group, prompt in zip(results, groups, prompts, strict=True)
+    ]
+    columns = {"benchmark": "laws", "task": "laws", "subject": "model", "split": "test"}
+    return {(row["group"], row["metric"]): row for row in Laws().aggregate(scores, **columns)}
+
+
 def test_rows():
     results = [
         result_with(),
@@ -456,9 +478,8 @@ def test_rows():
         result_with(sa=2, adheres=False, joint=False, dynamic=True, laws={"energy": None}),
         result_with(dynamic=True, laws={"energy": None}),
     ]
-    rows = aggregate(results, ["drop", "drop", "roll", "roll"], subject="model", split="test")
-    table = {(row["group"], row["metric"]): row for row in rows}
-    assert {row["group"] for row in rows} == {"all", "drop", "roll"}
+    table = rows_of(results, ["drop", "drop", "roll", "roll"])
+    assert {group for group, _ in table} == {"all", "drop", "roll"}
     assert table["all", "pc"] == {
         "benchmark": "laws",
         "task": "laws",
@@ -470,6 +491,9 @@ def test_rows():
         "stderr": pytest.approx(0.25),
         "n": 4,
         "higher_is_better": True,
+        "kind": "rate",
+        "role": "commonsense",
+        "interval": "wilson",
     }
     assert table["all", "joint"]["value"] == 0.5
     assert table["all", "sa"]["value"] == 0.75
@@ -484,14 +508,15 @@ def test_rows():
 
 def test_rows_of_samples_of_one_prompt_know_that_they_are():
     results = [result_with(), result_with(), result_with(pc=False), result_with(pc=False)]
-    alone = aggregate(results, ["drop"] * 4, subject="model")
-    together = aggregate(results, ["drop"] * 4, subject="model", clusters=["a", "a", "b", "b"])
-    stderr = [next(row["stderr"] for row in rows if row["metric"] == "pc") for rows in (alone, together)]
-    assert stderr[1] > 1.4 * stderr[0]
+    alone = rows_of(results, ["drop"] * 4)
+    together = rows_of(results, ["drop"] * 4, ["a", "a", "b", "b"])
+    assert together["all", "pc"]["stderr"] > 1.4 * alone["all", "pc"]["stderr"]
 
 
-def test_rows_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="0 results, 0 groups and 0 clusters"):
-        aggregate([], [], subject="model")
-    with pytest.raises(ValueError, match="1 results, 2 groups"):
-        aggregate([judged_once()], ["a", "b"], subject="model")
+def test_a_twin_is_grouped_by_its_violation(simulated):
+    clip = next(iter(read_dataset(simulated).clips))
+    context = Context(clip.read, 20, dis_flow)
+    fields = Laws().score(Listed(clip.prompt, columns={"violation": {"kind": "float"}}), context)
+    assert fields["group"] == "float"
+    assert Laws().score(Listed(clip.prompt), context)["group"] == clip.scenario
+    assert {metric.name for metric in METRICS} <= fields.keys()

@@ -22,9 +22,11 @@ def number(value: float | None, kind: Kind, *, sign: bool = False) -> str:
 
 def score_texts(row: Mapping[str, Any]) -> tuple[str, str]:
     """A row's value, of a rate with its unit, and its 95 % interval."""
-    kind, ends = metric_of(row).kind, interval_of(row)
-    value = number(row["value"], kind)
-    spread = "–" if ends is None else " to ".join(number(end, kind) for end in ends)
+    metric, ends = metric_of(row), interval_of(row)
+    kind, value, spread = metric.kind, number(row["value"], metric.kind), "–"
+    if ends is not None:
+        symmetric = metric.interval == "normal"
+        spread = f"±{number(ends[1] - row['value'], kind)}" if symmetric else " to ".join(number(e, kind) for e in ends)
     return value + (" %" if kind == "rate" and value != "–" else ""), spread
 
 

@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -40,6 +41,14 @@ def simulated(tmp_path_factory):
     """40 simulated clips, made by one process."""
     folder = tmp_path_factory.mktemp("data") / "simulated"
     simulate(SMALL, out=folder, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """12 simulated clips, 8 of them for training: where every held-out clip costs something."""
+    folder = tmp_path_factory.mktemp("data") / "few"
+    simulate(dataclasses.replace(SMALL, num_train=8, num_test=4), out=folder, workers=1)
     return folder
 
 

@@ -120,14 +120,15 @@ def recipes(tmp_path_factory, simulated):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Drawing them takes longer than all else here; `unbroken` does it once for each kind."""
+    """Drawing them takes longer than all else here; `test_what_a_run_leaves` has those of the loss drawn."""
     for module in (encoder_module, generator_module, vae_module):
         monkeypatch.setattr(module, "contact_sheet", lambda *arguments, **options: None)
 
 
 @pytest.fixture
-def train(recipes, session_cache, tmp_path):
+def train(recipes, session_cache, tmp_path, monkeypatch):
     """`train("encoder", "name", "key=value", …)`: a run in tmp_path / name."""
+    monkeypatch.setattr(task, "loss_curve", lambda path, *arguments, **options: path.touch())
 
     def go(kind, name, *overrides, **options):
         options = {"device": "cpu", "cache_dir": session_cache, "out": tmp_path / name} | options
@@ -156,6 +157,7 @@ import signal
 from contextlib import contextmanager
 from physcli.cli import render
 from physcli.progress import Bar
+from physcli.tasks import finetune
 from physcli.tasks.training import encoder, generator, vae
 
 class Struck(render.RichReporter):
@@ -172,6 +174,7 @@ class Struck(render.RichReporter):
 render.RichReporter = Struck
 for module in (encoder, generator, vae):
     module.contact_sheet = lambda *arguments, **options: None  # as in `no_pictures`
+finetune.loss_curve = lambda *arguments, **options: None
 """
 
 

@@ -79,6 +79,11 @@ class Heard(Reporter):
 
 
 @pytest.fixture(scope="session")
+def simulated(few):
+    return few
+
+
+@pytest.fixture(scope="session")
 def teacher(encoder_folder):
     return encoder_folder("teacher", 0)
 

@@ -8,7 +8,6 @@ import pytest
 
 from physcli.models.raters import TINY_RATER
 from physcli.models.tiny import asset_folder
-from physcli.progress import Reporter
 from physcli.tasks.quickstart import QuickstartSettings, quickstart
 
 SIZES = {"num_test": 14, "num_trained": 2, "steps": 2, "batch_size": 2, "num_prompts": 3, "sample_steps": 2}
@@ -21,14 +20,6 @@ quickstart.QuickstartSettings = partial(quickstart.QuickstartSettings, **{SIZES!
 """
 
 
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-
 def told(row):
     return row["subject"], row["group"], row["metric"], row["value"], row["n"]
 
@@ -39,8 +30,8 @@ def made_by(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in kinds}
 
 
-def test_the_whole_story(tmp_path, run_physcli):
-    heard = Heard()
+def test_the_whole_story(tmp_path, run_physcli, listener):
+    heard = listener()
     done = quickstart(SMALL, out=tmp_path / "run", cache_dir=tmp_path / "cache", reporter=heard)
     stages = [line for line in heard.said if line.startswith("[")]
     assert [line[:5] for line in stages] == [f"[{number}/7]" for number in range(1, 8)]

@@ -8,16 +8,19 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
 import socket
 import subprocess
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from physcli.data.video import write_video
+from physcli.progress import Bar, Reporter
 from physcli.tasks.simulate import SimulateSettings, simulate
 
 SMALL = SimulateSettings(num_train=28, num_test=12, scenarios=("collide", "roll"), seed=3)
@@ -40,6 +43,54 @@ def simulated(tmp_path_factory):
     """40 simulated clips, made by one process."""
     folder = tmp_path_factory.mktemp("data") / "simulated"
     simulate(SMALL, out=folder, workers=1)
+    return folder
+
+
+class Listener(Reporter):
+    """Remembers what was said and the bars that were shown (description → total).
+
+    It ends the run as Ctrl-C would, at once, after `stop_at` units of the bar of that description or unit.
+    """
+
+    def __init__(self, stop_at=None, during="Training"):
+        self.said, self.notes, self.warnings, self.bars = [], [], [], {}
+        self.stop_at, self.during = stop_at, during
+
+    def note(self, message):
+        self.said.append(message)
+        self.notes.append(message)
+
+    def warn(self, message):
+        self.said.append(message)
+        self.warnings.append(message)
+
+    @contextmanager
+    def bar(self, description, total, unit="it"):
+        outer = self
+        self.bars[description] = total
+
+        class Counting(Bar):
+            count = 0
+
+            def advance(self, amount=1):
+                self.count += amount
+                if outer.stop_at and outer.during in (description, unit) and self.count >= outer.stop_at:
+                    raise KeyboardInterrupt
+
+        yield Counting()
+
+
+@pytest.fixture(scope="session")
+def listener():
+    """`listener(stop_at=3)`: a new `Listener`."""
+    return Listener
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """12 simulated clips, 8 of them for training: where every held-out clip costs something."""
+    folder = tmp_path_factory.mktemp("data") / "few"
+    simulate(dataclasses.replace(SMALL, num_train=8, num_test=4), out=folder, workers=1)
     return folder
 
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from physcli.errors import DataError, MissingExtra, PhyscliError, UsageError
 from physcli.models.encoders.base import Encoder
 from physcli.models.loading import load
-from physcli.progress import Bar, Reporter
 from physcli.recipe import read_recipe
 from physcli.report.plots import loss_curve
 from physcli.tasks import finetune as task
@@ -83,33 +81,6 @@ def finetune(recipe_name, *, resume=None, reporter=None, **given):
     return task.finetune(FinetuneRequest(recipe_name, **given), resume=resume, reporter=reporter)
 
 
-class Heard(Reporter):
-    """Remembers what was said; ends the run as Ctrl-C would, at once, after step `stop_at`."""
-
-    def __init__(self, stop_at=None):
-        self.said: list[str] = []
-        self.stop_at = stop_at
-
-    def note(self, message):
-        self.said.append(message)
-
-    warn = note
-
-    @contextmanager
-    def bar(self, description, total, unit="it"):
-        outer, bar = self, Bar()
-
-        class Stopping(Bar):
-            count = 0
-
-            def advance(self, amount=1):
-                self.count += amount
-                if self.count == outer.stop_at:
-                    raise KeyboardInterrupt
-
-        yield Stopping() if description == "Training" else bar
-
-
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory, simulated):
     """Kind → a recipe of a model small enough for a step in a few milliseconds."""
@@ -124,14 +95,15 @@ def recipes(tmp_path_factory, simulated):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Drawing them takes longer than all else here; `unbroken` does it once for each kind."""
+    """Drawing them takes longer than all else here; `test_what_a_run_leaves` has those of the loss drawn."""
     for module in (encoder_module, generator_module, vae_module):
         monkeypatch.setattr(module, "contact_sheet", lambda *arguments, **options: None)
 
 
 @pytest.fixture
-def train(recipes, session_cache, tmp_path):
+def train(recipes, session_cache, tmp_path, monkeypatch):
     """`train("encoder", "name", "key=value", …)`: a run in tmp_path / name."""
+    monkeypatch.setattr(task, "loss_curve", lambda path, *arguments, **options: path.touch())
 
     def go(kind, name, *overrides, **options):
         options = {"device": "cpu", "cache_dir": session_cache, "out": tmp_path / name} | options
@@ -160,6 +132,7 @@ import signal
 from contextlib import contextmanager
 from physcli.cli import render
 from physcli.progress import Bar
+from physcli.tasks import finetune
 from physcli.tasks.training import encoder, generator, vae
 
 class Struck(render.RichReporter):
@@ -176,6 +149,7 @@ class Struck(render.RichReporter):
 render.RichReporter = Struck
 for module in (encoder, generator, vae):
     module.contact_sheet = lambda *arguments, **options: None  # as in `no_pictures`
+finetune.loss_curve = lambda *arguments, **options: None
 """
 
 
@@ -373,11 +347,11 @@ def test_gradient_checkpointing_changes_nothing(unbroken, train, kind, monkeypat
     assert [row["loss"] for row in done.steps] == pytest.approx(losses_of(unbroken(kind).path)[:2], abs=1e-5)
 
 
-def test_bfloat16(unbroken, train, monkeypatch):
+def test_bfloat16(unbroken, train, monkeypatch, listener):
     monkeypatch.setattr("physcli.tasks.finetune.computes_in_bfloat16", lambda device: False)
-    listener = Heard()
-    done = train("encoder", "half", "train.mixed_precision=bf16", steps=2, reporter=listener)
-    assert any("no instructions for bfloat16" in said for said in listener.said)
+    heard = listener()
+    done = train("encoder", "half", "train.mixed_precision=bf16", steps=2, reporter=heard)
+    assert any("no instructions for bfloat16" in said for said in heard.said)
     exact = losses_of(unbroken("encoder").path)[:2]
     assert [row["loss"] for row in done.steps] == pytest.approx(exact, rel=0.05)
     assert [row["loss"] for row in done.steps] != pytest.approx(exact, rel=1e-6)
@@ -509,10 +483,10 @@ def damaged(simulated, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["encoder", "generator"])
-def test_a_broken_clip_is_left_out(unbroken, train, damaged, kind):
+def test_a_broken_clip_is_left_out(unbroken, train, damaged, kind, listener):
     """Of eight clips out of 28 the third is the eighth."""
     folder, (name,) = damaged(7)
-    heard, options = Heard(), {"data": str(folder)}
+    heard, options = listener(), {"data": str(folder)}
     done = train(kind, "run", "data.max_bad=0.2", reporter=heard, **options)
     if kind == "encoder":
         assert sum(name in said for said in heard.said) == 1
@@ -521,10 +495,10 @@ def test_a_broken_clip_is_left_out(unbroken, train, damaged, kind):
     assert all(name in problem for problem in record["unreadable_clips"])
     assert losses_of(done.path) != losses_of(unbroken(kind).path)
     # The same clip takes its place in a run that is resumed, and it is counted there too.
-    again = Heard(stop_at=3)
+    again = listener(stop_at=3)
     with pytest.raises(KeyboardInterrupt):
         train(kind, "again", "data.max_bad=0.2", reporter=again, **options)
-    resumed = train(kind, "again", "data.max_bad=0.2", reporter=Heard(), resume="latest", **options)
+    resumed = train(kind, "again", "data.max_bad=0.2", reporter=listener(), resume="latest", **options)
     assert losses_of(resumed.path) == losses_of(done.path)
     assert json.loads((resumed.path / "run.json").read_text())["unreadable_clips"] == record["unreadable_clips"]
 
@@ -601,22 +575,22 @@ def test_a_tracker_that_is_missing(train, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_process_of_several_is_said(train, monkeypatch):
+def test_one_process_of_several_is_said(train, monkeypatch, listener):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    heard = Heard()
+    heard = listener()
     train("encoder", "run", "train.steps=1", reporter=heard)
     assert "One process runs" in heard.said[0]
     assert "torchrun --nproc_per_node" in heard.said[0]
 
 
-def test_other_clips_are_another_run(unbroken, train, simulated, tmp_path):
+def test_other_clips_are_another_run(unbroken, train, simulated, tmp_path, listener):
     """A clip has gone since: sample n would be another one."""
     data = tmp_path / "data"
     shutil.copytree(simulated, data)
     with pytest.raises(KeyboardInterrupt):
-        train("encoder", "run", data=str(data), reporter=Heard(stop_at=3))
+        train("encoder", "run", data=str(data), reporter=listener(stop_at=3))
     before = listing(tmp_path / "run")
     rows = (data / "metadata.jsonl").read_text().splitlines(keepends=True)
     (data / "metadata.jsonl").write_text("".join(rows[2:]))

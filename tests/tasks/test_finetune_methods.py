@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -27,7 +26,6 @@ from physcli.models import BUILT_IN, LORA_FILE
 from physcli.models.cogvideox import CogVideoX
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
-from physcli.progress import Bar, Reporter
 from physcli.recipe import (
     Alignment,
     LaMo,
@@ -56,31 +54,9 @@ def finetune(recipe_name, *, resume=None, reporter=None, **given):
     return task.finetune(FinetuneRequest(recipe_name, **given), resume=resume, reporter=reporter)
 
 
-class Heard(Reporter):
-    """Remembers what was said; ends the run as Ctrl-C would, at once, after step `stop_at`."""
-
-    def __init__(self, stop_at=None):
-        self.notes, self.warnings, self.stop_at = [], [], stop_at
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def warn(self, message):
-        self.warnings.append(message)
-
-    @contextmanager
-    def bar(self, description, total, unit="it"):
-        outer = self
-
-        class Stopping(Bar):
-            count = 0
-
-            def advance(self, amount=1):
-                self.count += amount
-                if description == "Training" and self.count == outer.stop_at:
-                    raise KeyboardInterrupt
-
-        yield Stopping()
+@pytest.fixture(scope="session")
+def simulated(few):
+    return few
 
 
 @pytest.fixture(scope="session")
@@ -431,12 +407,12 @@ def test_lamo_s_settings_reach_its_loss(noise_weight):
     torch.testing.assert_close(got, expected)
 
 
-def test_gradient_ratio(made, run):
+def test_gradient_ratio(made, run, listener):
     """Proportional to the weight, and worth a warning where it is far from 1."""
     ratio, usual = made("videorepa").steps[0]["gradient_ratio"], read_recipe("videorepa").method.weight
     said = {}
     for weight in ("1", "0", "1e7"):
-        heard = Heard()
+        heard = listener()
         [row] = run("videorepa", f"weight-{weight}", f"method.weight={weight}", steps=1, reporter=heard).steps
         assert row["gradient_ratio"] == pytest.approx(float(weight) / usual * ratio, rel=1e-3)
         said[weight] = " ".join(heard.warnings)
@@ -553,12 +529,12 @@ def test_a_frozen_generator(run, base):
         *(("lamo-field", ()), ("moalign-motion", ())),
     ],
 )
-def test_resumed(run, name, changes):
+def test_resumed(run, name, changes, listener):
     """Stopped after step 3, the last checkpoint being step 2's: as if nothing had been."""
     changes = (*changes, *EXACT, "train.checkpoint_every=2", "train.ema=0.5")
     whole = run(name, "whole", *changes, steps=4)
     with pytest.raises(KeyboardInterrupt):
-        run(name, "broken", *changes, steps=4, reporter=Heard(stop_at=3))
+        run(name, "broken", *changes, steps=4, reporter=listener(stop_at=3))
     done = run(name, "broken", *changes, steps=4, resume="latest")
     assert json.loads((done.path / "run.json").read_text())["training"]["resumed_at"] == 2
     assert untimed(log_of(done.path)) == untimed(log_of(whole.path))

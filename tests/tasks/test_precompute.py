@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from physcli.methods.moalign import MotionProjector
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
 from physcli.models.parts import is_empty
-from physcli.progress import Bar, Reporter
 from physcli.tasks import finetune as finetune_module
 from physcli.tasks import precompute as precompute_module
 from physcli.tasks.training import compute as compute_module
@@ -34,33 +32,6 @@ def finetune(recipe_name, *, resume=None, reporter=None, **given):
 
 def precompute(recipe_name, *, only=(), reporter=None, **given):
     return precompute_module.precompute(FinetuneRequest(recipe_name, **given), only=only, reporter=reporter)
-
-
-class Heard(Reporter):
-    """Remembers what was said; ends the run as Ctrl-C would once so many windows are computed."""
-
-    def __init__(self, stop_at=None):
-        self.said, self.bars, self.stop_at = [], {}, stop_at
-
-    def note(self, message):
-        self.said.append(message)
-
-    warn = note
-
-    @contextmanager
-    def bar(self, description, total, unit="it"):
-        outer = self
-        self.bars[description] = total
-
-        class Counting(Bar):
-            count = 0
-
-            def advance(self, amount=1):
-                self.count += amount
-                if unit == "window" and outer.stop_at and self.count >= outer.stop_at:
-                    raise KeyboardInterrupt
-
-        yield Counting()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +109,7 @@ def counts(done):
         ("moalign-motion", {"teacher", "flow"}),
     ],
 )
-def test_training_finds_everything_there(given, loaded, tmp_path, name, signals):
+def test_training_finds_everything_there(given, loaded, tmp_path, name, signals, listener):
     done = precompute(**given(name))
     assert {tally.signal for tally in done.tallies} == signals
     for tally in done.tallies:
@@ -147,7 +118,7 @@ def test_training_finds_everything_there(given, loaded, tmp_path, name, signals)
         assert 0 < tally.num_bytes < stored  # each file has a header beside its values
     before = shards(tmp_path / "cache")
     loaded.clear()
-    heard = Heard()
+    heard = listener()
     finetune(**given(name), steps=1, reporter=heard)
     assert shards(tmp_path / "cache") == before
     assert loaded == []
@@ -182,7 +153,7 @@ def test_a_short_run_computes_what_it_draws_and_trains_as_on_everything(given, t
     few = sum(len(load_file(path)) for path in (tmp_path / "short" / "latents").rglob("*.safetensors"))
     all_of_it = precompute(**given("sft", "train.batch_size=1"))
     [latents] = [tally for tally in all_of_it.tallies if tally.signal == "latents"]
-    held_out = 2 * 12  # windows of the held-out clips
+    held_out = 2 * 4  # windows of the held-out clips
     assert latents.wanted == 2 * 4 + held_out
     assert few == 2 + held_out
     again = finetune(**given("sft", "train.batch_size=1"), steps=2)
@@ -206,7 +177,7 @@ def test_a_short_run_that_draws_a_broken_clip_is_as_on_everything(given, simulat
         again = finetune(**given("sft", *changes, **options), steps=2)
         assert [row["loss"] for row in again.steps] == [row["loss"] for row in first.steps]
         clip.path.write_bytes(whole)
-    assert computed == {2 + 24, 6 + 24}  # the broken clip was not drawn; it was
+    assert computed == {2 + 8, 6 + 8}  # the broken clip was not drawn; it was
 
 
 def test_what_it_leaves(given, tmp_path):
@@ -250,17 +221,17 @@ def test_a_recipe_that_reads_nothing_of_the_kind(given):
 # -- killed, damaged, changed, too much --------------------------------------------------------------------------
 
 
-def test_killed_and_given_again(given, monkeypatch, tmp_path):
+def test_killed_and_given_again(given, monkeypatch, tmp_path, listener):
     monkeypatch.setattr(compute_module, "COMPUTED_AT_ONCE", 2)
     with pytest.raises(KeyboardInterrupt):
-        precompute(**given("m-tsa"), reporter=Heard(stop_at=4))
+        precompute(**given("m-tsa"), reporter=listener(stop_at=4, during="window"))
     (tmp_path / "cache" / "latents" / next(os.walk(tmp_path / "cache" / "latents"))[1][0] / ".x.1.part").write_text("")
     done = counts(precompute(**given("m-tsa")))
     assert done["latents"][1] == done["teacher"][1] == done["saliency"][1] == 4
     assert all(kept + computed == wanted for wanted, kept, computed in done.values())
 
 
-def test_a_damaged_shard_is_computed_again(given, monkeypatch):
+def test_a_damaged_shard_is_computed_again(given, monkeypatch, listener):
     monkeypatch.setattr(compute_module, "COMPUTED_AT_ONCE", 2)
     monkeypatch.setattr(compute_module, "BATCHES_A_SHARD", 1)
     first = precompute(**given("sft"))
@@ -269,20 +240,20 @@ def test_a_damaged_shard_is_computed_again(given, monkeypatch):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1  # one bit of one value
     shard.write_bytes(content)
-    heard = Heard()
+    heard = listener()
     again = precompute(**given("sft"), reporter=heard)
     assert counts(again)["latents"] == (latents.wanted, latents.wanted - 2, 2)
     assert any(said.startswith("Damaged cache file of latents, computed again") for said in heard.said)
 
 
-def test_what_is_left_out_is_named(given, simulated, tmp_path):
+def test_what_is_left_out_is_named(given, simulated, tmp_path, listener):
     folder = tmp_path / "videos"
     folder.mkdir()
     for path in sorted((simulated / "physion_mp4s" / "train").glob("*.mp4"))[:5]:
         shutil.copy(path, folder)
     broken = sorted(folder.glob("*.mp4"))[1]
     broken.write_bytes(broken.read_bytes()[:2000])
-    heard = Heard()
+    heard = listener()
     done = precompute(**given("sft", "data.max_bad=0.5", data=str(folder)), reporter=heard)
     named = [said for said in (*heard.said, *done.problems) if broken.name in said]
     assert named

@@ -15,7 +15,6 @@ from physcli.data.clips import read_dataset
 from physcli.errors import DataError, UsageError
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
-from physcli.progress import Reporter
 from physcli.tasks import probe_physion as task
 from physcli.tasks.features import FeatureExtractor, Tap, check_finite, choose_taps, pool_tokens, views_of
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
@@ -26,22 +25,18 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "physion"
 ROW_KEYS = {"benchmark", "task", "subject", "split", "group", "metric", "value", "stderr", "n", "higher_is_better"}
 
 
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
-
-    warn = note
+@pytest.fixture(scope="module")
+def first(listener):
+    """What `probed` said."""
+    return listener()
 
 
 @pytest.fixture(scope="module")
-def probed(simulated, session_cache, tmp_path_factory):
+def probed(simulated, session_cache, first, tmp_path_factory):
     """Both tiny models on the small dataset."""
     settings = ProbeSettings(models=("videomae-tiny:random", "cogvideox-tiny"), data=str(simulated))
     out = tmp_path_factory.mktemp("runs") / "probe"
-    return settings, probe_physion(settings, out=out, cache_dir=session_cache)
+    return settings, probe_physion(settings, out=out, cache_dir=session_cache, reporter=first)
 
 
 def test_rows(probed):
@@ -91,10 +86,10 @@ def test_random_weights_are_named_in_the_table(probed):
     assert short[-1][1:] == [cell.split()[1] for cell in full[-1][1:]]
 
 
-def test_the_same_run_again_is_read_and_another_refused(probed, session_cache):
+def test_the_same_run_again_is_read_and_another_refused(probed, session_cache, listener):
     settings, result = probed
     stamp = (result.path / "metrics.json").stat().st_mtime_ns
-    heard = Heard()
+    heard = listener()
     again = probe_physion(settings, out=result.path, cache_dir=session_cache, reporter=heard)
     assert any("nothing is computed again" in message for message in heard.said)
     assert json.dumps(again.rows) == json.dumps(json.loads((result.path / "metrics.json").read_text()))
@@ -103,17 +98,13 @@ def test_the_same_run_again_is_read_and_another_refused(probed, session_cache):
         probe_physion(dataclasses.replace(settings, pool="mean"), out=result.path, cache_dir=session_cache)
 
 
-def test_a_second_run_computes_no_feature(probed, session_cache, tmp_path, monkeypatch):
+def test_a_second_run_computes_no_feature(probed, first, session_cache, tmp_path, listener):
     settings, result = probed
-    counts = []
-    compute = FeatureExtractor._compute
-    monkeypatch.setattr(
-        FeatureExtractor,
-        "_compute",
-        lambda self, views, *rest: (counts.append(len(views)), compute(self, views, *rest)),
-    )
-    again = probe_physion(settings, out=tmp_path / "again", cache_dir=session_cache)
-    assert counts == [0, 0]
+    heard = listener()
+    again = probe_physion(settings, out=tmp_path / "again", cache_dir=session_cache, reporter=heard)
+    computing = {name for name in first.bars if name.startswith("Features of ")}
+    assert len(computing) == 2
+    assert not computing & heard.bars.keys()
     strip = [{k: v for k, v in row.items() if k != "data"} for row in again.rows]
     assert strip == [{k: v for k, v in row.items() if k != "data"} for row in result.rows]
 
@@ -218,13 +209,13 @@ def spoil(folder, clip, damage):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_few_bad_videos_are_skipped_many_are_not(simulated, session_cache, tmp_path, damage):
+def test_a_few_bad_videos_are_skipped_many_are_not(simulated, session_cache, tmp_path, damage, listener):
     folder = tmp_path / "data"
     shutil.copytree(simulated, folder)
     clips = read_dataset(simulated).clips
     spoil(folder, clips[0], damage)
     settings = ProbeSettings(models=("videomae-tiny",), data=str(folder), pool="mean")
-    heard = Heard()
+    heard = listener()
     result = probe_physion(settings, out=tmp_path / "one", cache_dir=session_cache, reporter=heard)
     assert any(clips[0].name in message and "1 of 40" in message for message in heard.said)
     assert len(result.dropped["cannot be read"]) == 1

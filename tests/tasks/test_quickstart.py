@@ -8,26 +8,30 @@ import pytest
 
 from physcli.models.raters import TINY_RATER
 from physcli.models.tiny import asset_folder
-from physcli.progress import Reporter
 from physcli.tasks.quickstart import QuickstartSettings, quickstart
 
-SMALL = QuickstartSettings(num_test=14, num_trained=2, steps=2, batch_size=2, num_prompts=3, sample_steps=2)
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def note(self, message):
-        self.said.append(message)
+SIZES = {"num_test": 14, "num_trained": 2, "steps": 2, "batch_size": 2, "num_prompts": 3, "sample_steps": 2}
+SMALL = QuickstartSettings(**SIZES)
+# What makes the command's as small.
+COMMAND = f"""
+from functools import partial
+from physcli.tasks import quickstart
+quickstart.QuickstartSettings = partial(quickstart.QuickstartSettings, **{SIZES!r})
+"""
 
 
 def told(row):
     return row["subject"], row["group"], row["metric"], row["value"], row["n"]
 
 
-def test_the_whole_story(tmp_path):
-    heard = Heard()
+def made_by(folder):
+    """When everything that takes long was made."""
+    kinds = {".mp4", ".safetensors", ".jsonl"}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in kinds}
+
+
+def test_the_whole_story(tmp_path, run_physcli, listener):
+    heard = listener()
     done = quickstart(SMALL, out=tmp_path / "run", cache_dir=tmp_path / "cache", reporter=heard)
     stages = [line for line in heard.said if line.startswith("[")]
     assert [line[:5] for line in stages] == [f"[{number}/7]" for number in range(1, 8)]
@@ -52,9 +56,19 @@ def test_the_whole_story(tmp_path):
         assert (tmp_path / "run" / name).exists(), name
 
     # Again: nothing is computed anew.
+    made = made_by(tmp_path / "run")
     again = quickstart(SMALL, out=tmp_path / "run", cache_dir=tmp_path / "cache")
     assert [told(row) for row in again.rows] == [told(row) for row in done.rows]
-    assert again.seconds["finetune"] < done.seconds["finetune"]
+    assert made_by(tmp_path / "run") == made
+
+    # As the command line tells it.
+    words = ["quickstart", "--out", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
+    shown = run_physcli(*words, columns=160, before=COMMAND)
+    assert shown.returncode == 0, shown.stderr
+    assert made_by(tmp_path / "run") == made
+    for part in ("[1] Before fine-tuning", "[2] After fine-tuning", "[3] The videos", "compare/report.html"):
+        assert part in shown.stdout, part
+    assert "random init" not in shown.stdout
 
     with pytest.raises(Exception, match="steps"):
         quickstart(dataclasses.replace(SMALL, steps=3), out=tmp_path / "run", cache_dir=tmp_path / "cache")

@@ -15,23 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from physcli.data.prompts import read_prompts
 from physcli.errors import ModelError, UsageError
-from physcli.progress import Reporter
 from physcli.tasks import upsample as task
 from physcli.tasks.upsample import UpsampleSettings, clean, upsample
 
 CAPTIONS = ["A ball rolls, slowly.", "A glass breaks.", "Honey is poured."]
 KEY = "secret-key-4711"
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.notes, self.warnings = [], []
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def warn(self, message):
-        self.warnings.append(message)
 
 
 @pytest.fixture
@@ -73,9 +61,9 @@ def settings(tmp_path):
     return UpsampleSettings(str(path), "writer", server=True)
 
 
-def test_rows_keep_their_order_and_what_is_refused_is_missing(server, settings, tmp_path):
+def test_rows_keep_their_order_and_what_is_refused_is_missing(server, settings, tmp_path, listener):
     server.replies = {CAPTIONS[1]: [(200, "I'm sorry, but I can't help with that.")], CAPTIONS[2]: [(200, None)]}
-    heard = Heard()
+    heard = listener()
     done = upsample(settings, out=tmp_path / "run", reporter=heard)
     assert [row["caption"] for row in done.prompts] == CAPTIONS
     assert [row["prompt"] for row in done.prompts] == [f"In detail: {CAPTIONS[0]}", "", ""]
@@ -97,12 +85,12 @@ def test_what_the_server_is_asked_and_that_its_key_is_kept_nowhere(server, setti
     assert all(KEY not in file.read_text() for file in done.path.iterdir())
 
 
-def test_a_broken_off_run_asks_only_for_the_rest(server, settings, tmp_path):
+def test_a_broken_off_run_asks_only_for_the_rest(server, settings, tmp_path, listener):
     server.replies = {CAPTIONS[1]: [(401, "no")]}
     with pytest.raises(ModelError, match="HTTP 401"):
         upsample(settings, out=tmp_path / "run")
     asked = len(server.asked)
-    heard = Heard()
+    heard = listener()
     done = upsample(settings, out=tmp_path / "run", reporter=heard)
     assert "1 of 3 captions are answered already." in heard.notes
     assert [body["messages"][-1]["content"] for *_, body in server.asked[asked:]] == CAPTIONS[1:]

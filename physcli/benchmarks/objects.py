@@ -243,7 +243,7 @@ def shows(frames: np.ndarray, prompt: str) -> ObjectsResult:
       allows, and as wide as such a thing is: a slope, a pole and a row are wide, what moves by itself is not.
     - No other colour may be seen in more than a third of *all* frames. A pole may bring two colours more (of its posts
       and its knob), narrow ones and neither red nor yellow.
-    - Grey is not judged, white never too much. Shapes are not looked at.
+    - Grey is not judged, white never too much. Shapes are not looked at; `law_nouns` does.
 
     Clips with distractors or occluders hold things that their prompts do not name, so this is not for them.
 

@@ -13,6 +13,7 @@ from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, ModelError, UsageError
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import load_rater
+from physcli.models.tiny import asset_folder
 from physcli.progress import Reporter
 from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
@@ -138,6 +139,17 @@ def test_raters(videos, tmp_path, benchmark):
             assert all(1 <= item[f"{what}_expected"] <= 5 for item in result.items)
     assert values(result)["missing/video"] == (0, 4)
     read_scored_run(str(tmp_path / "run"))
+
+
+@pytest.mark.skipif(asset_folder(TINY_RATER) is None, reason="not trained yet")
+@pytest.mark.parametrize("benchmark", ["videophy", "videophy2"])
+def test_videos_of_the_simulated_world_need_no_rater_named(videos, tmp_path, benchmark):
+    heard = Heard()
+    result = evaluate(EvalSettings(benchmark, str(videos)), out=tmp_path / "run", reporter=heard)
+    assert f"The rater is {TINY_RATER}." in heard.said
+    assert {row["rater"] for row in result.rows} == {TINY_RATER}
+    assert values(result)["missing/video"] == (0, 4)
+    assert not any("random" in line for line in heard.said)
 
 
 def test_a_rater_against_the_laws(videos, tmp_path):

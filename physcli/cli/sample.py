@@ -95,7 +95,7 @@ def sample(
         str,
         typer.Option(
             metavar="|".join([NONE, *GUIDANCES]),
-            help="lamo: follow a motion field; cfg-zero: CFG-Zero*.",
+            help="; ".join(f"{name}: {guidance_class(name).summary}" for name in GUIDANCES) + ".",
             rich_help_panel="Guidance",
         ),
     ] = NONE,

@@ -55,6 +55,7 @@ class Guidance(ABC):
 
     Attributes:
         title: Of its options' panel.
+        summary: What it does, in a few words.
         prefix: Of its options: `motion` gives `--motion-scale` for the field `scale`.
         Settings: A frozen dataclass of `option` fields; its `__post_init__` raises UsageError for values that cannot
             be.
@@ -63,6 +64,7 @@ class Guidance(ABC):
     """
 
     title: ClassVar[str]
+    summary: ClassVar[str]
     prefix: ClassVar[str]
     Settings: ClassVar[type[Any]]
     mixes: ClassVar[bool] = False

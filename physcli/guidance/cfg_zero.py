@@ -37,6 +37,7 @@ class CfgZero(Guidance):
     """Args: zero_steps: First steps that return zero."""
 
     title = "CFG-Zero*"
+    summary = "classifier-free guidance with the unconditional part at its best length (CFG-Zero*)"
     prefix = "zero"
     Settings = CfgZeroSettings
     mixes = True

@@ -76,6 +76,7 @@ class MotionPrior(Guidance):
     """
 
     title = "Motion prior guidance (LaMo)"
+    summary = "follow a motion field"
     prefix = "motion"
     Settings = MotionSettings
     metrics: ClassVar[tuple[Measured, ...]] = (

@@ -16,7 +16,7 @@ from physcli.models.wan import Wan
 class Recorder(Guidance):
     """Keeps every step, and changes nothing."""
 
-    title, prefix, Settings = "test", "test", object
+    title, summary, prefix, Settings = "test", "test", "test", object
 
     def __init__(self):
         self.steps = []

@@ -137,7 +137,11 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             )
         ]
         if right:
-            rows.append(held_out_row("denoising", self.generator.name, "objects_right", right, higher_is_better=True))
+            rows.append(
+                held_out_row(
+                    "denoising", self.generator.name, "objects_right", right, higher_is_better=True, kind="rate"
+                )
+            )
         return rows
 
     def _sample(self, folder: Path, count: int) -> list[float]:

@@ -295,9 +295,11 @@ class RaterTrainee(Trainee):
         ]
         rows = []
         for (metric, group), values in found.items():
-            row = held_out_row("rater", self.rater.name, metric, values, higher_is_better=True)
+            row = held_out_row("rater", self.rater.name, metric, values, higher_is_better=True, kind="rate")
             rows.append(row | {"group": group})
-        rows.append(held_out_row("rater", self.rater.name, "pc_real_above_twin", ranked, higher_is_better=True))
+        rows.append(
+            held_out_row("rater", self.rater.name, "pc_real_above_twin", ranked, higher_is_better=True, kind="rate")
+        )
         return rows
 
     def _held_out_videos(self, clips: Sequence[Clip]) -> list[Video]:

@@ -21,9 +21,9 @@ from physcli.progress import Reporter
 from physcli.recipe import Rating, read_recipe
 from physcli.simulation.prompts import with_rate, words
 from physcli.simulation.violations import KINDS
+from physcli.tasks.ask import read_frames
 from physcli.tasks.finetune import finetune
 from physcli.tasks.processes import Processes
-from physcli.tasks.ask import read_frames
 from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.training.build import twins_wanted
 from physcli.tasks.training.clips import ClipReader, rng_of

@@ -32,8 +32,12 @@ def check_index(index: dict[str, Any], where: str) -> None:
         )
 
 
-def check_pipeline_folder(folder: Path) -> None:
+def check_pipeline_folder(folder: Path, required: Collection[str] = (*MODEL_PARTS, "tokenizer", "scheduler")) -> None:
     """Refuse a pipeline folder that is not whole, before anything large is read.
+
+    Args:
+        folder: With a model_index.json; what that names must be there.
+        required: Parts that it must name.
 
     Raises:
         ModelError: names the missing parts or the damaged file.
@@ -42,7 +46,7 @@ def check_pipeline_folder(folder: Path) -> None:
     check_index(index, str(folder))
     named = [part for part, what in index.items() if isinstance(what, list) and what[0] is not None]
     missing = []
-    for part in dict.fromkeys((*MODEL_PARTS, "tokenizer", "scheduler", *named)):
+    for part in dict.fromkeys((*required, *named)):
         if part not in named:
             missing.append(f"{part} (not in model_index.json)")
         elif not (folder / part).is_dir():

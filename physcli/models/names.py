@@ -237,7 +237,7 @@ def _resolve_own(name: str, where: str, revision: str | None) -> Resolved:
         "description": "a class of its own",
     }
     if path.exists():
-        check_pipeline_folder(path)
+        check_pipeline_folder(path, required=())
         return Resolved(source="folder", path=path, **common)
     if not _HUB_ID.fullmatch(where):
         raise ModelError(f"There is no {path}.", expected="MODULE:CLASS@FOLDER, or MODULE:CLASS@OWNER/NAME of the hub")
@@ -371,7 +371,7 @@ def fetch(resolved: Resolved, *, local_files_only: bool = False) -> Resolved:
 
             path = fetch_encoder(resolved.base, revision=resolved.revision, local_files_only=local_files_only)
     if resolved.kind == "generator":
-        check_pipeline_folder(path)
+        check_pipeline_folder(path, **({} if resolved.model_class is None else {"required": ()}))
     return replace(resolved, path=path)
 
 

@@ -34,15 +34,14 @@ class Pass:
     """One forward pass of the generator, for a method.
 
     `features`: block → [B, F, H, W, D] of each tap. `clean`, `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32.
-    `level`: of the noise; `time`: t/T, float64 [B]. `signals`: by name, what is cached of the windows and what the
-    method drew for the samples. `conditioning`: what the generator was told of the prompts.
+    `level`: of the noise. `signals`: by name, what is cached of the windows and what the method drew for the samples.
+    `conditioning`: what the generator was told of the prompts.
     """
 
     features: dict[int, Tensor]
     clean: Tensor
     predicted_clean: Tensor
     level: NoiseLevel
-    time: Tensor
     signals: dict[str, Tensor] = field(default_factory=dict)
     conditioning: Conditioning | None = None
 
@@ -210,9 +209,9 @@ class MotionDrift(Method):
         loss, logs = drift_loss(seen.clean, seen.predicted_clean, lag=settings.lag, reading=settings.reading)
         if settings.noise_weight != "none":
             weights = drift_weight(
-                seen.time,
-                seen.level.signal.to(seen.time.device),
-                seen.level.sigma.to(seen.time.device),
+                seen.level.time.cpu().double() / self.process.num_steps,
+                seen.level.signal,
+                seen.level.sigma,
                 reading=settings.noise_weight,
                 per_sample=settings.per_sample,
             )

@@ -64,7 +64,6 @@ class DenoisingSteps(Steps):
             clean=latents,
             predicted_clean=process.clean(denoised.output, noisy, level),
             level=level,
-            time=batch["time"].double() / process.num_steps,
             conditioning=conditioning,
             signals={name: batch[name] for name in method.needs},
         )

@@ -122,9 +122,11 @@ class _Process:
     def running(self):
         return self.process.exitcode is None
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=300):
         self.process.join(timeout)
-        assert not self.running(), "it hangs"
+        if self.running():
+            self.process.kill()
+            pytest.fail("it hangs")
         said = [path.read_text(encoding="utf-8") for path in self.outputs]
         return subprocess.CompletedProcess([], self.process.exitcode, *said)
 
@@ -167,7 +169,7 @@ def start_physcli(start):
 def run_physcli(start_physcli):
     """`run_physcli("models", "ls", columns=80, …)`: it, ended: its `returncode`, `stdout` and `stderr`."""
 
-    def go(*arguments, columns=80, env=None, timeout=120, **options):
+    def go(*arguments, columns=80, env=None, timeout=300, **options):
         return start_physcli(*arguments, env={"COLUMNS": str(columns)} | (env or {}), **options).wait(timeout)
 
     return go

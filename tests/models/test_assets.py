@@ -12,7 +12,7 @@ from transformers import VideoMAEModel
 
 from physcli.data.clips import read_dataset
 from physcli.hashing import content_hash
-from physcli.methods.lamo import MotionField, field_loss, pool_prompt
+from physcli.methods.lamo import MotionField, field_loss
 from physcli.methods.moalign import MotionProjector
 from physcli.models import BUILT_IN
 from physcli.models.loading import load
@@ -82,7 +82,7 @@ def test_the_generator_is_a_plain_pipeline():
     ).frames
     assert video.shape == (1, 17, 3, 64, 64)
     assert bool(torch.isfinite(video).all())
-    assert generator.max_text_seq_length == 32
+    assert generator.facts.max_text_tokens == 32
 
 
 def seen(clips):
@@ -94,8 +94,8 @@ def seen(clips):
 def test_the_vae_keeps_clips_and_gives_latents_of_unit_size(simulated):
     generator = load("cogvideox-tiny", device="cpu")
     frames = seen(read_dataset(simulated).clips[::5])
-    latents = generator.encode_video(frames)
-    decoded = generator.decode_latents(latents)
+    latents = generator.codec.encode(frames)
+    decoded = generator.codec.decode(latents)
     psnr = -10 * torch.log10((decoded - frames).square().mean(dim=(1, 2, 3, 4)))
     assert psnr.mean() >= 30
     assert 0.85 < latents.std() < 1.15
@@ -107,8 +107,8 @@ def test_the_motion_field_knows_how_latents_change(simulated):
     field = MotionField.load(asset_folder("motion-field-tiny"))
     assert sum(p.numel() for p in field.parameters()) <= 0.3e6
     assert field.scaling_factor == generator.vae.config.scaling_factor
-    latents = generator.encode_video(seen(clips))
-    prompts = pool_prompt(generator.encode_prompt([with_rate(clip.prompt, 3) for clip in clips]))
+    latents = generator.codec.encode(seen(clips))
+    prompts = generator.encode_prompts([with_rate(clip.prompt, 3) for clip in clips]).pooled()
     change = (latents[:, 1:] - latents[:, :-1]).square().mean()
     with torch.no_grad():
         assert field_loss(field, latents, prompts)[1]["mse"].mean() <= 0.8 * change

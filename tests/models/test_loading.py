@@ -68,7 +68,9 @@ def adapter_folder(pipeline_folder, tmp_path_factory):
 def denoise(generator):
     latents = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return generator.denoise(latents, torch.tensor([500]), generator.encode_prompt([""])).output
+        return generator.denoise(
+            latents, generator.noise.of_time(torch.tensor([500])), generator.encode_prompts([""])
+        ).output
 
 
 def write_run(folder: Path, **record) -> Path:
@@ -113,11 +115,12 @@ def test_folder(pipeline_folder):
     assert generator.dtype == generator.vae.dtype == torch.bfloat16
     assert generator.vae.use_tiling
     assert generator.vae.use_slicing
-    latents = generator.encode_video(FRAMES)
+    latents = generator.codec.encode(FRAMES)
     assert latents.dtype == torch.float32
-    out = generator.denoise(latents, torch.tensor([10]), generator.encode_prompt([""]), taps=[1])
+    level = generator.noise.of_time(torch.tensor([10]))
+    out = generator.denoise(latents, level, generator.encode_prompts([""]), taps=[1])
     assert out.features[1].dtype == torch.bfloat16
-    assert generator.decode_latents(latents).shape == FRAMES.shape
+    assert generator.codec.decode(latents).shape == FRAMES.shape
 
 
 def test_encoder_folder(encoder_folder):

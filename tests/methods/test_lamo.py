@@ -20,8 +20,8 @@ from physcli.methods.lamo import (
     field_map,
     guidance_update,
     guided_steps,
-    pool_prompt,
 )
+from physcli.models.generator import Conditioning
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lamo"
 # Of the largest golden number of a tensor, which are float32: tighter than the README's rtol 1e-5 and atol 1e-6
@@ -54,6 +54,12 @@ def small_field(seed: int = 0, **options) -> MotionField:
         for number, weight in enumerate(field.parameters()):
             weight.copy_(0.3 * randn(*weight.shape, seed=100 * seed + number))
     return field
+
+
+def weight_at(timesteps: torch.Tensor, abar: torch.Tensor, **options) -> torch.Tensor:
+    """`drift_weight` at timesteps of a schedule ᾱ [T]."""
+    level = abar.double()[timesteps]
+    return drift_weight(timesteps.double() / len(abar), level.sqrt(), (1 - level).sqrt(), **options)
 
 
 class Zero(nn.Module):
@@ -91,8 +97,8 @@ def test_drift_loss_is_golden(lag, dtype, schedule):
     assert_golden(logs["predicted_drift"], case[f"tau{lag}.mu_pred"].norm(dim=2).mean(dim=1))
     assert logs["at_floor"].tolist() == [0, 0]
 
-    released = drift_weight(case["timesteps"], abar)
-    port = drift_weight(case["timesteps"], abar, reading="abar")
+    released = weight_at(case["timesteps"], abar)
+    port = weight_at(case["timesteps"], abar, reading="abar")
     assert_golden(released[0], numbers["w_official"])
     assert_golden(port[0], numbers["w_paper_mean_alpha_bar"])
     weighted = (0.4 * released.to(dtype) * loss).mean()
@@ -199,7 +205,7 @@ def test_weights_are_golden(schedule):
         timesteps = torch.tensor(row["t"])
         for name in ("2b", "5b"):
             abar = schedule[f"alphas_cumprod_{name}"]
-            released, port = drift_weight(timesteps, abar), drift_weight(timesteps, abar, reading="abar")
+            released, port = weight_at(timesteps, abar), weight_at(timesteps, abar, reading="abar")
             assert released.dtype == port.dtype == torch.float32
             # 1 − 0.999² cancels in the golden float32: hence the README's atol.
             torch.testing.assert_close(released, torch.full_like(released, row["w_official"]), rtol=1e-5, atol=1e-6)
@@ -208,25 +214,24 @@ def test_weights_are_golden(schedule):
 
 def test_weight_of_each_sample(schedule):
     timesteps, abar = torch.tensor([0, 500, 999]), schedule["alphas_cumprod_2b"]
-    each = drift_weight(timesteps, abar, per_sample=True)
+    each = weight_at(timesteps, abar, per_sample=True)
     assert each.tolist() == pytest.approx([1, 0.75, 1 - 0.999**2])
-    assert drift_weight(timesteps, abar).tolist() == pytest.approx([each.mean().item()] * 3)
-    assert torch.equal(drift_weight(timesteps, abar, reading="abar", per_sample=True), abar[timesteps].float())
+    assert weight_at(timesteps, abar).tolist() == pytest.approx([each.mean().item()] * 3)
+    assert torch.equal(weight_at(timesteps, abar, reading="abar", per_sample=True), abar[timesteps].float())
 
 
 @pytest.mark.parametrize(
-    ("timesteps", "reading", "message"),
+    ("time", "reading", "message"),
     [
-        (torch.tensor([1000]), "released", r"must lie in 0..999, got \[1000\]"),
-        (torch.tensor([-1]), "abar", r"must lie in 0..999, got \[-1\]"),
-        (torch.tensor([0.5]), "abar", r"must be int64 \[B\], got torch.float32 \[1\]"),
-        (torch.tensor(5), "abar", r"must be int64 \[B\], got torch.int64 \[\]"),
-        (torch.tensor([5]), "paper", "reading must be released or abar, got 'paper'"),
+        (torch.tensor([1.5]), "released", r"must be \[B\] in \[0, 1\], got \[1\] \[1.5\]"),
+        (torch.tensor([-1.0]), "abar", r"must be \[B\] in \[0, 1\], got \[1\] \[-1.0\]"),
+        (torch.tensor(0.5), "abar", r"must be \[B\] in \[0, 1\], got \[\] 0.5"),
+        (torch.tensor([0.5]), "paper", "reading must be released, abar or snr, got 'paper'"),
     ],
 )
-def test_drift_weight_refuses(timesteps, reading, message):
+def test_drift_weight_refuses(time, reading, message):
     with pytest.raises(ValueError, match=message):
-        drift_weight(timesteps, torch.ones(1000), reading=reading)
+        drift_weight(time, torch.ones(1), torch.zeros(1), reading=reading)
 
 
 # -- motion field ------------------------------------------------------------------------------------------------
@@ -266,21 +271,22 @@ def test_predictions_are_golden(variant, dtype):
     assert_golden(field(latents, torch.zeros_like(prompt))[:, :-1], io[f"{variant}.delta_pred_zero_prompt"])
 
 
+def pooled(text: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    return Conditioning({"text": text} | ({} if mask is None else {"mask": mask})).pooled()
+
+
 def test_pooled_prompts_are_golden():
     io = read("predictor_io.safetensors")
     embeds, mask = io["prompt_embeds"], io["prompt_mask"]
     assert 0 < mask.mean() < 1
     for dtype in LIMITS:
-        assert_golden(pool_prompt(embeds.to(dtype)), io["prompt_pooled"])
-        assert_golden(pool_prompt(embeds.to(dtype), mask), io["prompt_pooled_masked"])
-    assert pool_prompt(embeds, torch.zeros_like(mask)).abs().max() == 0
+        assert_golden(pooled(embeds.to(dtype)), io["prompt_pooled"])
+        assert_golden(pooled(embeds.to(dtype), mask), io["prompt_pooled_masked"])
+    assert pooled(embeds, torch.zeros_like(mask)).abs().max() == 0
     one_in_part = torch.eye(7)[:2] / 4  # the divisor is at least 1
-    torch.testing.assert_close(pool_prompt(embeds, one_in_part), torch.stack([embeds[0, 0], embeds[1, 1]]) / 4)
-    assert torch.equal(pool_prompt(embeds.bfloat16()), embeds.bfloat16().float().mean(dim=1))
-    with pytest.raises(ValueError, match=r"must be \[B, L, D\], got \[2, 24\]"):
-        pool_prompt(io["prompt_pooled"])
-    with pytest.raises(ValueError, match=r"mask must be \[2, 7\], got \[2\]"):
-        pool_prompt(embeds, torch.ones(2))
+    torch.testing.assert_close(pooled(embeds, one_in_part), torch.stack([embeds[0, 0], embeds[1, 1]]) / 4)
+    assert torch.equal(pooled(embeds.bfloat16()), embeds.bfloat16().float().mean(dim=1))
+    assert torch.equal(pooled(embeds, mask.bool()), pooled(embeds, mask))
 
 
 @pytest.mark.parametrize("previous", [False, True])

@@ -13,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from physcli.errors import ModelError, UsageError
-from physcli.models import LORA_FILE, read_guidance_scale
+from physcli.models import LORA_FILE
 from physcli.models.cogvideox import CogVideoX, build_cogvideox
+from physcli.models.diffusers_generator import read_own_facts
 from physcli.models.features import default_tap
+from physcli.models.generator import Conditioning
 from physcli.models.tiny import architecture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cogvideox_objective"
@@ -32,6 +34,11 @@ def make(transformer_config: dict, scheduler_config: dict, device: str = "cpu") 
         scheduler=CogVideoXDPMScheduler(**scheduler_config),
     )
     return CogVideoX(pipeline, name="test")
+
+
+def told(embeds: torch.Tensor) -> Conditioning:
+    """What the network is told of prompts with these embeddings."""
+    return Conditioning({"text": embeds})
 
 
 @pytest.fixture(scope="module", params=["2b", "5b"])
@@ -54,32 +61,26 @@ def tiny():
 
 def test_schedule(golden):
     generator, case, _ = golden
-    torch.testing.assert_close(generator.alphas_cumprod, case["alphas_cumprod"], atol=1e-12, rtol=0)
-
-
-def test_noising_and_target(golden):
-    generator, case, _ = golden
-    noisy = generator.add_noise(case["x0"], case["noise"], case["timesteps"])
-    target = generator.training_target(case["x0"], case["noise"], case["timesteps"])
-    torch.testing.assert_close(noisy, case["noisy_latents"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(target, case["v_target"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(generator.noise.alphas_cumprod, case["alphas_cumprod"], atol=1e-12, rtol=0)
 
 
 def test_network_and_loss(golden):
     generator, case, info = golden
     with torch.no_grad():
         out = generator.denoise(
-            case["noisy_latents"], case["timesteps"], case["prompt_embeds"], taps=range(generator.num_blocks)
+            case["noisy_latents"],
+            generator.noise.of_time(case["timesteps"]),
+            told(case["prompt_embeds"]),
+            taps=range(generator.num_blocks),
         )
     for block, features in out.features.items():
         assert features.shape == (2, 3, 4, 6, 32)
         torch.testing.assert_close(features.flatten(1, 3), case[f"hidden_after_block_{block + 1}"], atol=5e-4, rtol=0)
     torch.testing.assert_close(out.output, case["v_pred"], atol=5e-4, rtol=0)
-    clean = generator.predict_clean(out.output, case["noisy_latents"], case["timesteps"])
+    level = generator.noise.of_time(case["timesteps"])
+    clean = generator.noise.clean(out.output, case["noisy_latents"], level)
     torch.testing.assert_close(clean, case["x0_estimate"], atol=5e-4, rtol=0)
-    loss = torch.nn.functional.mse_loss(
-        out.output, generator.training_target(case["x0"], case["noise"], case["timesteps"])
-    )
+    loss = torch.nn.functional.mse_loss(out.output, generator.noise.target(case["x0"], case["noise"], level))
     assert loss.item() == pytest.approx(info["loss"]["official_weighted_x0_f32"], rel=2e-5)
 
 
@@ -105,128 +106,49 @@ def test_rotary_tables(golden):
         torch.testing.assert_close(inside.flatten(0, 2), case["rope_cos"], atol=1e-6, rtol=0)
 
 
-# -- the schedule in closed form ---------------------------------------------------------------------------------
-
-
-def test_bfloat16_latents_are_noised_in_float32(golden):
-    generator, case, _ = golden
-    latents, noise = case["x0"][:1].bfloat16(), case["noise"][:1].bfloat16()
-    noisy = generator.add_noise(latents, noise, torch.tensor([0]))
-    expected = (1 - generator.alphas_cumprod[0]).sqrt().float() * noise.float()
-    assert noisy.dtype == torch.float32
-    residual = noisy - generator.alphas_cumprod[0].sqrt().float() * latents.float()
-    torch.testing.assert_close(residual, expected, atol=1e-6, rtol=1e-4)
-    assert residual.abs().max() > 0.01
-
-
-@pytest.mark.parametrize("timestep", [0, 500, 999])
-def test_a_perfect_prediction_gives_back_the_clean_latents(golden, timestep):
-    generator, case, _ = golden
-    timesteps = torch.full((2,), timestep)
-    noisy = generator.add_noise(case["x0"], case["noise"], timesteps)
-    target = generator.training_target(case["x0"], case["noise"], timesteps)
-    torch.testing.assert_close(generator.predict_clean(target, noisy, timesteps), case["x0"], atol=2e-6, rtol=0)
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.3, 0.77, 1.0])
-def test_nearest_timestep(golden, sigma):
-    generator, _, _ = golden
-    sigmas = (1 - generator.alphas_cumprod).sqrt()
-    level = generator.nearest_timestep(sigma)
-    assert abs(level.sigma - sigma) == pytest.approx(float((sigmas - sigma).abs().min()), abs=1e-15)
-    assert level.sigma == pytest.approx(float(sigmas[level.timestep]))
-    assert level.snr == pytest.approx((1 - level.sigma**2) / level.sigma**2, abs=1e-9)
-    if sigma == 1.0:
-        assert (level.timestep, level.snr) == (999, 0.0)
-
-
-@pytest.mark.parametrize("sigma", [-0.1, 1.5, float("nan")])
-def test_sigma_out_of_range(tiny, sigma):
-    with pytest.raises(UsageError, match=r"noise level σ .* out of range"):
-        tiny.nearest_timestep(sigma)
-
-
 # -- sizes -------------------------------------------------------------------------------------------------------
 
 
 def test_full_scale_sizes_without_weights():
     info = json.loads((GOLDEN / "2b.json").read_text())
     two_b = make({}, info["scheduler_config"], device="meta")  # diffusers' defaults are CogVideoX-2B
-    assert (two_b.num_blocks, two_b.hidden_size, two_b.latent_channels) == (30, 1920, 16)
-    assert (two_b.native_num_frames, two_b.native_size) == (49, (480, 720))
-    assert two_b.latent_grid(49, 480, 720) == (13, 30, 45)
+    assert (two_b.num_blocks, two_b.hidden_size, two_b.facts.latent_channels) == (30, 1920, 16)
+    assert (two_b.facts.num_frames, two_b.facts.size) == (49, (480, 720))
+    assert two_b.token_grid(49, 480, 720) == (13, 30, 45)
     assert default_tap(two_b.num_blocks) == 17
     version_1_5 = {"patch_size_t": 2, "sample_height": 300, "sample_width": 300, "sample_frames": 81, "num_layers": 1}
     one_five = make(version_1_5 | {"use_rotary_positional_embeddings": True}, info["scheduler_config"], "meta")
-    assert one_five.native_size == (768, 1360)
-    assert one_five.latent_grid(81, *one_five.native_size) == (11, 48, 85)
+    assert one_five.facts.size == (768, 1360)
+    assert one_five.token_grid(81, *one_five.facts.size) == (11, 48, 85)
     assert sum(p.numel() for p in two_b.transformer.parameters()) == pytest.approx(1.69e9, rel=0.01)
 
 
 def test_sizes_that_do_not_fit(tiny):
     with pytest.raises(UsageError, match=r"(?s)clips of 16 frames.*4k\+1 frames, for instance 13 or 17"):
-        tiny.latent_grid(16, 64, 64)
+        tiny.token_grid(16, 64, 64)
     with pytest.raises(UsageError, match=r"(?s)frames of 64x60 .*multiples of 8"):
-        tiny.latent_grid(17, 64, 60)
+        tiny.token_grid(17, 64, 60)
     with pytest.raises(UsageError, match=r"(?s)cannot make clips of 13 frames.*8k\+1 frames, for instance 9 or 17"):
-        tiny.decode_latents(torch.zeros(1, 4, 8, 16, 16))
+        tiny.codec.decode(torch.zeros(1, 4, 8, 16, 16))
+    level = tiny.noise.of_time(torch.tensor([1]))
     with pytest.raises(ValueError, match=r"must be \[B, F, 8, H, W\]"):
-        tiny.denoise(torch.zeros(1, 8, 5, 16, 16), torch.tensor([1]), torch.zeros(1, 32, 128))
+        tiny.denoise(torch.zeros(1, 8, 5, 16, 16), level, told(torch.zeros(1, 32, 128)))
     with pytest.raises(ValueError, match="must have 32 tokens, got 31"):
-        tiny.denoise(torch.zeros(1, 5, 8, 16, 16), torch.tensor([1]), torch.zeros(1, 31, 128))
+        tiny.denoise(torch.zeros(1, 5, 8, 16, 16), level, told(torch.zeros(1, 31, 128)))
 
 
 # -- pixels and prompts against stock diffusers ------------------------------------------------------------------
 
 
-def test_video_round_trip_is_the_stock_one(tiny):
-    frames = torch.rand(2, 9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    latents = tiny.encode_video(frames)
-    assert latents.shape == (2, 3, 8, 8, 8)
-    assert latents.dtype == torch.float32
-    with torch.no_grad():
-        stock = tiny.vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mode() * tiny.vae.config.scaling_factor
-        torch.testing.assert_close(latents, stock.transpose(1, 2), atol=1e-6, rtol=0)
-        pixels = tiny.pipeline.decode_latents(latents)
-    video = tiny.pipeline.video_processor.postprocess_video(pixels, output_type="pt")
-    decoded = tiny.decode_latents(latents)
-    assert decoded.shape == frames.shape
-    torch.testing.assert_close(decoded, video, atol=1e-5, rtol=0)
-
-
-def test_latent_stats_are_those_of_everything_encoded():
-    generator = CogVideoX(build_cogvideox(), name="tiny")
-    frames = torch.rand(3, 5, 3, 32, 32)
-    latents = torch.cat([generator.encode_video(frames[:1]), generator.encode_video(frames[1:])])
-    stats = generator.latent_stats
-    assert stats.mean == pytest.approx(latents.mean().item(), abs=1e-6)
-    assert stats.std == pytest.approx(latents.std(correction=0).item(), abs=1e-6)
-    assert (stats.pixel_min, stats.pixel_max) == (frames.min().item(), frames.max().item())
-    assert stats.count == latents.numel()
-
-
-def test_posterior_noise_depends_on_the_clip_s_generator_alone(tiny):
-    frames = torch.rand(2, 5, 3, 32, 32)
-    together = tiny.encode_video(frames, generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)])
-    alone = tiny.encode_video(frames[1:], generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
-    assert (alone - tiny.encode_video(frames[1:])).abs().max() > 0.1
-
-
-def test_wrong_pixel_range_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got \[-1, 1\]"):
-        tiny.encode_video(torch.tensor([-1.0, 1.0]).repeat(1, 5, 3, 32, 16))
-    with pytest.raises(ValueError, match=r"must be float \[B, T, 3, H, W\]"):
-        tiny.encode_video(torch.zeros(1, 5, 3, 32, 32, dtype=torch.uint8))
-
-
 def test_prompts(tiny):
     prompts = ["A red ball rolls towards a yellow box.", "", "ball " * 40]
-    embeds = tiny.encode_prompt(prompts)
+    embeds = tiny.encode_prompts(prompts).text
     assert embeds.shape == (3, 32, 128)
     assert tiny.prompt_lengths(prompts) == [10, 1, 41]  # each with its end token
-    torch.testing.assert_close(embeds[1:2], tiny.encode_prompt([""]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(embeds[2:], tiny.encode_prompt(["ball " * 31]), atol=1e-5, rtol=0)  # cut to 32 tokens
+    torch.testing.assert_close(embeds[1:2], tiny.encode_prompts([""]).text, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        embeds[2:], tiny.encode_prompts(["ball " * 31]).text, atol=1e-5, rtol=0
+    )  # cut to 32 tokens
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (embeds[one] - embeds[other]).abs().max() > 0.1
 
@@ -236,7 +158,7 @@ def test_prompts(tiny):
 
 def test_features_only_stops_early_and_equals_a_full_pass(tiny):
     latents, embeds = torch.randn(2, 5, 8, 16, 16), torch.randn(1, 32, 128)
-    timesteps = torch.tensor([100, 900])
+    level = tiny.noise.of_time(torch.tensor([100, 900]))
     calls = [0] * tiny.num_blocks
     handles = []
     for index, block in enumerate(tiny.transformer.transformer_blocks):
@@ -246,9 +168,9 @@ def test_features_only_stops_early_and_equals_a_full_pass(tiny):
 
         handles.append(block.register_forward_hook(count))
     with torch.no_grad():
-        full = tiny.denoise(latents, timesteps, embeds, taps=[3, 1])
+        full = tiny.denoise(latents, level, told(embeds), taps=[3, 1])
         assert calls == [1] * 6
-        short = tiny.denoise(latents, timesteps, embeds, taps=[3, 1], features_only=True)
+        short = tiny.denoise(latents, level, told(embeds), taps=[3, 1], features_only=True)
     assert calls == [2, 2, 2, 2, 1, 1]
     assert short.output is None
     assert list(short.features) == [1, 3]
@@ -265,9 +187,9 @@ def test_native_and_other_sizes_are_as_diffusers_runs_them(tiny, size):
     embeds, timesteps = torch.randn(1, 32, 128), torch.tensor([300])
     with torch.no_grad():
         stock = tiny.transformer(latents, embeds, timesteps, return_dict=False)[0]
-        out = tiny.denoise(latents, timesteps, embeds, taps=[5])
+        out = tiny.denoise(latents, tiny.noise.of_time(timesteps), told(embeds), taps=[5])
     assert torch.equal(out.output, stock)
-    assert out.features[5].shape[1:4] == tiny.latent_grid(num_frames, height * 4, width * 4)
+    assert out.features[5].shape[1:4] == tiny.token_grid(num_frames, height * 4, width * 4)
 
 
 @pytest.fixture(scope="module")
@@ -289,29 +211,31 @@ def version_1_5():
 )
 def test_token_frames_can_be_told_before_encoding(version, num_frames, expected, request):
     generator = request.getfixturevalue(version)
-    grid = generator.latent_grid(num_frames, *generator.native_size)
+    grid = generator.token_grid(num_frames, *generator.facts.size)
     assert grid == (expected, 8, 8)
-    latents = generator.encode_video(torch.rand(1, num_frames, 3, *generator.native_size))
+    latents = generator.codec.encode(torch.rand(1, num_frames, 3, *generator.facts.size))
     with torch.no_grad():
-        out = generator.denoise(latents, torch.tensor([300]), torch.zeros(1, 32, 128), taps=[1], features_only=True)
+        level = generator.noise.of_time(torch.tensor([300]))
+        out = generator.denoise(latents, level, told(torch.zeros(1, 32, 128)), taps=[1], features_only=True)
     assert out.features[1].shape == (1, *grid, 192)
 
 
 def test_version_1_5_layout(version_1_5):
     generator = version_1_5
     frames = torch.rand(1, 17, 3, 32, 32)
-    latents = generator.encode_video(frames)
+    latents = generator.codec.encode(frames)
     assert latents.shape[1] == 6  # 5 made even by repeating the first
     assert torch.equal(latents[:, 0], latents[:, 1])
-    assert generator.latent_grid(17, 32, 32) == (3, 4, 4)
-    assert generator.decode_latents(latents, num_frames=17).shape == frames.shape
+    assert generator.token_grid(17, 32, 32) == (3, 4, 4)
+    assert generator.codec.decode(latents, num_frames=17).shape == frames.shape
 
-    embeds, timesteps = generator.encode_prompt(["a red ball"]), torch.tensor([400])
+    prompt, timesteps = generator.encode_prompts(["a red ball"]), torch.tensor([400])
+    level = generator.noise.of_time(timesteps)
     with torch.no_grad():
-        out = generator.denoise(latents, timesteps, embeds, taps=[0, 1])
+        out = generator.denoise(latents, level, prompt, taps=[0, 1])
         stock = generator.transformer(
             latents,
-            embeds,
+            prompt.text,
             timesteps,
             ofs=torch.tensor([2.0]),
             image_rotary_emb=generator.pipeline._prepare_rotary_positional_embeddings(
@@ -323,7 +247,7 @@ def test_version_1_5_layout(version_1_5):
     assert out.output.shape == latents.shape
     assert torch.equal(out.output, stock)
     with pytest.raises(ValueError, match="do not divide into patches of 2x2x2"):
-        generator.denoise(latents[:, 1:], timesteps, embeds)
+        generator.denoise(latents[:, 1:], level, prompt)
 
 
 def test_image_to_video_and_foreign_schedulers_are_refused():
@@ -349,7 +273,7 @@ def run(generator, **options):
     """A pass over a fixed input."""
     random = torch.Generator().manual_seed(0)
     latents, embeds = torch.randn(2, 3, 8, 4, 6, generator=random), torch.randn(2, 32, 128, generator=random)
-    return generator.denoise(latents, torch.tensor([100, 900]), embeds, **options)
+    return generator.denoise(latents, generator.noise.of_time(torch.tensor([100, 900])), told(embeds), **options)
 
 
 def test_gradients_pass_through_tapped_tokens(small):
@@ -474,22 +398,42 @@ def test_the_guidance_scale_goes_round(small, tmp_path):
     CogVideoXPipeline.from_pretrained(tmp_path / "own")
 
 
-def test_no_guidance_scale_is_named(tmp_path):
-    assert [read_guidance_scale(folder) for folder in (None, tmp_path, tmp_path / "none")] == [6, 6, 6]
-    (tmp_path / "physcli.json").write_text('{"guidance_scale": 0, "more": 1}')
-    assert read_guidance_scale(tmp_path) == 0
+def test_no_guidance_scale_is_named(small, tmp_path):
+    assert [read_own_facts(folder) for folder in (None, tmp_path, tmp_path / "none")] == [{}] * 3
+    (tmp_path / "physcli.json").write_text("{}")
+    assert read_own_facts(tmp_path) == {}
+    assert small.guidance_scale == 6
+    (tmp_path / "physcli.json").write_text('{"guidance_scale": 0}')
+    assert read_own_facts(tmp_path) == {"guidance_scale": 0}
+    assert CogVideoX(small.pipeline, name="own", own=read_own_facts(tmp_path)).guidance_scale == 0
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"{", b"[1]", b"3", b"{}", b"\xff", b'{"guidance_scale": null}', b'{"guidance_scale": "much"}'),
+        *(b"", b"{", b"[1]", b"3", b"\xff", b'{"guidance_scale": null}', b'{"guidance_scale": "much"}'),
         *(b'{"guidance_scale": [2]}', b'{"guidance_scale": NaN}', b'{"guidance_scale": Infinity}'),
-        b'{"guidance_scale": -1}',
+        *(b'{"guidance_scale": -1}', b'{"guidance_scale": true}', b'{"guidance_scale": 0, "more": 1}'),
+        *(b'{"num_frames": 16.5}', b'{"num_frames": 0}', b'{"frame_rate_hz": 0}', b'{"max_text_tokens": -1}'),
+        *(b'{"size": 64}', b'{"size": [64]}', b'{"size": [64, 0]}', b'{"size": [64, 64.5]}'),
     ],
 )
-def test_a_broken_guidance_scale(tmp_path, content):
+def test_broken_facts_of_its_own(tmp_path, content):
     (tmp_path / "physcli.json").write_bytes(content)
-    with pytest.raises(ModelError, match=r"physcli\.json: ") as error:
-        read_guidance_scale(tmp_path)
-    assert error.value.expected == '{"guidance_scale": a number of at least 0}'
+    with pytest.raises(ModelError, match=r"physcli\.json"):
+        read_own_facts(tmp_path)
+    if content.startswith(b'{"'):
+        with pytest.raises(ModelError, match=r"physcli\.json: \w+ is ") as error:
+            read_own_facts(tmp_path)
+        assert '"guidance_scale" and "frame_rate_hz" (numbers)' in error.value.expected
+
+
+def test_facts_of_its_own_go_round(small, tmp_path):
+    """What a folder says beside its configs: its size, frames, rate."""
+    own = {"num_frames": 9, "frame_rate_hz": 20.0, "size": [32, 48]}
+    generator = CogVideoX(small.pipeline, name="own", own=own)
+    assert (generator.facts.num_frames, generator.facts.frame_rate_hz, generator.facts.size) == (9, 20, (32, 48))
+    generator.save(tmp_path / "own")
+    assert json.loads((tmp_path / "own" / "physcli.json").read_text()) == own
+    assert CogVideoX.facts_of(tmp_path / "own", "again") == generator.facts
+    assert CogVideoX.from_pretrained(tmp_path / "own").facts == generator.facts

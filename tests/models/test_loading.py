@@ -71,7 +71,9 @@ def adapter_folder(pipeline_folder, tmp_path_factory):
 def denoise(generator):
     latents = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return generator.denoise(latents, torch.tensor([500]), generator.encode_prompt([""])).output
+        return generator.denoise(
+            latents, generator.noise.of_time(torch.tensor([500])), generator.encode_prompts([""])
+        ).output
 
 
 def write_run(folder: Path, **record) -> Path:
@@ -124,11 +126,12 @@ def test_folder(pipeline_folder):
     assert generator.dtype == generator.vae.dtype == torch.bfloat16
     assert generator.vae.use_tiling
     assert generator.vae.use_slicing
-    latents = generator.encode_video(FRAMES)
+    latents = generator.codec.encode(FRAMES)
     assert latents.dtype == torch.float32
-    out = generator.denoise(latents, torch.tensor([10]), generator.encode_prompt([""]), taps=[1])
+    level = generator.noise.of_time(torch.tensor([10]))
+    out = generator.denoise(latents, level, generator.encode_prompts([""]), taps=[1])
     assert out.features[1].dtype == torch.bfloat16
-    assert generator.decode_latents(latents).shape == FRAMES.shape
+    assert generator.codec.decode(latents).shape == FRAMES.shape
 
 
 def test_encoder_folder(encoder_folder):
@@ -218,8 +221,8 @@ def test_folders_that_are_no_models(tmp_path):
         resolve(str(tmp_path))
     with pytest.raises(ModelError, match="is not a model physcli knows"):
         resolve(str(tmp_path / "notes.txt"))
-    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(ModelError, match=r"(?s)holds a WanPipeline.*CogVideoXPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AnimateDiffPipeline"}')
+    with pytest.raises(ModelError, match=r"(?s)holds a AnimateDiffPipeline.*CogVideoXPipeline"):
         resolve(str(tmp_path))
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read as JSON"):
@@ -317,7 +320,31 @@ def test_fingerprints(copy, pipeline_folder, encoder_folder):
         assert (len(hashes) == 1) == same
     assert fingerprint(resolve("cogvideox-tiny"), "vae") != fingerprint(resolve("cogvideox-tiny"))
     others = {fingerprint(resolve(name)) for name in [*MODELS, str(encoder_folder)]}
-    assert len(others) == 3
+    assert len(others) == len(MODELS) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cogvideox-tiny", "26814bbea407a53e4e65fbeb96c11f828d7a553cc27c0260fcc5b69f60410e17"),
+        ("cogvideox-tiny:random", "626e2cfba0cbe18b5362935c91985f428ae83931c2497acc9fa39128fb9ed73d"),
+        ("videomae-tiny", "ee9408e028f7044473c5dde98d4c076ec695a4c9a7c06aef7d1c9ed5423d7919"),
+    ],
+)
+def test_built_ins_are_known_as_ever(name, expected):
+    """What caches, runs and adapters of older versions know them by. Only other weights may change it."""
+    assert fingerprint(resolve(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cogvideox-tiny", "d8f6db6b4e5839cbc1bf8c13c2c6ee0db7b4609826f1d2d756681aa72b5b917e"),
+        ("cogvideox-tiny:random", "4b8063b305be7b85497f6fe779f6eeedbf518911c5d8d8b87bfed130b3d9b454"),
+    ],
+)
+def test_vaes_of_built_ins_are_known_as_ever(name, expected):
+    assert fingerprint(resolve(name), "vae") == expected
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".torch"])

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from diffusers import CogVideoXPipeline
 
 from physcli.models import tiny
-from physcli.models.cogvideox import CogVideoX
+from physcli.models.cogvideox import CogVideoX, build_cogvideox
 from physcli.models.encoders.preprocessing import Preprocessing
+from physcli.models.encoders.videomae import build_videomae
 
 
 def count(module: torch.nn.Module) -> float:
@@ -18,7 +19,7 @@ def count(module: torch.nn.Module) -> float:
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return tiny.build_cogvideox()
+    return build_cogvideox()
 
 
 def test_parameter_budgets(pipeline):
@@ -27,30 +28,30 @@ def test_parameter_budgets(pipeline):
     assert count(pipeline.transformer) <= 6
     assert count(pipeline.vae) <= 2
     assert count(pipeline.text_encoder) <= 0.7
-    assert count(tiny.build_videomae()) <= 1.5
+    assert count(build_videomae()) <= 1.5
 
 
 def test_weights_are_seeded_and_the_global_random_state_is_untouched(pipeline):
     torch.manual_seed(123)
     expected = torch.rand(3)
     torch.manual_seed(123)
-    again = tiny.build_cogvideox()
-    encoder = tiny.build_videomae()
+    again = build_cogvideox()
+    encoder = build_videomae()
     assert torch.equal(torch.rand(3), expected)
     for part in ("transformer", "vae", "text_encoder"):
         ours, theirs = getattr(pipeline, part).state_dict(), getattr(again, part).state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    other = tiny.build_cogvideox(tiny.architecture("cogvideox-tiny") | {"seed": 1})
+    other = build_cogvideox(tiny.architecture("cogvideox-tiny") | {"seed": 1})
     assert not torch.equal(other.transformer.proj_out.weight, pipeline.transformer.proj_out.weight)
     frames = torch.rand(1, 16, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(encoder.encode(frames), tiny.build_videomae().encode(frames))
-        other = tiny.build_videomae(tiny.architecture("videomae-tiny") | {"seed": 1})
+        assert torch.equal(encoder.encode(frames), build_videomae().encode(frames))
+        other = build_videomae(tiny.architecture("videomae-tiny") | {"seed": 1})
         assert (other.encode(frames) - encoder.encode(frames)).abs().max() > 0.1
 
 
 def test_videomae_is_preprocessed_as_its_recipe_says():
-    encoder = tiny.build_videomae(dtype=torch.bfloat16)
+    encoder = build_videomae(dtype=torch.bfloat16)
     half = (0.5, 0.5, 0.5)
     assert encoder.preprocessing == Preprocessing(
         mean=half, std=half, height=64, width=64, num_frames=16, interpolation="bicubic", antialias=True
@@ -62,10 +63,10 @@ def test_every_process_can_build_them():
     """transformers writes files on the first process only, so nothing here may pass through a folder."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    expected = tiny.build_videomae().state_dict()
+    expected = build_videomae().state_dict()
     dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:
-        built = tiny.build_videomae().state_dict()
+        built = build_videomae().state_dict()
     finally:
         dist.destroy_process_group()
     assert all(torch.equal(built[name], expected[name]) for name in expected)
@@ -91,7 +92,7 @@ def test_stock_round_trip_and_generation(pipeline, tmp_path):
     assert frames.shape == (1, 9, 3, 64, 64)
     assert frames.isfinite().all()
     prompts = ["a red ball", ""]
-    before, after = (CogVideoX(p, name="t").encode_prompt(prompts) for p in (pipeline, loaded))
+    before, after = (CogVideoX(p, name="t").encode_prompts(prompts).text for p in (pipeline, loaded))
     assert torch.equal(before, after)
 
 
@@ -100,8 +101,8 @@ def test_random_latents_have_about_unit_variance(pipeline):
     coarse = torch.rand(2, 3, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     frames = torch.nn.functional.interpolate(coarse, (9, 64, 64), mode="trilinear").transpose(1, 2)
     generator = CogVideoX(pipeline, name="t")
-    generator.encode_video(frames.clamp(0, 1))
-    assert 0.5 < generator.latent_stats.std < 2
+    generator.codec.encode(frames.clamp(0, 1))
+    assert 0.5 < generator.codec.stats.std < 2
 
 
 def test_tokenizer():

@@ -102,8 +102,8 @@ def test_random_weights(narrow, name):
     if positions is not None:
         plain = full_size.CogVideoXTransformer3DModel(**full_size.CHECKPOINTS[name].transformer)
         assert torch.equal(positions, plain.patch_embed.pos_embedding.bfloat16())
-    assert generator.native_size == (480, 720)
-    assert generator.latent_grid(49, 480, 720) == (13, 30, 45)
+    assert generator.facts.size == (480, 720)
+    assert generator.token_grid(49, 480, 720) == (13, 30, 45)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_a_cache_would_give(narrow):
         shapes[name] = {key: list(value.shape) for key, value in batch.items() if isinstance(value, torch.Tensor)}
         if name == "m-tsa":
             assert batch["saliency"].sum(dim=(2, 3)).unique().tolist() == [30]  # a fifth of 150
-    common = {"latents": [1, 13, 16, 60, 90], "noise": [1, 13, 16, 60, 90], "timesteps": [1], "text": [1, 4, 16]}
+    common = {"latents": [1, 13, 16, 60, 90], "noise": [1, 13, 16, 60, 90], "time": [1], "told_text": [1, 4, 16]}
     assert shapes["m-tsa"] == common | {"teacher": [1, 24, 10, 15, 768], "saliency": [1, 24, 10, 15]}
     assert shapes["moalign"] == common | {"teacher": [1, 24, 10, 15, 64]}
 

@@ -24,8 +24,10 @@ from physcli.methods.tsa import motion_saliency, tsa_loss
 from physcli.methods.videorepa import trd_loss
 from physcli.models import BUILT_IN, LORA_FILE
 from physcli.models.cogvideox import CogVideoX
+from physcli.models.generator import Conditioning
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
+from physcli.models.noise import VPrediction
 from physcli.recipe import (
     Alignment,
     LaMo,
@@ -158,7 +160,9 @@ def denoised(generator):
     """What a generator's transformer makes of a fixed input."""
     noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return generator.denoise(noise(2, 5, 4, 4, 4), torch.tensor([100, 900]), noise(2, 32, 16)).output
+        level = generator.noise.of_time(torch.tensor([100, 900]))
+        latents, text = noise(2, 5, 4, 4, 4), noise(2, 32, 16)
+        return generator.denoise(latents, level, Conditioning({"text": text})).output
 
 
 # -- every recipe ------------------------------------------------------------------------------------------------
@@ -302,11 +306,12 @@ def test_what_a_method_sees(run, trainees, base, teacher):
         moving = motion_saliency(pixels[:, 1:], tubelet=(4, 8, 8), share=0.2, ties="positive")[0]
         assert moving.any()
         assert torch.equal(batch["saliency"][sample].bool(), moving)
-        mean, std = generator.encode_posterior(pixels)[0].half().float()
+        mean, std = generator.codec.encode_posterior(pixels)[0].half().float()
         latents = mean + std * noise_of(0, "posterior", sample, shape=mean.shape)
         torch.testing.assert_close(batch["latents"][sample], latents, rtol=2e-3, atol=2e-3)
-    noisy = trainee.generator.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-    seen = trainee.generator.denoise(noisy, batch["timesteps"], batch["text"], taps=[0])
+    level = trainee.generator.noise.of_time(batch["time"])
+    noisy = trainee.generator.noise.add_noise(batch["latents"], batch["noise"], level)
+    seen = trainee.generator.denoise(noisy, level, Conditioning({"text": batch["told_text"]}), taps=[0])
     projected = trainee.method.projectors["0"](seen.features[0])
     expected = tsa_loss(projected, batch["teacher"].float(), temperature=0.1, queries=batch["saliency"].bool())
     torch.testing.assert_close(trainee(batch)[1]["tsa"], expected.detach())
@@ -344,7 +349,7 @@ def test_the_recipe_s_settings_reach_the_paper_s_loss(settings, loss):
     alignment = TeacherAlignment(settings, **sizes)
     torch.rand(1)
     same(alignment.state_dict(), TeacherAlignment(settings, **sizes).state_dict())
-    seen = Pass(features, clean=None, predicted_clean=None, timesteps=None, signals=signals)
+    seen = Pass(features, clean=None, predicted_clean=None, level=None, time=None, signals=signals)
     got, logs = alignment(seen)
     if loss == "salient":
         assert set(alignment.needs) == {"teacher", "saliency"}
@@ -365,7 +370,7 @@ def test_the_teacher_brought_to_the_student():
     student, teacher = torch.randn(2, 5, 2, 2, 8), torch.randn(2, 8, 4, 4, 6)
     sizes = {"taps": (0,), "student_dim": 8, "student_grid": (5, 2, 2), "seed": 0}
     alignment = TeacherAlignment(settings, teacher_shape=(8, 4, 4, 6), **sizes)
-    got = alignment(Pass({0: student}, None, None, None, {"teacher": teacher}))[0]
+    got = alignment(Pass({0: student}, None, None, None, None, {"teacher": teacher}))[0]
     projected = alignment.projectors["0"].mlp(student[:, 1:])
     torch.testing.assert_close(got, trd_loss(projected, resample(teacher, (4, 2, 2))))
     salient = Tsa(name="tsa", interpolate="teacher", queries="salient", **TEACHER)
@@ -381,7 +386,7 @@ def test_no_projector_at_all(tmp_path):
     sizes = {"taps": (0,), "student_dim": 8, "student_grid": (5, 4, 4), "teacher_shape": (4, 2, 2, 6), "seed": 0}
     alignment = TeacherAlignment(settings, **sizes)
     assert not list(alignment.parameters())
-    got, logs = alignment(Pass({0: student}, None, None, None, {"teacher": teacher}))
+    got, logs = alignment(Pass({0: student}, None, None, None, None, {"teacher": teacher}))
     torch.testing.assert_close(got, trd_loss(resample(student[:, 1:], (4, 2, 2), time="area"), teacher))
     assert logs == {}
     alignment.save(tmp_path)
@@ -394,13 +399,12 @@ def test_no_projector_at_all(tmp_path):
 def test_lamo_s_settings_reach_its_loss(noise_weight):
     settings = LaMo(name="lamo", lag=1, reading="add", noise_weight=noise_weight, per_sample=True)
     clean, predicted, timesteps = torch.randn(2, 5, 4, 3, 3), torch.randn(2, 5, 4, 3, 3), torch.tensor([100, 800])
-    schedule = torch.linspace(1, 0, 1000, dtype=torch.float64)
-    got, logs = MotionDrift(settings, alphas_cumprod=schedule)(
-        Pass({}, clean, predicted, timesteps, torch.zeros(2, 1, 1))
-    )
+    process = VPrediction(torch.linspace(1, 0, 1000, dtype=torch.float64))
+    level, time = process.of_time(timesteps), timesteps.double() / 1000
+    got, logs = MotionDrift(settings, process=process)(Pass({}, clean, predicted, level, time))
     expected = drift_loss(clean, predicted, lag=1, reading="add")[0]
     if noise_weight != "none":
-        weights = drift_weight(timesteps, schedule, reading=noise_weight, per_sample=True)
+        weights = drift_weight(time, level.signal, level.sigma, reading=noise_weight, per_sample=True)
         assert weights[0] > weights[1]
         expected = weights * expected
         torch.testing.assert_close(logs["noise_weight"], weights)

@@ -21,12 +21,12 @@ from physcli.errors import ModelError, UsageError
 from physcli.hashing import content_hash, seed_from
 from physcli.models.cogvideox import CogVideoX, build_cogvideox
 from physcli.models.loading import load
+from physcli.models.names import resolve
 from physcli.models.tiny import architecture
 from physcli.progress import Bar, Reporter
 from physcli.tasks import sample as task
 from physcli.tasks import sheets
 from physcli.tasks.sample import SampleSettings, frame_rate_of, sample, slug
-from physcli.tasks.sampling import generate
 from physcli.tasks.sheets import shorten
 
 SIMULATED = "a red ball rolls towards a yellow box and hits it, filmed at 7 frames per second"
@@ -46,7 +46,7 @@ VIDEO_KEYS = {
         "width",
         "fps",
         "guidance",
-        "motion",
+        "guided_by",
         "columns",
     ),
 }
@@ -150,7 +150,7 @@ def test_the_row_is_enough_for_plain_diffusers(made, tiny):
         generator=torch.Generator().manual_seed(row["seed"]),
         output_type="np",
     ).frames
-    [frames] = generate(tiny, [row["prompt"]], [row["seed"]], num_frames=17, height=64, width=64, steps=2).frames
+    [frames] = tiny.sample([row["prompt"]], [row["seed"]], num_frames=17, height=64, width=64, steps=2).frames
     assert np.abs(frames / 255 - expected).max() <= 0.5 / 255 + 1e-6
     assert np.abs(read_video(result.path / row["video"]).astype(float) - 255 * expected).mean() < 2  # H.264's part
 
@@ -159,8 +159,8 @@ def test_batch_size_and_company_change_nothing(made, tiny, tmp_path):
     """Before encoding: at most one level of 255 apart, in at most one value of a thousand (sums in another order)."""
     prompts, seeds = [SIMULATED, "a", ""], [1, 2, 3]
     size = {"num_frames": 9, "height": 64, "width": 64, "steps": 6}
-    together = generate(tiny, prompts, seeds, **size).frames.astype(int)
-    alone = np.concatenate([generate(tiny, [p], [s], **size).frames for p, s in zip(prompts, seeds, strict=True)])
+    together = tiny.sample(prompts, seeds, **size).frames.astype(int)
+    alone = np.concatenate([tiny.sample([p], [s], **size).frames for p, s in zip(prompts, seeds, strict=True)])
     assert together.shape == (3, 9, 64, 64, 3)
     assert np.abs(together - alone).max() <= 1
     assert (together != alone).mean() < 1e-3
@@ -182,7 +182,7 @@ def test_every_video_is_another(made):
 
 def test_a_finished_run_is_read_another_refused(made, monkeypatch):
     result, _ = made
-    monkeypatch.setattr(task, "load", lambda *_, **__: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(task, "load_generator", lambda *_, **__: pytest.fail("a model is loaded"))
     heard = Heard()
     again = sample(SETTINGS, out=result.path, batch_size=1, reporter=heard)
     assert (again.videos, again.rows) == (result.videos, json.loads((result.path / "metrics.json").read_text()))
@@ -226,11 +226,13 @@ def test_a_run_that_was_broken_off_makes_only_the_rest(made, tmp_path, monkeypat
     part.write_text(part.read_text() + '\n{"video": "videos/half')  # a kill in the middle of a line
     batches = []
 
+    stock = CogVideoX.sample
+
     def counting(generator, prompts, *arguments, **options):
         batches.append(len(prompts))
-        return generate(generator, prompts, *arguments, **options)
+        return stock(generator, prompts, *arguments, **options)
 
-    monkeypatch.setattr(task, "generate", counting)
+    monkeypatch.setattr(CogVideoX, "sample", counting)
     heard = Heard()
     done = sample(SETTINGS, out=tmp_path / "run", batch_size=3, reporter=heard)
     assert "2 of 4 videos are there already." in heard.notes
@@ -272,10 +274,11 @@ GUIDED = SampleSettings(prompts=("a red ball", "a box"), steps=3, num_frames=9, 
 
 def test_guided_videos_say_how(tmp_path):
     heard = Heard()
-    settings = dataclasses.replace(GUIDED, motion_scale=0.1, motion_reduction="normalized", motion_ratio=0.7)
+    options = {"motion_scale": 0.1, "motion_reduction": "normalized", "motion_ratio": 0.7}
+    settings = dataclasses.replace(GUIDED, guidance_options=options)
     done = sample(settings, out=tmp_path / "run", batch_size=2, reporter=heard)
     assert "The motion field is motion-field-tiny, lag 1." in heard.notes
-    motion = done.videos[0]["motion"]
+    motion = done.videos[0]["guided_by"]
     assert {key: motion[key] for key in ("scale", "reduction", "lag", "ratio", "window")} == {
         "scale": 0.1,
         "reduction": "normalized",
@@ -296,7 +299,7 @@ def test_guided_videos_say_how(tmp_path):
 
 def test_scale_0_makes_the_files_of_no_guidance(tmp_path):
     plain = sample(dataclasses.replace(GUIDED, guidance="none"), out=tmp_path / "plain")
-    measured = sample(dataclasses.replace(GUIDED, motion_scale=0), out=tmp_path / "measured")
+    measured = sample(dataclasses.replace(GUIDED, guidance_options={"motion_scale": 0}), out=tmp_path / "measured")
     assert [item["sha256"] for item in measured.items] == [item["sha256"] for item in plain.items]
 
 
@@ -349,11 +352,11 @@ def test_frame_rate(prompt, rate):
 
 
 def test_native_frame_rates(tiny):
-    assert task._native_frame_rate(tiny, built_in=True) == 20
-    assert task._native_frame_rate(tiny, built_in=False) == 8
+    assert tiny.facts.frame_rate_hz == 8  # the simulated world's 20 are of what was trained on it
+    assert resolve(MODEL).for_simulated_world
     model = architecture("cogvideox-tiny")
     model["transformer"] |= {"patch_size_t": 2, "num_layers": 1}
-    assert task._native_frame_rate(CogVideoX(build_cogvideox(model), name="1.5"), built_in=False) == 16
+    assert CogVideoX(build_cogvideox(model), name="1.5").facts.frame_rate_hz == 16
 
 
 def test_shorten():
@@ -405,7 +408,7 @@ def test_guidance_is_the_models_own_unless_another_is_asked_for(made, pipeline_f
     generator = load(str(tmp_path / "model"), device="cpu")
     seeds, size = [own.videos[0]["seed"]], {"num_frames": 9, "height": 32, "width": 32, "steps": 2}
     made_again, named, other = (
-        generate(generator, ["a ball"], seeds, guidance_scale=scale, **size).frames for scale in (None, 1.5, 6)
+        generator.sample(["a ball"], seeds, guidance_scale=scale, **size).frames for scale in (None, 1.5, 6)
     )
     np.testing.assert_array_equal(made_again, named)
     assert (made_again != other).mean() > 0.01
@@ -433,7 +436,7 @@ def test_the_sheet_shows_every_prompt_before_a_second_sample(tmp_path, monkeypat
 def test_nan_is_an_error(tmp_path, monkeypatch):
     broken = load(MODEL, device="cpu")
     broken.transformer.proj_out.bias.fill_(float("nan"))
-    monkeypatch.setattr(task, "load", lambda *_, **__: broken)
+    monkeypatch.setattr(task, "load_generator", lambda *_, **__: broken)
     with pytest.raises(ModelError, match="not numbers") as caught:
         sample(SampleSettings(prompts=("a ball",), model=MODEL, steps=1), out=tmp_path / "run")
     assert "--dtype float32" in caught.value.fix
@@ -455,13 +458,16 @@ def test_nan_is_an_error(tmp_path, monkeypatch):
         ({"steps": 1001}, "(?s)--steps 1001.*1 to 1000"),
         ({"scheduler": "euler"}, "Unknown scheduler: 'euler'"),
         ({"guidance": "llamo"}, "Did you mean 'lamo'"),
-        ({"motion_scale": 1.0}, "--motion-scale without --guidance lamo"),
-        ({"guidance": "lamo", "motion_scale": -1.0}, "--motion-scale -1"),
-        ({"guidance": "lamo", "motion_ratio": 0.0}, "--motion-ratio 0"),
-        ({"guidance": "lamo", "motion_lag": 0}, "--motion-lag 0"),
+        ({"guidance_options": {"motion_scale": 1.0}}, "--motion-scale without --guidance lamo"),
+        ({"guidance": "lamo", "guidance_options": {"motion_scale": -1.0}}, "--motion-scale -1"),
+        ({"guidance": "lamo", "guidance_options": {"motion_ratio": 0.0}}, "--motion-ratio 0"),
+        ({"guidance": "lamo", "guidance_options": {"motion_lag": 0}}, "--motion-lag 0"),
         ({"guidance": "lamo"}, "VAE scaling factor 2.0394 for 2.95"),
-        ({"guidance": "lamo", "motion_lag": 5, "model": "cogvideox-tiny"}, "--motion-lag 5 with 17 frames"),
-        ({"guidance": "lamo", "motion_reduction": "total"}, "Unknown reduction: 'total'"),
+        (
+            {"guidance": "lamo", "guidance_options": {"motion_lag": 5}, "model": "cogvideox-tiny"},
+            "--motion-lag 5 with videos of 5 latent frames",
+        ),
+        ({"guidance": "lamo", "guidance_options": {"motion_reduction": "total"}}, "Unknown reduction: 'total'"),
         ({"guidance_scale": float("nan")}, "--guidance-scale nan"),
         ({"guidance_scale": -1.0}, "--guidance-scale -1"),
         ({"num_samples": 0}, "--num-samples 0"),

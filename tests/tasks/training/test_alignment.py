@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from physcli.errors import UsageError
 from physcli.methods import settings_class
-from physcli.methods.denoising import denoising_loss
 from physcli.methods.grids import resample
 from physcli.methods.lamo import drift_loss, drift_weight
 from physcli.methods.moalign import soft_relational_loss
@@ -22,6 +21,7 @@ from physcli.methods.tsa import tsa_loss
 from physcli.methods.videorepa import trd_loss
 from physcli.models.cogvideox import CogVideoX
 from physcli.models.encoders.videomaev2 import VideoMAEv2
+from physcli.models.generator import Conditioning, denoising_loss
 from physcli.recipe import TeacherView
 from physcli.tasks.training.alignment import Pass, build_method
 from physcli.tasks.training.signals import look
@@ -80,13 +80,15 @@ def step(generator):
         teacher = torch.randn(2, *shape, generator=draw)
         salient = torch.rand(2, *shape[:3], generator=draw) < 0.3
         latents, noise, embeds, timesteps = (each[clips] for each in (latents, noise, embeds, timesteps))
-        loss, denoised = denoising_loss(generator, latents, noise, timesteps, embeds, taps=method.taps)
-        noisy = generator.add_noise(latents, noise, timesteps)
+        level, told = generator.noise.of_time(timesteps), Conditioning({"text": embeds})
+        loss, denoised = denoising_loss(generator, latents, noise, level, told, taps=method.taps)
+        noisy = generator.noise.add_noise(latents, noise, level)
         seen = Pass(
             denoised.features,
             clean=latents.requires_grad_(),
-            predicted_clean=generator.predict_clean(denoised.output, noisy, timesteps),
-            timesteps=timesteps,
+            predicted_clean=generator.noise.clean(denoised.output, noisy, level),
+            level=level,
+            time=timesteps.double() / 1000,
             signals={"teacher": teacher[clips].requires_grad_(), "saliency": salient[clips].byte()},
         )
         return loss, seen
@@ -235,7 +237,7 @@ def test_lamo(build, step, generator, reading, per_sample):
     loss, logs = method(seen)
     expected, _ = drift_loss(seen.clean, seen.predicted_clean, lag=1, reading="ratio_of_sums")
     if reading != "none":
-        weights = drift_weight(seen.timesteps, generator.alphas_cumprod, reading=reading, per_sample=per_sample)
+        weights = drift_weight(seen.time, seen.level.signal, seen.level.sigma, reading=reading, per_sample=per_sample)
         assert (weights[0] != weights[1]) == per_sample
         torch.testing.assert_close(logs["noise_weight"], weights)
         expected = weights * expected
@@ -361,13 +363,15 @@ def test_one_whole_step_is_videorepas():
     (projector,) = method.projectors.values()
     projector.load_state_dict(from_videorepa(weights))
 
-    diffusion, denoised = denoising_loss(generator, latents, noise, timesteps, case["prompt_embeds"], taps=method.taps)
-    noisy = generator.add_noise(latents, noise, timesteps)
+    level, told = generator.noise.of_time(timesteps), Conditioning({"text": case["prompt_embeds"]})
+    diffusion, denoised = denoising_loss(generator, latents, noise, level, told, taps=method.taps)
+    noisy = generator.noise.add_noise(latents, noise, level)
     seen = Pass(
         denoised.features,
         clean=latents,
-        predicted_clean=generator.predict_clean(denoised.output, noisy, timesteps),
-        timesteps=timesteps,
+        predicted_clean=generator.noise.clean(denoised.output, noisy, level),
+        level=level,
+        time=timesteps.double() / 1000,
         signals={"teacher": teacher},
     )
     trd, _ = method(seen)

@@ -9,9 +9,10 @@ import torch
 
 from physcli.data.clips import read_dataset
 from physcli.errors import UsageError
-from physcli.methods.lamo import MotionField, field_loss, pool_prompt
+from physcli.methods.lamo import MotionField, field_loss
 from physcli.methods.moalign import MotionProjector, flow_loss, token_flows
 from physcli.models.fingerprints import hash_module
+from physcli.models.generator import Conditioning
 from physcli.recipe import MotionFieldRecipe, MotionProjectorRecipe
 from physcli.tasks.processes import Processes
 from physcli.tasks.training import build as build_module
@@ -97,12 +98,12 @@ def test_what_the_field_is_shown(build, small_generator):
     assert batch["noise_mask"].float().mean() == pytest.approx(0.25, abs=0.06)
     assert batch["prompt_keep"].float().mean() == pytest.approx(0.6, abs=0.06)
     assert batch["noise"].std() == pytest.approx(1, abs=0.02)
-    levels = (1 - small_generator().alphas_cumprod).sqrt().float()
+    levels = (1 - small_generator().noise.alphas_cumprod).sqrt().float()
     assert torch.isin(batch["sigmas"], levels).all()
     assert batch["sigmas"].mean() == pytest.approx(float(levels.mean()), abs=0.03)
     seen = {view.key: view for view in trainee._windows.views}
     prompts = {prompt_of(view) for view in seen.values()}
-    pooled = torch.stack([pool_prompt(trainee._prompts.embedding(prompt)[None])[0] for prompt in prompts])
+    pooled = Conditioning.stack([trainee._prompts.embedding(prompt) for prompt in prompts]).pooled()
     assert {tuple(row) for row in batch["prompt"].tolist()} == {tuple(row) for row in pooled.tolist()}
     # mean + std·ε of one of the windows
     posteriors = torch.stack(trainee._latents.get(list(seen.values()))).float()
@@ -180,7 +181,7 @@ def test_validation_of_the_field(build, tmp_path):
     trainee.field.output_proj.bias.data += 0.05
     views = trainee._held_windows.first()
     latents = torch.stack([value[0] for value in trainee._latents.get(views)]).float()
-    prompts = torch.cat([pool_prompt(trainee._prompts.embedding(prompt_of(view))[None]) for view in views])
+    prompts = Conditioning.stack([trainee._prompts.embedding(prompt_of(view)) for view in views]).pooled()
     with torch.no_grad():
         (row,) = trainee.validate(tmp_path, final=False)
         explained = field_loss(trainee.field, latents, prompts)[1]["explained"]

@@ -249,8 +249,8 @@ def test_latents_are_the_posterior(windows, compute, small_generator, tmp_path):
     posterior = stored(latents_of(generator, cache=tmp_path), views, compute)
     assert (posterior.shape, posterior.dtype) == ((3, 2, 3, 4, 4, 4), torch.float16)
     frames = to_tensor([resize(view.clip.read(view.frames), 16, 16) for view in views])
-    assert torch.equal(posterior, generator.encode_posterior(frames).half())
-    torch.testing.assert_close(posterior[:, 0].float(), generator.encode_video(frames), rtol=1e-3, atol=1e-4)
+    assert torch.equal(posterior, generator.codec.encode_posterior(frames).half())
+    torch.testing.assert_close(posterior[:, 0].float(), generator.codec.encode(frames), rtol=1e-3, atol=1e-4)
     assert (posterior[:, 1] > 0).all()
 
 
@@ -480,8 +480,8 @@ def prompts(small_generator, tmp_path, heard):
         processes = Processes()
         processes.rank, processes.count = rank, count
         made = Prompts(generator, cache=cache, room=1, processes=processes, reporter=heard())
-        made.asked, encode = [], generator.encode_prompt
-        generator.encode_prompt = lambda some: made.asked.extend(some) or encode(some)
+        made.asked, encode = [], generator.encode_prompts
+        generator.encode_prompts = lambda some: made.asked.extend(some) or encode(some)
         return made
 
     return make
@@ -495,13 +495,13 @@ def test_embeddings_are_the_generators(prompts, small_generator):
     made.embed(SAID)
     assert len(made.asked) == 3  # two are the same tokens
     for prompt in SAID:
-        embedding = made.embedding(prompt)
-        torch.testing.assert_close(embedding, generator.encode_prompt([prompt])[0], rtol=0, atol=1e-6)
+        embedding = made.embedding(prompt)["text"]
+        torch.testing.assert_close(embedding, generator.encode_prompts([prompt]).text[0], rtol=0, atol=1e-6)
         ids = made.tokens(prompt)
         assert ids.shape == (32,)
         with torch.no_grad():
             torch.testing.assert_close(generator.pipeline.text_encoder(ids[None])[0][0], embedding, rtol=0, atol=1e-6)
-    assert (made.embedding(SAID[0]) - made.embedding(SAID[1])).abs().max() > 1e-2
+    assert (made.embedding(SAID[0])["text"] - made.embedding(SAID[1])["text"]).abs().max() > 1e-2
 
 
 def test_embeddings_are_computed_once(prompts):
@@ -512,7 +512,7 @@ def test_embeddings_are_computed_once(prompts):
     again = prompts()
     again.embed(SAID)
     assert again.asked == []
-    assert all(torch.equal(again.embedding(prompt), first.embedding(prompt)) for prompt in SAID)
+    assert all(torch.equal(again.embedding(prompt)["text"], first.embedding(prompt)["text"]) for prompt in SAID)
 
 
 def test_embeddings_that_are_not_kept(prompts, tmp_path):
@@ -523,7 +523,7 @@ def test_embeddings_that_are_not_kept(prompts, tmp_path):
     assert size == 3 * 32 * 16 * 4 < shard.stat().st_size < 1.2 * size
     assert (kept.bytes_to_keep(SAID), fresh.bytes_to_keep(SAID), fresh.embed(SAID)) == (0, 0, [])
     for prompt in SAID:
-        torch.testing.assert_close(fresh.embedding(prompt), kept.embedding(prompt), rtol=0, atol=1e-6)
+        torch.testing.assert_close(fresh.embedding(prompt)["text"], kept.embedding(prompt)["text"], rtol=0, atol=1e-6)
 
 
 def test_another_text_encoder_has_other_embeddings(prompts, small_generator):
@@ -546,4 +546,4 @@ def test_two_processes_share_the_prompts(prompts, tmp_path):
     other.embed(SAID)
     assert len(main.asked) + len(other.asked) == 3
     assert min(len(main.asked), len(other.asked)) == 1
-    assert all(torch.equal(main.embedding(prompt), other.embedding(prompt)) for prompt in SAID)
+    assert all(torch.equal(main.embedding(prompt)["text"], other.embedding(prompt)["text"]) for prompt in SAID)

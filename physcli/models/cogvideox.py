@@ -20,7 +20,7 @@ from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.noise import NoiseLevel, NoiseProcess, VPrediction
-from physcli.models.tiny import architecture, build_part, tiny_tokenizer
+from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 
 
 class CogVideoXCodec(FactorCodec):
@@ -247,6 +247,7 @@ def build_cogvideox(model: Mapping[str, Any] | None = None) -> CogVideoXPipeline
         model: As `architecture("cogvideox-tiny")`, the default; tests pass smaller ones.
     """
     model = model or architecture("cogvideox-tiny")
+    check_sections(model, ("seed", "transformer", "vae", "text_encoder", "scheduler"))
     tokenizer = tiny_tokenizer(model["text_encoder"], max_length=model["transformer"]["max_text_seq_length"])
     return CogVideoXPipeline(
         tokenizer=tokenizer,

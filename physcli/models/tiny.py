@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,6 +90,17 @@ def tiny_tokenizer(text_encoder: Mapping[str, Any], max_length: int) -> PreTrain
     tokenizer = build_tokenizer(vocabulary(), max_length=max_length)
     assert len(tokenizer) <= text_encoder["vocab_size"], "the vocabulary has outgrown the text encoder"
     return tokenizer
+
+
+def check_sections(model: Mapping[str, Any], expected: Collection[str]) -> None:
+    """Refuse an architecture with a section too many; one that lacks a section is noticed where that is built.
+
+    Raises:
+        ValueError: names it.
+    """
+    strange = sorted(set(model) - set(expected))
+    if strange:
+        raise ValueError(f"there is no section {strange[0]!r}, only {', '.join(expected)}")
 
 
 def build_part(build: Callable[[], _Part], seed: int) -> _Part:

@@ -30,7 +30,7 @@ from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.integrity import read_json
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
-from physcli.models.tiny import architecture, build_part, tiny_tokenizer
+from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 
 # What the released models were trained on: (height, width), frames, frames a second. Their configs do not say.
 _WAN21: dict[str, Any] = {"size": (480, 832), "num_frames": 81, "frame_rate_hz": 16.0}
@@ -220,6 +220,7 @@ def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
         model: As `architecture("wan-tiny")`, the default; tests pass smaller ones.
     """
     model = model or architecture("wan-tiny")
+    check_sections(model, ("seed", "facts", "transformer", "vae", "text_encoder", "scheduler"))
     tokenizer = tiny_tokenizer(model["text_encoder"], max_length=model["facts"]["max_text_tokens"])
     return WanPipeline(
         tokenizer=tokenizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from physcli.models.names import fingerprint, read_facts, resolve
 from physcli.progress import Reporter
 from physcli.tasks import finetune, sample
 from physcli.tasks.probe_physion import ProbeSettings
-from physcli.tasks.run_dir import defaults_in, same_settings
+from physcli.tasks.run_dir import same_settings, with_defaults
 from physcli.tasks.sample import SampleSettings
 from physcli.tasks.training.request import FinetuneRequest
 
@@ -28,11 +29,11 @@ def record_of(name):
 
 
 def sampled(given):
-    """Settings and defaults as `sample` has them, before anything is loaded."""
+    """Settings, and what completes older ones, as `sample` has them before anything is loaded."""
     settings = sample._checked(given, "cpu", 1, Reporter())
     if settings.guidance_scale is None:
         settings = replace(settings, guidance_scale=read_facts(resolve(settings.model)).guidance_scale)
-    return settings.record, settings.defaults(given)
+    return settings.record, partial(settings.complete, given)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def test_a_probe():
     record = record_of("probe")
     models = ("cogvideox-tiny", "videomae-tiny", "cogvideox-tiny:random")
     given = ProbeSettings(models=models, data="simulated:28", layers=(1, 3), sigmas=(0.1, 0.3))
-    assert same_settings(record, asdict(given), defaults_in(given))
-    assert not same_settings(record, asdict(replace(given, snrs=(1.0,))), defaults_in(given))
+    assert same_settings(record, asdict(given), with_defaults(given))
+    assert not same_settings(record, asdict(replace(given, snrs=(1.0,))), with_defaults(given))
     assert record["inputs"].items() >= {name: fingerprint(resolve(name)) for name in models}.items()
 
 
@@ -97,8 +98,8 @@ def test_training(name):
     seed = int(options["--seed"])
 
     def same(recipe):
-        defaults = finetune._settings(finetune.defaults_of(recipe), seed)
-        return same_settings(record, finetune._settings(recipe.model_dump(mode="json"), seed), defaults)
+        settings = finetune._settings(recipe.model_dump(mode="json"), seed)
+        return same_settings(record, settings, partial(finetune._complete, recipe=recipe))
 
     assert same(request.recipe())
     assert not same(replace(request, overrides=(*overrides, "train.batch_size=3")).recipe())

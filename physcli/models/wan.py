@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,14 +20,13 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
 from physcli.errors import ModelError, unknown
 from physcli.models.codec import ChannelCodec
 from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
-from physcli.models.integrity import read_json
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
 from physcli.models.tiny import architecture, build_part, tiny_tokenizer
 
@@ -98,12 +96,6 @@ class Wan(DiffusersGenerator):
                 "euler": "diffusers:FlowMatchEulerDiscreteScheduler",
             },
         )
-
-    @classmethod
-    def part_class(cls, part: str, folder: Path) -> Any:
-        if part == "text_encoder" and read_json(folder / "config.json").get("model_type") == "t5":
-            return T5EncoderModel  # of the tiny one
-        return super().part_class(part, folder)
 
     def _noise_process(self) -> NoiseProcess:
         config = self.pipeline.scheduler.config
@@ -213,8 +205,9 @@ def _fixed(text: str) -> str:
 
 
 def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
-    """A whole `WanPipeline` with seeded random weights, float32 on the CPU. Its text encoder is the other tiny
-    generator's kind, T5, under the same tokenizer.
+    """A whole `WanPipeline` with seeded random weights, float32 on the CPU. Its text encoder has the other tiny
+    generator's sizes and tokenizer, and the class that the pipeline expects: a T5 with positions of its own in every
+    block, so that with the first block's in all it is that T5.
 
     Args:
         model: As `architecture("wan-tiny")`, the default; tests pass smaller ones.
@@ -224,7 +217,7 @@ def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
     return WanPipeline(
         tokenizer=tokenizer,
         scheduler=UniPCMultistepScheduler(**model["scheduler"]),
-        text_encoder=build_part(lambda: T5EncoderModel(T5Config(**model["text_encoder"])), model["seed"]),
+        text_encoder=build_part(lambda: UMT5EncoderModel(UMT5Config(**model["text_encoder"])), model["seed"]),
         vae=build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"]),
         transformer=build_part(lambda: WanTransformer3DModel(**model["transformer"]), model["seed"]),
     )

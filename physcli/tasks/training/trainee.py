@@ -76,7 +76,7 @@ class Trainee(Steps):
         """Parameters by part of what is exported."""
 
     def facts(self) -> dict[str, Any]:
-        """What the model card's usage example needs."""
+        """What the model card says of the model beside the recipe."""
         return {}
 
     def problems(self) -> list[str]:

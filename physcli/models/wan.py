@@ -33,6 +33,8 @@ from physcli.models.tiny import architecture, build_part, tiny_tokenizer
 # What the released models were trained on: (height, width), frames, frames a second. Their configs do not say.
 _WAN21: dict[str, Any] = {"size": (480, 832), "num_frames": 81, "frame_rate_hz": 16.0}
 _WAN22_TI2V: dict[str, Any] = {"size": (704, 1280), "num_frames": 121, "frame_rate_hz": 24.0}
+# Taken from the log variance of a random VAE's posteriors.
+_RANDOM_LOG_VARIANCE = 8.0
 
 
 class Wan(DiffusersGenerator):
@@ -214,10 +216,15 @@ def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
     """
     model = model or architecture("wan-tiny")
     tokenizer = tiny_tokenizer(model["text_encoder"], max_length=model["facts"]["max_text_tokens"])
+    vae = build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"])
+    with torch.no_grad():
+        # Posteriors as narrow as a trained VAE's: at a log variance of 0, which random weights give, draws would be
+        # eight times as wide as their means.
+        vae.quant_conv.bias[vae.config.z_dim :] -= _RANDOM_LOG_VARIANCE
     return WanPipeline(
         tokenizer=tokenizer,
         scheduler=UniPCMultistepScheduler(**model["scheduler"]),
         text_encoder=build_part(lambda: UMT5EncoderModel(UMT5Config(**model["text_encoder"])), model["seed"]),
-        vae=build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"]),
+        vae=vae,
         transformer=build_part(lambda: WanTransformer3DModel(**model["transformer"]), model["seed"]),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -29,6 +30,9 @@ from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
 from physcli.models.tiny import architecture, build_part, tiny_tokenizer
+
+# Under autocast the norms of queries and keys get half-precision inputs and have float32 weights, which is meant.
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
 # What the released models were trained on: (height, width), frames, frames a second. Their configs do not say.
 _WAN21: dict[str, Any] = {"size": (480, 832), "num_frames": 81, "frame_rate_hz": 16.0}
@@ -216,7 +220,7 @@ def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
     """
     model = model or architecture("wan-tiny")
     tokenizer = tiny_tokenizer(model["text_encoder"], max_length=model["facts"]["max_text_tokens"])
-    vae = build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"])
+    vae: Any = build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"])
     with torch.no_grad():
         # Posteriors as narrow as a trained VAE's: at a log variance of 0, which random weights give, draws would be
         # eight times as wide as their means.

@@ -137,6 +137,8 @@ def write_card(
     hashes = {path.relative_to(folder).as_posix(): content_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
     where = ", ".join(hardware["accelerators"]) or counted(hardware["threads"], "CPU thread")
     start = "random weights" if content["init"] == "random" else f"the weights of {content['model']}"
+    if facts.get("random_init") and content["init"] != "random":
+        start = f"the random weights of {content['model']}"
     prediction = facts.get("prediction", "v")
     objective = _OBJECTIVES[kind].format(
         prediction=_PREDICTIONS[prediction], noise=_noise_in_words(content["objective"], prediction)

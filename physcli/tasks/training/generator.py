@@ -181,6 +181,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
     def facts(self) -> dict[str, Any]:
         height, width = self.generator.facts.size
         return {
+            "random_init": self.generator.random_init,
             "prediction": self.generator.noise.prediction,
             "pipeline": self.generator.pipeline_class,
             "frames": self.objective.frames,

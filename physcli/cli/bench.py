@@ -129,14 +129,15 @@ def finetune(
         str | None,
         typer.Option(
             "--full-size",
-            metavar="2b|5b",
-            help="CogVideoX-2B or -5B from its configuration with random weights, on random latents and features.",
+            metavar="2b|5b|wan-1.3b|wan-14b",
+            help="CogVideoX-2B or -5B, or Wan 2.1 from its configuration with random weights, on random latents and "
+            "features.",
             show_default=False,
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="With --full-size.  \\[default: 480x720]", metavar="HxW", show_default=False),
+        typer.Option(help="With --full-size.  \\[default: the checkpoint's]", metavar="HxW", show_default=False),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -155,7 +156,7 @@ def finetune(
     elif full_size is not None:
         _refuse("with --full-size", {"--model": model}, fix="leave one of them out")
     else:
-        _refuse("without --full-size", weights, fix="add --full-size 2b or --full-size 5b")
+        _refuse("without --full-size", weights, fix="add --full-size, such as --full-size 2b")
 
     from physcli.tasks.bench.finetune import DEFAULT_MODEL, MEASURE_EVERY, bench_finetune
     from physcli.tasks.bench.full_size import bench_full_size
@@ -182,7 +183,7 @@ def finetune(
         rows = bench_finetune(**settings, reporter=reporter)
         title = f"bench finetune: {settings['model']}"
     else:
-        height, width = parse_size(size or "480x720")
+        height, width = parse_size(size) if size else (None, None)
         settings |= {"dtype": dtype or "bfloat16", "height": height, "width": width}
         rows = bench_full_size(full_size, **settings, reporter=reporter)
         settings |= {"full_size": full_size}

@@ -517,13 +517,14 @@ class DiffusersGenerator(ABC):
         return list(targets) if matched <= linear else sorted(matched & linear)
 
     def save_lora(self, folder: Path) -> None:
-        """Write the updates as diffusers' LoRA file; alpha is in its metadata, without which loaders take it for r."""
+        """Write the updates as diffusers' LoRA file; alpha is in its metadata, without which loaders take it for r.
+        Dropout is not: loaders leave it on, and the same seed would give two videos."""
         from peft.utils import get_peft_model_state_dict
 
         self.pipeline.save_lora_weights(
             folder,
             transformer_lora_layers=get_peft_model_state_dict(self.transformer),
-            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict() | {"lora_dropout": 0.0},
         )
 
     # -- sizes -------------------------------------------------------------------------------------------------------

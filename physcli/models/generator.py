@@ -175,6 +175,7 @@ class Generator(Protocol):
     Attributes:
         kind: "generator".
         family: A key of `physcli.models.GENERATORS`.
+        pipeline_class: Of diffusers, that plain users load its folders with.
         name: Shown in tables.
         random_init: The weights were never trained; every table that shows this model must say so.
         facts: What it is.
@@ -188,6 +189,7 @@ class Generator(Protocol):
 
     kind: Literal["generator"]
     family: ClassVar[str]
+    pipeline_class: ClassVar[str]
     name: str
     random_init: bool
     guidance_scale: float

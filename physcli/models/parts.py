@@ -64,18 +64,17 @@ def empty_part(part_class: Any, folder: Path) -> Any:
 
 
 def cast_part(part: nn.Module, dtype: torch.dtype) -> None:
-    """Another dtype for a part's weights, but for those layers that its class keeps in float32 when it is loaded in
-    half
-    precision: `.to(dtype)` alone would lose that."""
-    kept = tuple(getattr(part, "_keep_in_fp32_modules", None) or ())
-    part.to(dtype)
-    if dtype in (torch.bfloat16, torch.float16):
-        for name, module in part.named_modules():
-            if any(word in name.split(".") for word in kept):
-                module.float()
-        for name, parameter in part.named_parameters():
-            if any(word in name.split(".") for word in kept):
-                parameter.data = parameter.data.float()
+    """Another dtype for a part's weights, as if it had been loaded in it: layers that its class keeps in float32 stay
+    so, and in diffusers' classes that have such layers all buffers, too (positions); `.to(dtype)` would lose that."""
+    named = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    if isinstance(part, PreTrainedModel) and dtype != torch.float16:
+        named = set(part._keep_in_fp32_modules_strict or ())  # the others are there for float16 alone
+    if not named or dtype not in (torch.bfloat16, torch.float16):
+        part.to(dtype)
+        return
+    for name, weight in part.named_parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(torch.float32 if named & set(name.split(".")) else dtype)
 
 
 def is_empty(part: nn.Module | None) -> bool:

@@ -104,7 +104,7 @@ def _devices() -> list[Check]:
                 "cuda",
                 "note",
                 f"none: {why}",
-                "built-in models run on the CPU; CogVideoX-2B and 5B need a GPU",
+                "built-in models run on the CPU; published generators (CogVideoX, Wan) need a GPU",
             )
         )
     if torch.backends.mps.is_available():

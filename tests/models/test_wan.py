@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from physcli.errors import ModelError, UsageError
+from physcli.hashing import seeded
+from physcli.models import LORA_FILE
 from physcli.models.generator import Conditioning, denoising_loss
 from physcli.models.loading import load_generator
+from physcli.models.names import read_facts, resolve
+from physcli.models.wan import Wan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wan_objective"
 
@@ -211,3 +221,215 @@ def test_sampling(golden, name, monkeypatch):
     last = generator.codec.decode(canonical(case[f"sample_{name}_step_4"]))
     shown = torch.from_numpy(made.frames).permute(0, 1, 4, 2, 3).float() / 255
     torch.testing.assert_close(shown, last, atol=1 / 510 + 1e-3, rtol=0)
+
+
+# -- what is refused, and what is not ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(GOLDEN / "wan21_pipeline", tmp_path / "wan")
+
+
+def change(file: Path, **entries) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def test_two_networks_are_refused(tmp_path):
+    with pytest.raises(
+        ModelError, match=r"two networks: transformer for much noise, transformer_2 for little"
+    ) as error:
+        load_generator(str(GOLDEN / "wan22_a14b_pipeline"))
+    assert "Wan 2.2 TI2V-5B" in error.value.expected
+
+
+def test_another_family_is_refused_and_the_families_are_named(folder):
+    change(folder / "model_index.json", _class_name="LTXPipeline")
+    with pytest.raises(ModelError, match=r"holds a LTXPipeline, which physcli cannot use") as error:
+        load_generator(str(folder))
+    assert "families: cogvideox, wan" in error.value.expected
+
+
+def test_image_to_video_is_refused(folder):
+    change(folder / "transformer" / "config.json", in_channels=8)
+    with pytest.raises(ModelError, match="an image-to-video model"):
+        read_facts(resolve(str(folder)))
+
+
+def test_a_scheduler_that_does_not_sample_a_flow_is_refused(folder):
+    change(folder / "scheduler" / "scheduler_config.json", use_flow_sigmas=False, prediction_type="epsilon")
+    with pytest.raises(ModelError, match="does not sample a flow"):
+        load_generator(str(folder))
+
+
+def test_a_boundary_between_networks_does_not_stop_a_folder_of_one(folder):
+    change(folder / "model_index.json", boundary_ratio=0.875)
+    sizes = {"num_frames": 5, "height": 16, "width": 16, "steps": 2}
+    given, plain = (
+        load_generator(str(where)).sample(["a ball"], [0], **sizes) for where in (folder, GOLDEN / "wan21_pipeline")
+    )
+    assert np.array_equal(given.frames, plain.frames)
+
+
+@pytest.mark.parametrize("num_frames", [8, 12])
+def test_lengths_that_the_pipeline_would_cut_in_silence(golden, num_frames):
+    generator, _, _ = golden
+    with pytest.raises(UsageError, match=f"cannot take clips of {num_frames} frames") as error:
+        generator.codec.encode(torch.rand(1, num_frames, 3, 32, 32))
+    assert "4k+1" in error.value.expected
+
+
+# -- wan-tiny: plain diffusers loads what physcli saves ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    generator = Wan.build()
+    generator.place("cpu")
+    return generator
+
+
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan") / "tiny"
+    tiny.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
+def test_a_saved_folder_is_a_plain_pipeline_and_makes_the_same_video(tiny, saved, scheduler, caplog, recwarn):
+    with caplog.at_level(logging.WARNING):
+        pipeline = WanPipeline.from_pretrained(saved)
+    assert not caplog.records
+    assert not [warning for warning in recwarn if "deprecat" not in str(warning.message).lower()]
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler == "euler":
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    generator = load_generator(str(saved))
+    generator.use_scheduler(scheduler)
+    prompts = ["A red ball rolls from left to right.", "the blue  box &amp; the cube"]
+    made = generator.sample(prompts, [3, 4], num_frames=9, height=32, width=48, steps=3, guidance_scale=4.0)
+    stock = pipeline(
+        prompts,
+        num_frames=9,
+        height=32,
+        width=48,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        max_sequence_length=32,
+        generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)],
+    ).frames
+    assert np.array_equal(made.frames, (stock * 255).round().astype(np.uint8))
+    ours = Recorder()
+    again = generator.sample(
+        prompts, [3, 4], num_frames=9, height=32, width=48, steps=3, guidance_scale=4.0, guidance=ours
+    )
+    assert np.array_equal(again.frames, made.frames)
+
+
+def test_own_facts_go_round(tiny, saved):
+    facts = load_generator(str(saved), parts=()).facts
+    assert facts == tiny.facts
+    assert (facts.max_text_tokens, facts.size, facts.num_frames) == (32, (64, 64), 17)
+
+
+# -- LoRA --------------------------------------------------------------------------------------------------------
+
+LATENTS = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def velocity(generator) -> torch.Tensor:
+    with torch.no_grad():
+        told = generator.encode_prompts(["a red ball falls"])
+        return generator.denoise(LATENTS, generator.noise.at(0.6), told).output
+
+
+@pytest.fixture(scope="module")
+def adapter(saved, tmp_path_factory):
+    """A LoRA of rank 2 and alpha 6 with live dropout in training, and what it gives."""
+    generator = load_generator(str(saved))
+    before = velocity(generator)
+    generator.add_lora(rank=2, alpha=6, dropout=0.5, seed=0)
+    generator.network.eval()
+    assert torch.equal(velocity(generator), before)  # nothing yet
+    with torch.no_grad(), seeded(1):
+        for name, weight in generator.network.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    folder = tmp_path_factory.mktemp("wan") / "adapter"
+    generator.save_lora(folder)
+    after = velocity(generator)
+    assert (after - before).abs().max() > 1e-2
+    return folder, after
+
+
+def test_a_lora_goes_round_through_plain_diffusers(saved, adapter):
+    folder, expected = adapter
+    pipeline = WanPipeline.from_pretrained(saved)
+    pipeline.load_lora_weights(folder)
+    pipeline.transformer.eval()
+    generator = load_generator(str(saved))
+    told = generator.encode_prompts(["a red ball falls"])
+    with torch.no_grad():
+        [output] = pipeline.transformer(LATENTS.transpose(1, 2), torch.tensor([600.0]), told.text, return_dict=False)
+    torch.testing.assert_close(output.transpose(1, 2), expected, atol=1e-5, rtol=0)
+    file = load_file(folder / LORA_FILE)
+    assert all(name.startswith("transformer.blocks.") for name in file)
+    assert {name.split(".")[3] for name in file} == {"attn1", "attn2"}
+
+    loaded = load_generator(str(saved), adapter=folder)
+    torch.testing.assert_close(velocity(loaded), expected, atol=1e-5, rtol=0)
+    loaded.merge_adapter()
+    torch.testing.assert_close(velocity(loaded), expected, atol=1e-5, rtol=0)
+
+
+def test_a_loaded_lora_s_dropout_is_off_here_and_in_plain_diffusers(saved, adapter):
+    folder, _ = adapter
+    loaded = load_generator(str(saved), adapter=folder)
+    sizes = {"num_frames": 5, "height": 16, "width": 16, "steps": 2}
+    first, second = (loaded.sample(["a ball"], [0], **sizes).frames for _ in range(2))
+    assert np.array_equal(first, second)
+    with safe_open(folder / LORA_FILE, framework="pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata["transformer.lora_alpha"] == 6
+    assert metadata["transformer.lora_dropout"] == 0.0  # peft would leave it on for whoever loads the file
+    pipeline = WanPipeline.from_pretrained(saved)
+    pipeline.load_lora_weights(folder)
+    text = loaded.encode_prompts(["a ball"]).text
+    with torch.no_grad():
+        outputs = [
+            pipeline.transformer(LATENTS.transpose(1, 2), torch.tensor([600.0]), text, return_dict=False)[0]
+            for _ in range(2)
+        ]
+    assert torch.equal(*outputs)
+
+
+# -- half precision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_random_weights_are_cast_as_loading_casts_them(saved, dtype):
+    of_folder = load_generator(str(saved), dtype=dtype)
+    of_nothing = load_generator("wan-tiny:random", dtype=dtype)
+    for part in ("transformer", "vae", "text_encoder"):
+        ours, loaded = (
+            {name: value.dtype for name, value in (*module.named_parameters(), *module.named_buffers())}
+            for module in (of_nothing.part(part), of_folder.part(part))
+        )
+        assert ours == loaded
+    kept = {name for name, weight in of_folder.network.named_parameters() if weight.dtype == torch.float32}
+    assert {"scale_shift_table", "condition_embedder.time_embedder.linear_1.weight"} < kept
+    assert "blocks.0.attn1.to_q.weight" not in kept
+    assert str(of_folder.dtype) == str(of_nothing.dtype) == f"torch.{dtype}"
+    assert torch.equal(velocity(of_folder), velocity(of_nothing))
+
+
+def test_noise_levels_reach_the_network_in_float32_in_half_precision(saved):
+    generator = load_generator(str(saved), dtype="bfloat16")
+    seen = []
+    handle = generator.network.condition_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        generator.denoise(LATENTS, generator.noise.at(0.6012), generator.encode_prompts(["a ball"]))
+    handle.remove()
+    assert seen[0].dtype == torch.float32
+    assert seen[0].tolist() == pytest.approx([601.2])

@@ -91,7 +91,8 @@ def bench_finetune(
 
 
 def recipes_for(model: str, methods: Sequence[str] = (), overrides: Sequence[str] = ()) -> dict[str, GeneratorRecipe]:
-    """The packaged recipes that fine-tune a generator, by name; of a hub model without its size (`repa` for `repa-2b`).
+    """The packaged recipes that fine-tune a generator, by name; of a hub model without its size (`repa` for `repa-2b`;
+    what has another ending, such as `repa-2b-lora`, is left out).
 
     Args:
         model: Its own recipes, or those of the embedded default where it has none.
@@ -106,8 +107,9 @@ def recipes_for(model: str, methods: Sequence[str] = (), overrides: Sequence[str
     for name, recipe in every.items():
         if isinstance(recipe, GeneratorRecipe) and recipe.init == "pretrained" and recipe.model in of_model:
             of_model[recipe.model].append(name)
-    size = f"-{model.lower().rpartition('-')[2]}"
-    found = {name.removesuffix(size): name for name in of_model[model] or of_model[DEFAULT_MODEL]}
+    names = of_model[model] or of_model[DEFAULT_MODEL]
+    size = min((name for name in names if name.startswith(CONTROL)), key=len).removeprefix(CONTROL)
+    found = {name.removesuffix(size): name for name in names if name.endswith(size)}
     for method in methods:
         if method not in found:
             raise unknown("method", method, found)

@@ -32,6 +32,7 @@ from physcli.models.cogvideox import CogVideoX
 from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import check_taps
 from physcli.models.generator import Generator
+from physcli.models.parts import cast_part
 from physcli.models.wan import Wan
 from physcli.progress import Reporter
 from physcli.recipe import Alignment, GeneratorRecipe, MoAlign, TeacherView
@@ -46,7 +47,8 @@ from physcli.tasks.training.denoising import MEASURE_EVERY, TOLD, DenoisingSteps
 class Checkpoint:
     """A published generator: its hub id, the adapter of its family, its network, its native size (height, width), and
     where its network's configuration differs from diffusers' defaults; `others` makes the parts that have no part in a
-    step, small ones with the checkpoint's strides and scales."""
+    step, small ones with the checkpoint's strides and scales; `recipes`: the model with whose recipes it is timed,
+    where it has none itself."""
 
     model: str
     family: type[DiffusersGenerator]
@@ -54,6 +56,7 @@ class Checkpoint:
     size: tuple[int, int]
     others: Callable[[], tuple[Any, dict[str, Any]]]  # the pipeline's class, its VAE and its scheduler
     config: dict[str, Any] = field(default_factory=dict)
+    recipes: str = ""
 
 
 def _cogvideox(scaling_factor: float, snr_shift_scale: float) -> tuple[Any, dict[str, Any]]:
@@ -106,7 +109,14 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         _wan,
         {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
     ),
-    "wan-14b": Checkpoint("Wan-AI/Wan2.1-T2V-14B-Diffusers", Wan, WanTransformer3DModel, (480, 832), _wan),
+    "wan-14b": Checkpoint(
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        Wan,
+        WanTransformer3DModel,
+        (480, 832),
+        _wan,
+        recipes="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    ),
 }
 # Teacher → features, patch and tubelet of its tokens.
 TEACHERS: dict[str, tuple[int, int, int]] = {"OpenGVLab/VideoMAEv2-Base": (768, 16, 2)}
@@ -150,7 +160,7 @@ def bench_full_size(
     if name not in CHECKPOINTS:
         raise unknown("checkpoint", name, CHECKPOINTS)
     checkpoint = CHECKPOINTS[name]
-    recipes = recipes_for(checkpoint.model, methods, overrides)
+    recipes = recipes_for(checkpoint.recipes or checkpoint.model, methods, overrides)
     chosen = devices.pick_device("cpu" if on_cpu(device) else device)
     weights = devices.pick_dtype(dtype, chosen)
     with devices.quiet_libraries():
@@ -179,7 +189,8 @@ def build_random(
     """
     with torch.device("meta"):
         transformer: Any = checkpoint.network(**checkpoint.config)
-    transformer = transformer.to(dtype).to_empty(device=device)
+    cast_part(transformer, dtype)
+    transformer = transformer.to_empty(device=device)
     # The table of positions is no weight: it is taken from a model that was built in the ordinary way.
     without_blocks: Any = checkpoint.network(**checkpoint.config | {"num_layers": 0})
     for key, table in without_blocks.named_buffers():

@@ -19,16 +19,16 @@ from physcli.recipe import dump_recipe
 
 _USE = {
     "generator": """```python
-from diffusers import CogVideoXPipeline
+from diffusers import {pipeline}
 
-pipe = CogVideoXPipeline.from_pretrained(FOLDER)
+pipe = {pipeline}.from_pretrained(FOLDER)
 video = pipe(
     PROMPT, num_frames={frames}, height={height}, width={width}, guidance_scale={guidance:g}, max_sequence_length={text}
 ).frames[0]
 ```
 
-This model reads {text} text tokens, and plain diffusers pads to 226 unless told otherwise: give
-`max_sequence_length={text}`. physcli reads it from the config.""",
+This model reads {text} text tokens, and plain diffusers pads to {padded} unless told otherwise: give
+`max_sequence_length={text}`. physcli knows it by itself.""",
     "encoder": """```python
 from transformers import VideoMAEModel
 
@@ -44,9 +44,9 @@ rater = load_rater(FOLDER)
 
 The folder has the layout of the public mPLUG-Owl-Video checkpoints, and the same key names.""",
     "vae": """```python
-from diffusers import AutoencoderKLCogVideoX
+from diffusers import {vae}
 
-vae = AutoencoderKLCogVideoX.from_pretrained(FOLDER)
+vae = {vae}.from_pretrained(FOLDER)
 ```""",
     "adapter": """```python
 pipe.load_lora_weights(FOLDER)  # alpha is in the file's metadata
@@ -66,10 +66,13 @@ from physcli.methods.moalign import MotionProjector
 projector = MotionProjector.load(FOLDER)
 ```""",
 }
-_NOISES = {"timesteps": "timesteps", "sigmas": "noise levels"}
+_PREDICTIONS = {
+    "v": "v-prediction: mean squared error of v",
+    "epsilon": "Noise prediction: mean squared error of ε",
+    "velocity": "Flow matching: mean squared error of the velocity ε − x0",
+}
 _OBJECTIVES = {
-    "generator": "v-prediction: mean squared error of v at uniformly drawn {noise}, captions dropped for "
-    "classifier-free guidance.",
+    "generator": "{prediction} at {noise}, captions dropped for classifier-free guidance.",
     "encoder": "Future prediction, without labels: the encoder sees the first frames of a window; from the tokens of "
     "its last time step one linear layer predicts how the colours of each token's place will have changed at later "
     "frames, places that move counting most.",
@@ -127,14 +130,19 @@ def write_card(
         seconds: It took.
         hardware: Of the run record.
         rows: Metric rows of the last validation.
-        facts: Fill the placeholders of the usage example.
+        facts: `Trainee.facts`; they fill the placeholders of the usage example.
     """
     content = recipe.model_dump()
     kind = content["trains"]
     hashes = {path.relative_to(folder).as_posix(): content_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
     where = ", ".join(hardware["accelerators"]) or counted(hardware["threads"], "CPU thread")
     start = "random weights" if content["init"] == "random" else f"the weights of {content['model']}"
-    noise = _NOISES[content["objective"].get("noise", "timesteps")]
+    if facts.get("random_init") and content["init"] != "random":
+        start = f"the random weights of {content['model']}"
+    prediction = facts.get("prediction", "v")
+    objective = _OBJECTIVES[kind].format(
+        prediction=_PREDICTIONS[prediction], noise=_noise_in_words(content["objective"], prediction)
+    )
     lines = [
         f"# {content['model']}" + (": the VAE" if kind == "vae" else ""),
         "",
@@ -146,7 +154,7 @@ def write_card(
         "",
         "## Objective",
         "",
-        _OBJECTIVES[kind].format(noise=noise) + _method_in_words(content),
+        objective + _method_in_words(content, prediction),
         "",
         "## Data and training",
         "",
@@ -182,9 +190,34 @@ def write_card(
     write_text(folder / "README.md", "\n".join(lines))
 
 
-def _method_in_words(content: dict[str, Any]) -> str:
+def _noise_in_words(objective: dict[str, Any], prediction: str) -> str:
+    """How noise levels were drawn."""
+    kind = objective.get("noise", "timesteps")
+    if kind == "logit-normal":
+        drawn = (
+            f"noise levels σ = sigmoid(n), n normal with mean {objective['noise_mean']:g} and standard deviation "
+            f"{objective['noise_std']:g}"
+        )
+    else:
+        is_timestep = kind == "timesteps" and prediction != "velocity"  # of a flow, all timesteps are all σ
+        drawn = f"uniformly drawn {'timesteps' if is_timestep else 'noise levels'}"
+    shift = objective.get("noise_shift", 1.0)
+    return drawn if shift == 1 else f"{drawn}, shifted by {shift:g}"
+
+
+# LaMo's sources know v-prediction alone.
+_DRIFT_WEIGHTS = {"released": "1 − σ²", "abar": "(1 − σ)²", "snr": "(1 − σ)²/((1 − σ)² + σ²)"}
+
+
+def _method_in_words(content: dict[str, Any], prediction: str) -> str:
     method = content.get("method", {"name": "sft"})
     if method["name"] == "sft":
         return ""
     teacher = f" with the teacher {method['teacher']}" if "teacher" in method else ""
-    return f" Beside it {method['weight']:g} times the loss of {method['name']}{teacher} (settings: the recipe below)."
+    words = f" Beside it {method['weight']:g} times the loss of {method['name']}{teacher} (settings: the recipe below)."
+    if method["name"] == "lamo" and prediction == "velocity":
+        words += (
+            f" Its loss is weighted by {_DRIFT_WEIGHTS[method['noise_weight']]}, which is how physcli reads "
+            f"noise_weight: {method['noise_weight']} in a flow model; it is not from the paper."
+        )
+    return words

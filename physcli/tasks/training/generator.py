@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -182,9 +184,23 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
 
     def facts(self) -> dict[str, Any]:
         height, width = self.generator.facts.size
-        text = self.generator.facts.max_text_tokens
-        facts: dict[str, Any] = {"frames": self.objective.frames, "height": height, "width": width, "text": text}
-        return facts | {"guidance": self.generator.guidance_scale}
+        return {
+            "random_init": self.generator.random_init,
+            "prediction": self.generator.noise.prediction,
+            "pipeline": self.generator.pipeline_class,
+            "frames": self.objective.frames,
+            "height": height,
+            "width": width,
+            "guidance": self.generator.guidance_scale,
+            "text": self.generator.facts.max_text_tokens,
+            "padded": _default_text_length(self.generator.pipeline_class),
+        }
 
     def problems(self) -> list[str]:
         return self._material.problems
+
+
+def _default_text_length(pipeline_class: str) -> int:
+    """The text tokens that a pipeline of diffusers pads to where its call does not say."""
+    call = getattr(diffusers, pipeline_class).__call__
+    return int(inspect.signature(call).parameters["max_sequence_length"].default)

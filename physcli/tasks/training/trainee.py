@@ -90,7 +90,7 @@ class Trainee(Steps):
         """Number of parameters of each part of the exported model, by name."""
 
     def facts(self) -> dict[str, Any]:
-        """Values of the placeholders in the model card's usage example, by name."""
+        """What the model card says of the model beside the recipe."""
         return {}
 
     def problems(self) -> list[str]:

@@ -151,6 +151,9 @@ class VaeTrainee(Trainee):
     def parts(self) -> dict[str, int]:
         return {"vae": sum(p.numel() for p in self.vae.parameters())}
 
+    def facts(self) -> dict[str, Any]:
+        return {"vae": type(self.vae).__name__}
+
     def problems(self) -> list[str]:
         return list(self.reader.bad.values())
 

@@ -6,6 +6,7 @@ Leaves may declare sections of their own (a method its settings) without knowing
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -30,20 +31,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, json_schema_extra=_describe_fields)
 
 
-def defaults_of(section: Section) -> dict[str, Any]:
-    """Every field that has a default, with that default, also those of the sections inside; as `model_dump` for JSON.
+def completed(then: Mapping[str, Any], section: Section) -> dict[str, Any]:
+    """What was written of a section, as `model_dump` for JSON gives it, with the fields that there were none of yet.
 
-    A field that must be given is not in it.
+    Args:
+        then: What was written; a field that is missing counts as its default.
+        section: One of today that shall be compared with it: in which fields it has sections, and of which kind.
     """
-    found: dict[str, Any] = {}
+    found = dict(then)
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, Section):
-            found[name] = defaults_of(value)
-        elif not field.is_required():
-            found[name] = (
-                type(section)
-                .model_construct(**{name: field.get_default()})
-                .model_dump(mode="json", include={name})[name]
-            )
+        if name in then and isinstance(value, Section) and isinstance(then[name], Mapping):
+            found[name] = completed(then[name], value)
+        elif name not in then and not field.is_required():
+            alone = type(section).model_construct(**{name: field.get_default()})
+            found |= alone.model_dump(mode="json", include={name})
     return found

@@ -13,11 +13,13 @@ from physcli.recipe import (
     GeneratorRecipe,
     LaMo,
     Lora,
+    Optimizer,
     ProjectorSettings,
     RecipeError,
     Repa,
     Sft,
     VaeRecipe,
+    completed,
     dump_recipe,
     find_recipe,
     list_recipes,
@@ -521,3 +523,17 @@ def test_a_wrong_override_is_named_alone_and_not_the_file(wrong):
         read_recipe("videorepa", ["data.source=simulated", wrong, "train.steps=3"])
     assert error.value.received.startswith(f"{wrong}: ")
     assert "videorepa.yaml" not in error.value.received
+
+
+def test_fields_that_did_not_exist_count_as_their_defaults():
+    """A section that was not there is none, however it is set today."""
+    now = read_recipe("lamo", ["lora={}", "method.field={}", "objective.noise_shift=2"])
+    then = now.model_dump(mode="json")
+    for section, name in ((then, "lora"), (then["method"], "field"), (then["objective"], "noise_shift")):
+        del section[name]
+    then["train"]["optimizer"] = {"lr": 0.5}
+    found = completed(then, now)
+    assert (found["lora"], found["method"]["field"], found["objective"]["noise_shift"]) == (None, None, 1.0)
+    assert found["train"]["optimizer"] == Optimizer(lr=0.5).model_dump(mode="json")
+    assert completed(now.model_dump(mode="json"), now) == now.model_dump(mode="json")
+    assert completed({}, now).keys() == now.model_dump().keys() - {"trains", "model", "train"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import physcli
 from physcli.rows import Metric, interval_of, make_row, mean_row, metric_of
 from physcli.stats import share_interval, stderr_of_mean
 
@@ -67,3 +70,15 @@ def test_intervals():
 def test_rows_of_older_runs_are_told_by_their_names(name, kind, role):
     found = metric_of({"metric": name, "value": 1.0, "higher_is_better": True})
     assert (found.kind, found.role) == (kind, role)
+
+
+def test_rows_are_made_in_one_place():
+    """A dict with a metric and its direction is a row made by hand."""
+    root = Path(physcli.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if path.name == "rows.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                assert not keys & {"metric", "higher_is_better", "stderr"}, f"{path}:{node.lineno}"

@@ -1,4 +1,4 @@
-"""Does a video move? VBench's dynamic degree, and the guard against physics scores that are won by standing still.
+"""Does a video move? VBench's dynamic degree: read physics scores beside it, for a still video breaks no law.
 
 The rule and its thresholds are VBench's (Huang et al. 2024, `dynamic_degree.py` at 45e79ec), for any optical flow.
 Differs from the released code in the flow: physcli uses OpenCV's DIS where VBench uses RAFT with its picture padded to
@@ -13,8 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from physcli.stats import Difference, paired_difference
+from physcli.rows import Metric
 
+DYNAMIC_DEGREE = Metric("dynamic_degree", "rate", None, role="motion", interval="wilson")
+# The mean over pairs of frames of `largest_motion`. Not `mean_flow_px` of `physcli sample`, which is of all pixels.
+LARGEST_MOTION = Metric("motion_px", "px", None, role="motion")
 SAMPLED_HZ = 8
 TOP_FRACTION = 0.05
 THRESHOLD_PX, THRESHOLD_SIDE_PX = 6.0, 256
@@ -22,7 +25,7 @@ PAIRS_NEEDED, NEEDED_OF_FRAMES = 4, 16
 
 
 @dataclass(frozen=True)
-class Rule:
+class MotionRule:
     """What the rule asks of one video.
 
     Attributes:
@@ -38,7 +41,7 @@ class Rule:
     pairs_needed: int
 
 
-def rule_for(num_frames: int, height: int, width: int, frame_rate_hz: float) -> Rule:
+def rule_for(num_frames: int, height: int, width: int, frame_rate_hz: float) -> MotionRule:
     """VBench's thresholds for a video of this size and rate.
 
     `round` rounds halves to even, as in VBench: 20 frames a second are looked at by every second frame, and of 10 such
@@ -46,7 +49,7 @@ def rule_for(num_frames: int, height: int, width: int, frame_rate_hz: float) -> 
     """
     interval = max(1, round(frame_rate_hz / SAMPLED_HZ))
     kept = len(range(0, num_frames, interval))
-    return Rule(
+    return MotionRule(
         interval=interval,
         num_frames=kept,
         threshold_px=THRESHOLD_PX * min(height, width) / THRESHOLD_SIDE_PX,
@@ -75,55 +78,10 @@ def largest_motion(flows: np.ndarray) -> np.ndarray:
     return lengths[:, -count:].mean(axis=1)
 
 
-def is_dynamic(motion_px: Sequence[float] | np.ndarray, rule: Rule) -> bool:
+def is_dynamic(motion_px: Sequence[float] | np.ndarray, rule: MotionRule) -> bool:
     """Whether enough pairs move; a video of one frame has no pair, and does not.
 
     With 2 frames the rule needs 0 pairs, and any such video is dynamic. That is VBench's.
     """
     scores = np.asarray(motion_px, np.float64)
     return bool(len(scores) and (scores > rule.threshold_px).sum() >= rule.pairs_needed)
-
-
-@dataclass(frozen=True)
-class MotionGuard:
-    """What became of physics and motion from one set of videos to another.
-
-    Attributes:
-        pc: Difference of the share that obeys physics.
-        motion: Difference of motion.
-        flagged: PC rose and motion fell, both by more than chance explains (95 % intervals without zero).
-        hinted: Both moved that way, but chance could explain it.
-    """
-
-    pc: Difference
-    motion: Difference
-    flagged: bool
-    hinted: bool
-
-
-def motion_guard(
-    pc: np.ndarray, motion: np.ndarray, base_pc: np.ndarray, base_motion: np.ndarray, *, seed: int = 0
-) -> MotionGuard:
-    """Flag a set of videos whose physics got better while its motion got less: a still video breaks no law.
-
-    Args:
-        pc: [N] physical commonsense of the set, 0/1 or graded.
-        motion: [N] its motion: dynamic 0/1, or pixels.
-        base_pc: [N] of the set it is compared with; the same prompts and seeds in the same order.
-        base_motion: [N].
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: sets of different sizes, or of fewer than two videos.
-    """
-    sizes = {len(array) for array in (pc, motion, base_pc, base_motion)}
-    if len(sizes) != 1 or sizes.pop() < 2:
-        raise ValueError(
-            f"sets of {len(pc)}, {len(motion)}, {len(base_pc)} and {len(base_motion)} videos; expected the same number "
-            "of all, at least 2"
-        )
-    clusters = range(len(pc))
-    physics = paired_difference(pc, base_pc, clusters=clusters, seed=seed)
-    moved = paired_difference(motion, base_motion, clusters=clusters, seed=seed)
-    hinted = physics.value > 0 > moved.value
-    return MotionGuard(physics, moved, flagged=hinted and physics.low > 0 > moved.high, hinted=hinted)

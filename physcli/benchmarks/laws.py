@@ -1,8 +1,9 @@
 """The law-checker: does a clip of the simulated world, real or generated, obey its laws and show what was asked?
 
-From pixels alone: objects are found by colour (`objects`) and followed (`tracks`), and each law is checked by itself
-(`law_identity`, `law_mechanics`). The checks know how the simulator films: its camera never moves, and looks down at 12
-to 46 degrees. They cannot know depth, so what happens behind something is not judged.
+From pixels alone: objects are found by colour (`objects`) and followed (`tracks`), their outlines are held against the
+prompt's nouns (`law_nouns`), and each law is checked by itself (`law_identity`, `law_mechanics`). The checks know how
+the simulator films: its camera never moves, and looks down at 12 to 46 degrees. They cannot know depth, so what happens
+behind something is not judged.
 
 Scores are named as in VideoPhy-2 (Bansal et al. 2025): semantic adherence (SA) and physical commonsense (PC), and Joint
 where both hold. Differs from it in the judge, which is no model but arithmetic; in PC, which is not a grade from 1 to 5
@@ -12,22 +13,23 @@ a video that stands still breaks no law.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from physcli.benchmarks.dynamic_degree import is_dynamic, largest_motion, rule_for
+from physcli.benchmarks.base import Benchmark, Context, Video
+from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, is_dynamic, largest_motion, rule_for
 from physcli.benchmarks.law_events import heads, hits, moves
 from physcli.benchmarks.law_identity import color, permanence, shape
 from physcli.benchmarks.law_mechanics import energy, gravity, inertia, solidity
+from physcli.benchmarks.law_nouns import other_nouns
 from physcli.benchmarks.law_view import Finding, View, scenario_of
 from physcli.benchmarks.objects import LEADING_COLORS, ObjectsResult, find_objects, masks_of_colors, shows_found
 from physcli.benchmarks.tracks import follow
-from physcli.stats import stderr_of_mean
+from physcli.rows import Metric
 
 # Law → what checks it. Adding one is a line here and a function of a view.
 LAWS: dict[str, Callable[[View], Finding]] = {
@@ -39,10 +41,18 @@ LAWS: dict[str, Callable[[View], Finding]] = {
     "inertia": inertia,
     "energy": energy,
 }
-METRICS = ("sa", "pc", "joint", "dynamic_degree", "moves", "sa_grade", *(f"law/{law}" for law in LAWS))
+METRICS = (
+    Metric("sa", "rate", True, interval="wilson"),
+    Metric("pc", "rate", True, role="commonsense", interval="wilson"),
+    Metric("joint", "rate", True, role="headline", interval="wilson"),
+    replace(DYNAMIC_DEGREE, higher_is_better=True),
+    Metric("moves", "rate", True, interval="wilson"),
+    Metric("sa_grade", "grade", True),
+    *(Metric(f"law/{law}", "rate", True, interval="wilson") for law in LAWS),
+)
 BEST_GRADE, ADHERES_FROM = 5, 4  # VideoPhy-2 counts SA of 4 and 5 as adherence
 # What is taken off the grade for each.
-MISSING, EXTRA, OTHER_OUTCOME, NO_OUTCOME, OTHER_WAY, STILL = 2, 1, 2, 1, 2, 2
+MISSING, EXTRA, OTHER_NOUN, OTHER_OUTCOME, NO_OUTCOME, OTHER_WAY, STILL = 2, 1, 2, 2, 1, 2, 2
 MOTION_WORDS = re.compile(r"\b(rolls?|slides?|falls?|thrown|topples?|tips?|moves?|bounces?|rolling|falling|moving)\b")
 LEAST_FRAMES = 5
 
@@ -81,7 +91,7 @@ class LawResult:
 
     @property
     def scores(self) -> dict[str, float | None]:
-        """By the names in `METRICS`; None where a law is not tested."""
+        """By the names of `METRICS`; None where a law is not tested."""
         return {
             "sa": self.adheres,
             "pc": self.pc,
@@ -127,7 +137,8 @@ def check_laws(
 
     hit, moving = hits(view), moves(view, frames)
     asks_motion = bool(MOTION_WORDS.search(prompt.lower()))
-    sa, why = _grade(prompt, objects, hit=hit, way=heads(view), still=asks_motion and not moving)
+    still = asks_motion and not moving
+    sa, why = _grade(prompt, objects, nouns=other_nouns(view), hit=hit, way=heads(view), still=still)
     rule = rule_for(len(frames), height, width, frame_rate_hz)
     motion = largest_motion(flow(frames[:: rule.interval]))
     adheres = sa >= ADHERES_FROM
@@ -147,16 +158,19 @@ def check_laws(
     )
 
 
-def _grade(prompt: str, objects: ObjectsResult, *, hit: bool | None, way: str | None, still: bool) -> tuple[int, str]:
+def _grade(
+    prompt: str, objects: ObjectsResult, *, nouns: Sequence[str], hit: bool | None, way: str | None, still: bool
+) -> tuple[int, str]:
     """SA from 5 to 1, and what is wrong.
 
-    Taken off are 2 for each colour that is missing, 1 for each that was not asked for, 2 for another outcome than the
-    prompt tells (1 if it cannot be seen), 2 for another direction and 2 for standing still: one small thing may be
-    wrong, a main one not.
+    Taken off are 2 for each colour that is missing, 1 for each that was not asked for, 2 for each thing that is another
+    than was asked for (`nouns` says which), 2 for another outcome than the prompt tells (1 if it cannot be seen), 2 for
+    another direction and 2 for standing still: one small thing may be wrong, a main one not.
     """
     text = prompt.lower()
     flaws = [(MISSING, f"no {color} as asked for") for color in objects.missing]
     flaws += [(EXTRA, f"too much {color}") for color in objects.extra]
+    flaws += [(OTHER_NOUN, what) for what in nouns]
     wanted = re.search(r"\b(hits|misses)\b", text)
     if wanted and hit is None:
         flaws.append((NO_OUTCOME, "no outcome to be seen"))
@@ -171,82 +185,19 @@ def _grade(prompt: str, objects: ObjectsResult, *, hit: bool | None, way: str | 
     return max(1, BEST_GRADE - sum(cost for cost, _ in flaws)), "; ".join(what for _, what in flaws)
 
 
-def aggregate(
-    results: Sequence[LawResult],
-    groups: Sequence[str],
-    *,
-    subject: str,
-    split: str = "all",
-    task: str = "laws",
-    clusters: Sequence[object] | None = None,
-) -> list[dict[str, Any]]:
-    """Metric rows of a set of clips, over all and for each group; see `aggregate_fields`.
-
-    Args:
-        results: Of N clips; the others as there.
-
-    Raises:
-        ValueError: no clip, or lists of different lengths.
-    """
-    fields = [result.scores for result in results]
-    return aggregate_fields(fields, groups, subject=subject, split=split, task=task, clusters=clusters)
-
-
-def aggregate_fields(
-    fields: Sequence[Mapping[str, Any]],
-    groups: Sequence[str],
-    *,
-    subject: str,
-    split: str = "all",
-    task: str = "laws",
-    clusters: Sequence[object] | None = None,
-) -> list[dict[str, Any]]:
-    """Metric rows of a set of clips, over all and for each group.
+class Laws(Benchmark):
+    """The law-checker over a set of videos.
 
     `sa` is the share with SA ≥ 4, `pc`, `joint` and `dynamic_degree` are shares, `sa_grade` is the mean grade, `moves`
     the share that moves; `law/<name>` is the share in which the law holds of those n clips in which it could be tested
-    (no row where it never could).
-
-    Args:
-        fields: Of N clips, by the metrics' names; None is not tested.
-        groups: [N] each clip's group, such as its scenario.
-        subject: What made the clips.
-        split: Which clips.
-        task: Of the rows.
-        clusters: [N] what each clip belongs to, if clips are not independent (samples of one prompt, say), for the
-            standard errors.
-
-    Raises:
-        ValueError: no clip, or lists of different lengths.
+    (no row where it never could). Groups: the kind of violation of impossible twins, else the prompt's scenario.
     """
-    clusters = range(len(fields)) if clusters is None else clusters
-    if not fields or not len(fields) == len(groups) == len(clusters):
-        raise ValueError(
-            f"{len(fields)} results, {len(groups)} groups and {len(clusters)} clusters; expected as many of each, "
-            "at least one"
-        )
-    columns: dict[str, list[float | None]] = {metric: [row[metric] for row in fields] for metric in METRICS}
-    rows = []
-    for group in ("all", *sorted(set(groups))):
-        members = [i for i, name in enumerate(groups) if group in ("all", name)]
-        for metric, values in columns.items():
-            row = _row(values, members, clusters)
-            if row is not None:
-                common = {"benchmark": "laws", "task": task, "subject": subject, "split": split, "group": group}
-                rows.append({**common, "metric": metric, **row, "higher_is_better": True})
-    return rows
 
+    name = "laws"
+    metrics = METRICS
+    task = "laws"
 
-def _row(
-    values: Sequence[float | None], members: Iterable[int], clusters: Sequence[object]
-) -> dict[str, float | int | None] | None:
-    tested = [i for i in members if values[i] is not None]
-    if not tested:
-        return None
-    numbers = np.array([values[i] for i in tested], np.float64)
-    stderr = stderr_of_mean(numbers, [clusters[i] for i in tested])
-    return {
-        "value": float(numbers.mean()),
-        "stderr": None if math.isnan(stderr) else stderr,
-        "n": len(tested),
-    }
+    def score(self, video: Video, context: Context) -> dict[str, Any]:
+        result = check_laws(context.frames, context.frame_rate_hz, video.prompt, flow=context.flow)
+        group = video.columns.get("violation", {}).get("kind") or scenario_of(video.prompt) or "other"
+        return {**result.scores, "motion_px": result.motion_px, "group": str(group), "reasons": result.reasons}

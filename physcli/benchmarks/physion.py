@@ -129,7 +129,7 @@ BLACKLIST_V1 = frozenset(
 )
 
 
-class Item(readout.Item, Protocol):
+class PhysionClip(readout.LabelledClip, Protocol):
     """What this module reads of a clip (see `physcli.data.clips.Clip`)."""
 
     @property
@@ -144,7 +144,7 @@ class Item(readout.Item, Protocol):
     def record(self) -> Mapping[str, Any]: ...
 
 
-T = TypeVar("T", bound=Item)
+T = TypeVar("T", bound=PhysionClip)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def frame_indices(
 
 
 def shown_frames(
-    item: Item,
+    item: PhysionClip,
     task: str,
     *,
     subject: str,
@@ -320,7 +320,7 @@ def shown_frames(
     return [min(frame, length - 1) for frame in frames]
 
 
-def last_context_frame(item: Item) -> int:
+def last_context_frame(item: PhysionClip) -> int:
     """The last frame OCP shows of a clip."""
     if item.kind == "simulated":
         return _context(item)[1] - 1
@@ -397,7 +397,7 @@ def require_enough(selection: Selection[T], protocol: str = "pooled") -> None:
         readout.check_folds([item.label for item in members], groups, readout.NUM_FOLDS, scenario=scenario)
 
 
-def blacklisted(item: Item, *, exact: bool = False) -> bool:
+def blacklisted(item: PhysionClip, *, exact: bool = False) -> bool:
     """Whether a test stimulus is on its version's list; `exact` compares the whole stem as the released code does."""
     if item.split != "test" or item.kind not in ("physion-v1", "physion-v1.5"):
         return False
@@ -408,7 +408,7 @@ def blacklisted(item: Item, *, exact: bool = False) -> bool:
     return any(item.name == name or item.name.startswith((f"{name}-", f"{name}_")) for name in names)
 
 
-def _reason_to_drop(item: Item, task: str, filtered: bool) -> str:
+def _reason_to_drop(item: PhysionClip, task: str, filtered: bool) -> str:
     if item.split not in ("train", "test"):
         return f"in split {item.split!r}, neither train nor test"
     if item.label is None:
@@ -452,7 +452,7 @@ def _limit(items: Sequence[T], split: str, limit: int, seed: int) -> list[T]:
     return chosen
 
 
-def _context(item: Item) -> tuple[int, int]:
+def _context(item: PhysionClip) -> tuple[int, int]:
     """(first, last + 1) of the frames a simulated clip's record declares as context."""
     context = item.record.get("context")
     if not (isinstance(context, list | tuple) and len(context) == 2 and context[0] < context[1]):

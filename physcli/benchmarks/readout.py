@@ -41,7 +41,7 @@ FLOAT16_MAX = 65504.0
 K = TypeVar("K", bound=Hashable)
 
 
-class Item(Protocol):
+class LabelledClip(Protocol):
     """What a readout reads of a clip."""
 
     @property
@@ -90,9 +90,9 @@ class Predictions:
 
 def pooled(
     X_train: np.ndarray,
-    train: Sequence[Item],
+    train: Sequence[LabelledClip],
     X_test: np.ndarray,
-    test: Sequence[Item],
+    test: Sequence[LabelledClip],
     *,
     subject: str = "features",
     seed: int = 0,
@@ -121,9 +121,9 @@ def pooled(
 
 def per_scenario(
     X_train: np.ndarray,
-    train: Sequence[Item],
+    train: Sequence[LabelledClip],
     X_test: np.ndarray,
-    test: Sequence[Item],
+    test: Sequence[LabelledClip],
     *,
     subject: str = "features",
     seed: int = 0,
@@ -156,9 +156,9 @@ def per_scenario(
 
 def official(
     X_train: np.ndarray,
-    train: Sequence[Item],
+    train: Sequence[LabelledClip],
     X_test: np.ndarray,
-    test: Sequence[Item],
+    test: Sequence[LabelledClip],
     *,
     subject: str = "features",
     seed: int = 0,
@@ -212,7 +212,7 @@ READOUTS: dict[str, Callable[..., Predictions]] = {
 
 def choose(
     candidates: Mapping[K, np.ndarray | Callable[[], np.ndarray]],
-    train: Sequence[Item],
+    train: Sequence[LabelledClip],
     *,
     subject: str = "features",
     seed: int = 0,
@@ -300,7 +300,7 @@ def check_folds(
         )
 
 
-def groups_of(items: Sequence[Item]) -> list[str]:
+def groups_of(items: Sequence[LabelledClip]) -> list[str]:
     """One name per item that items of a pair share, so that folds never part them."""
     return [f"{item.split}/{item.pair or item.name}" for item in items]
 
@@ -308,7 +308,7 @@ def groups_of(items: Sequence[Item]) -> list[str]:
 # --- scoring ---
 
 
-def score_items(predictions: Predictions, test: Sequence[Item]) -> list[dict[str, Any]]:
+def score_items(predictions: Predictions, test: Sequence[LabelledClip]) -> list[dict[str, Any]]:
     """One row a test item: name, scenario, pair, label, p_true, pred, correct."""
     return [
         {
@@ -324,7 +324,7 @@ def score_items(predictions: Predictions, test: Sequence[Item]) -> list[dict[str
     ]
 
 
-def aggregate(predictions: Predictions, test: Sequence[Item], *, task: str, subject: str) -> list[Row]:
+def aggregate(predictions: Predictions, test: Sequence[LabelledClip], *, task: str, subject: str) -> list[Row]:
     """Accuracy and balanced accuracy (mean of the two labels' accuracies) per scenario and over scenarios.
 
     The group "all" is the unweighted mean of the scenarios, Physion's headline. Standard errors are clustered by
@@ -393,18 +393,18 @@ def _scores(table: np.ndarray, C_grid: Sequence[float], group: str) -> tuple[CVS
     )
 
 
-def _labels(items: Sequence[Item]) -> np.ndarray:
+def _labels(items: Sequence[LabelledClip]) -> np.ndarray:
     return np.array([int(item.label or 0) for item in items], dtype=np.int64)
 
 
-def _undersample(rows: list[int], items: Sequence[Item], rng: np.random.Generator) -> list[int]:
+def _undersample(rows: list[int], items: Sequence[LabelledClip], rng: np.random.Generator) -> list[int]:
     """As many rows of either label, in their order."""
     classes = [[i for i in rows if items[i].label == label] for label in (0, 1)]
     size = min(map(len, classes))
     return sorted(int(i) for members in classes for i in rng.permutation(members)[:size])
 
 
-def _check_finite(X: np.ndarray, items: Sequence[Item], subject: str) -> None:
+def _check_finite(X: np.ndarray, items: Sequence[LabelledClip], subject: str) -> None:
     if X.ndim != 2 or len(X) != len(items):
         raise ValueError(f"features must be [N, D] with N = {len(items)} items, got {X.shape}")
     # By item: one [N, D] array of booleans would be a quarter of the features again.

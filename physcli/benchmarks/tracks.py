@@ -21,6 +21,7 @@ from physcli.benchmarks.objects import HUES_DEG, REFERENCE_PIXELS, FoundObject
 SPLIT_PX = 5.0
 SMALL_COSTS_PX = 12.0
 FAR_PX = 1e3  # the gap to what is not there
+LEAST_VARIANCE_PX2 = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Track:
         area: [T] visible pixels, those at the outline in part; 0 where nothing is seen.
         center: [T, 2] (x, y); NaN where nothing is seen.
         spread: [T, 2] standard deviations in pixels along and across the longest axis; NaN where nothing is seen.
+        corners: [T, 2] how far the outline, made as broad as it is long, is from a disc's: the size of its four-fold
+            and of its six-fold moment E[(x + iy)^n], with x and y of variance 1. A disc has 0 and 0, a parallelogram
+            2.4 and 0, a regular hexagon 0 and 3.9; NaN where nothing is seen.
         box: [T, 4] (left, top, right, bottom) in whole pixels; NaN where nothing is seen.
         hue_deg: [T] median hue; NaN where nothing is seen.
         margin: [T] distance in pixels to the nearest border of the picture; NaN where nothing is seen.
@@ -46,6 +50,7 @@ class Track:
     area: np.ndarray
     center: np.ndarray
     spread: np.ndarray
+    corners: np.ndarray
     box: np.ndarray
     hue_deg: np.ndarray
     margin: np.ndarray
@@ -165,7 +170,7 @@ def _measure(
     strength = (frames.astype(np.float32) @ direction.astype(np.float32)).clip(1)
     square = np.ones((3, 3), np.uint8)
     area, margin, hue = np.zeros(num_frames), np.full(num_frames, np.nan), np.full(num_frames, np.nan)
-    center, spread = np.full((num_frames, 2), np.nan), np.full((num_frames, 2), np.nan)
+    center, spread, corners = (np.full((num_frames, 2), np.nan) for _ in range(3))
     box = np.full((num_frames, 4), np.nan)
     for frame in np.flatnonzero(mask.any((1, 2))):
         own = mask[frame]
@@ -180,14 +185,17 @@ def _measure(
         total = w.sum()
         mean = np.array([(w * x).sum(), (w * y).sum()]) / total
         offset = np.stack([x - mean[0], y - mean[1]])
-        variance = np.linalg.eigvalsh((w * offset) @ offset.T / total)[::-1]
+        variance, axes = np.linalg.eigh((w * offset) @ offset.T / total)
         area[frame], center[frame] = total / scale**2, mean / scale
-        spread[frame] = np.sqrt(variance.clip(0)) / scale
+        spread[frame] = np.sqrt(variance[::-1].clip(0)) / scale
+        # A line of pixels has no breadth that could be made one.
+        even_x, even_y = (axes.T @ offset) / np.sqrt(variance.clip(LEAST_VARIANCE_PX2))[:, None]
+        corners[frame] = [abs((w * (even_x + 1j * even_y) ** fold).sum() / total) for fold in (4, 6)]
         rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
         box[frame] = np.array([columns[0], rows[0], columns[-1], rows[-1]]) / scale
         margin[frame] = min(columns[0], rows[0], width - 1 - columns[-1], height - 1 - rows[-1]) / scale
         hue[frame] = _median_hue(frames[frame][own], HUES_DEG[color])
-    return Track(color, mask, area, center, spread, box, hue, margin, stray, others, gaps)
+    return Track(color, mask, area, center, spread, corners, box, hue, margin, stray, others, gaps)
 
 
 def _median_hue(pixels: np.ndarray, near_deg: float) -> float:

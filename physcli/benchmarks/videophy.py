@@ -13,7 +13,6 @@ are counted in rows of their own.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,86 +20,42 @@ from typing import Any, Literal
 
 import numpy as np
 
-from physcli.errors import DataError
-from physcli.stats import stderr_of_mean
+from physcli.benchmarks.base import MEDIA, Benchmark, Context, Question, Score, Video, option
+from physcli.errors import DataError, UsageError
+from physcli.rows import Metric, Row, mean_row
 
-MEDIA = "<|video|>"
 YES_THRESHOLD = 0.5  # VideoPhy
 PASSING_RATING = 4  # VideoPhy-2
 RATINGS = (1, 2, 3, 4, 5)
 VIOLATED, FOLLOWED, UNDECIDED = RULE_ANSWERS = (0, 1, 2)
-# The official VideoPhy scorer cuts its prompts here; VideoPhy-2's does not cut.
-MAX_TOKENS = {"videophy": 257, "videophy2": None}
+MAX_TOKENS = 257  # the official VideoPhy scorer cuts its prompts here; VideoPhy-2's does not cut
 
 _HEAD = (
     "The following is a conversation between a curious human and {an} assistant. The assistant gives helpful, "
     f"detailed, and polite answers to the user's questions.\nHuman: {MEDIA}\nHuman: "
 )
 _V1, _V2 = _HEAD.replace("{an}", "AI"), _HEAD.replace("{an}", "an AI")
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a rater is asked.
-
-    Attributes:
-        benchmark: "videophy" or "videophy2".
-        template: With `{caption}` or `{rule}` where a text goes in, or neither.
-        splits: Where the prompt is cut into segments that are tokenised one by one; each of these is one itself.
-    """
-
-    benchmark: Literal["videophy", "videophy2"]
-    template: str
-    splits: tuple[str, ...]
-
-    @property
-    def field(self) -> str | None:
-        """What goes in: "caption", "rule" or None."""
-        found = re.search(r"\{(\w+)\}", self.template)
-        return found[1] if found else None
-
-    def fill(self, text: str = "") -> str:
-        """The whole prompt; `text` is the caption or rule, and unused where the question has none.
-
-        Raises:
-            DataError: the text is empty where one is needed, or holds the mark that stands for the video.
-        """
-        if self.field is None:
-            return self.template
-        if not text.strip() or MEDIA in text:
-            raise DataError(
-                f"The {self.field} {text!r} cannot be asked about.", expected=f"text without the mark {MEDIA}"
-            )
-        return self.template.replace("{" + self.field + "}", text)
-
-    def segments(self, text: str = "") -> tuple[str, ...]:
-        """The filled prompt in its segments, `MEDIA` one of them; joined they are `fill(text)`."""
-        pattern = "|".join(map(re.escape, self.splits))
-        return tuple(part for part in re.split(f"({pattern})", self.fill(text)) if part)
-
-
-_V1_SPLITS, _V2_SPLITS = (MEDIA, "\nHuman: ", "AI: "), (MEDIA,)
+_V1_SPLITS = (MEDIA, "\nHuman: ", "AI: ")
 QUESTIONS: dict[str, Question] = {
-    "v1_sa": Question("videophy", _V1 + 'Does this video entail the description: "{caption}"?\nAI: ', _V1_SPLITS),
-    "v1_pc": Question("videophy", _V1 + "Does this video follow the physical laws?\nAI: ", _V1_SPLITS),
+    "v1_sa": Question(
+        _V1 + 'Does this video entail the description: "{caption}"?\nAI: ',
+        _V1_SPLITS,
+        answer="yes",
+        max_tokens=MAX_TOKENS,
+    ),
+    "v1_pc": Question(_V1 + "Does this video follow the physical laws?\nAI: ", _V1_SPLITS, "yes", MAX_TOKENS),
     "v2_sa": Question(
-        "videophy2",
         _V2
         + 'Does this video match the description: "{caption}"? Please rate the video on a scale from 1 to 5, where 5 '
         "indicates a perfect match and 1 indicates no relevance.\nAI: ",
-        _V2_SPLITS,
     ),
     "v2_pc": Question(
-        "videophy2",
         _V2 + "Does this video adhere to the physical laws? Rate the video on a scale from 1 to 5, where 5 means full "
         "compliance and 1 means significant violations.\nAI: ",
-        _V2_SPLITS,
     ),
     "v2_rule": Question(
-        "videophy2",
         _V2 + 'Does the video follow the physical rule: "{rule}"?\nChoose 0 if not, 1 if valid, or 2 if indeterminate. '
         "\nAI: ",
-        _V2_SPLITS,
     ),
 }
 
@@ -165,8 +120,8 @@ def calibrated_rating(digit_logits: Sequence[float] | np.ndarray) -> Calibrated:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One video's scores.
+class Answers:
+    """What a rater answered of one video, as numbers.
 
     Attributes:
         sa: P(Yes) (VideoPhy) or rating (VideoPhy-2); None is a missing answer.
@@ -207,7 +162,7 @@ class Score:
         return [rule == UNDECIDED for rule in self.rules if rule is not None]
 
 
-def score_videophy(sa: float, pc: float, *, threshold: float = YES_THRESHOLD) -> Score:
+def score_videophy(sa: float, pc: float, *, threshold: float = YES_THRESHOLD) -> Answers:
     """Score one video from its two probabilities of Yes.
 
     Raises:
@@ -216,7 +171,7 @@ def score_videophy(sa: float, pc: float, *, threshold: float = YES_THRESHOLD) ->
     for value in (sa, pc, threshold):
         if not 0 <= value <= 1:
             raise ValueError(f"expected probabilities, got sa {sa}, pc {pc}, threshold {threshold}")
-    return Score(float(sa), float(pc), threshold)
+    return Answers(float(sa), float(pc), threshold)
 
 
 def score_videophy2(
@@ -226,7 +181,7 @@ def score_videophy2(
     sa_digits: Sequence[float] | np.ndarray | None = None,
     pc_digits: Sequence[float] | np.ndarray | None = None,
     rule_answers: Sequence[str] = (),
-) -> Score:
+) -> Answers:
     """Score one video from the rater's texts, and the digits' logits where there are any.
 
     Args:
@@ -239,7 +194,7 @@ def score_videophy2(
     sa_expected, pc_expected = (
         None if logits is None else calibrated_rating(logits).expected for logits in (sa_digits, pc_digits)
     )
-    return Score(
+    return Answers(
         sa=None if sa_answer is None else parse_rating(sa_answer),
         pc=parse_rating(pc_answer),
         threshold=PASSING_RATING,
@@ -253,18 +208,18 @@ def score_videophy2(
 
 
 @dataclass(frozen=True)
-class Item:
-    """A scored video.
+class RatedVideo:
+    """A video and what was answered of it.
 
     Attributes:
-        score: Its scores.
+        answers: Of a rater.
         prompt: What several videos of one prompt have in common; they are not independent.
         state: Its state of matter (VideoPhy), such as "solid_fluid"; "" where none is known.
         hard: Whether its caption is in VideoPhy-2's hard subset; None where the input does not say.
         captioned: It has a caption to be asked about; a list of rules has none.
     """
 
-    score: Score
+    answers: Answers
     prompt: str
     state: str = ""
     hard: bool | None = None
@@ -288,9 +243,14 @@ def read_hard(value: Any) -> bool | None:
 
 
 def aggregate(
-    items: Sequence[Item], *, benchmark: Literal["videophy", "videophy2"], subject: str, rater: str, split: str = "test"
-) -> list[dict[str, Any]]:
-    """Metric rows of a set of scored videos.
+    videos: Sequence[RatedVideo],
+    *,
+    benchmark: Literal["videophy", "videophy2"],
+    subject: str,
+    rater: str,
+    split: str = "test",
+) -> list[Row]:
+    """Metric rows of a set of rated videos.
 
     `sa`, `pc`, `joint`: shares of videos that pass (`threshold` is in the row), over the videos with an answer; no
     `sa` and `joint` where no video has a caption.
@@ -302,67 +262,217 @@ def aggregate(
     a subset of the known ones is not the published subset.
 
     Args:
-        items: The videos.
+        videos: The videos.
         benchmark: Which one.
         subject: Whose videos.
-        rater: Who scored them.
+        rater: Who rated them.
         split: For the rows.
 
     Raises:
-        ValueError: no items, or scored by different thresholds.
+        ValueError: no videos, or rated by different thresholds.
     """
-    thresholds = {item.score.threshold for item in items}
+    thresholds = {video.answers.threshold for video in videos}
     if len(thresholds) != 1:
-        raise ValueError(f"expected items of one threshold, got {len(items)} items with {sorted(thresholds)}")
-    groups: dict[str, Sequence[Item]] = {"all": items}
+        raise ValueError(f"expected videos of one threshold, got {len(videos)} videos with {sorted(thresholds)}")
+    groups: dict[str, Sequence[RatedVideo]] = {"all": videos}
     if benchmark == "videophy":
-        states = sorted({item.state for item in items} - {""})
-        groups |= {state: [item for item in items if item.state == state] for state in states}
-    elif all(item.hard is not None for item in items) and any(item.hard for item in items):
-        groups["hard"] = [item for item in items if item.hard]
-    common = {"benchmark": benchmark, "task": "eval", "subject": subject, "split": split}
-    about = {"rater": rater, "threshold": thresholds.pop()}
-    return [common | {"group": group} | row | about for group, some in groups.items() for row in _rows(some)]
+        states = sorted({video.state for video in videos} - {""})
+        groups |= {state: [video for video in videos if video.state == state] for state in states}
+    elif all(video.hard is not None for video in videos) and any(video.hard for video in videos):
+        groups["hard"] = [video for video in videos if video.hard]
+    metrics = {metric.name: metric for metric in METRICS[benchmark]}
+    columns: dict[str, Any] = {"benchmark": benchmark, "task": "eval", "subject": subject, "split": split}
+    columns |= {"rater": rater, "threshold": thresholds.pop()}
+    rows = []
+    for group, some in groups.items():
+        for name, values in _columns_of(some).items():
+            known, prompts = [value for value, _ in values], [prompt for _, prompt in values]
+            row = mean_row(metrics[name], known, clusters=prompts, group=group, **columns)
+            rows.append(row | ({"count": sum(map(int, known))} if name.startswith("missing/") else {}))
+    return rows
 
 
-def _rows(items: Sequence[Item]) -> Iterable[dict[str, Any]]:
-    """What is known of a group's items; each list is (value or None, prompt)."""
+# For each video or rule: a value, None where it is missing, and the prompt, whose videos count as one for the error.
+_Column = list[tuple[Any, str]]
 
-    def column(values: Iterable[float | None]) -> list[tuple[float | None, str]]:
-        return list(zip(values, (item.prompt for item in items), strict=True))
 
-    asked = ("sa", "pc") if any(item.captioned for item in items) else ("pc",)
-    answers = {name: column(getattr(item.score, name) for item in items) for name in asked}
+def _columns_of(videos: Sequence[RatedVideo]) -> dict[str, _Column]:
+    """What is known of a group's videos, by metric."""
+
+    def column(values: Iterable[float | None]) -> _Column:
+        return list(zip(values, (video.prompt for video in videos), strict=True))
+
+    asked = ("sa", "pc") if any(video.captioned for video in videos) else ("pc",)
+    answers = {name: column(getattr(video.answers, name) for video in videos) for name in asked}
+    columns: dict[str, _Column] = {}
     for name in (*asked, "joint") if "sa" in asked else asked:
-        yield _row(name, column(item.score.passed[name] for item in items))
+        columns[name] = column(video.answers.passed[name] for video in videos)
     for name in asked:
-        yield _row(f"{name}_mean", answers[name])
+        columns[f"{name}_mean"] = answers[name]
     for name in asked:
-        values = column(getattr(item.score, f"{name}_expected") for item in items)
-        if any(value is not None for value, _ in values):
-            yield _row(f"{name}_expected", values)
-    rules = [(rule, item.prompt) for item in items for rule in item.score.rules]
+        expected = column(getattr(video.answers, f"{name}_expected") for video in videos)
+        if any(value is not None for value, _ in expected):
+            columns[f"{name}_expected"] = expected
+    rules: _Column = [(rule, video.prompt) for video in videos for rule in video.answers.rules]
     if rules:
-        yield _row("rules", [(value, item.prompt) for item in items for value in item.score.followed])
-        undecided = [(value, item.prompt) for item in items for value in item.score.undecided]
-        yield _row("rules_undecided", undecided, higher_is_better=None)
-        answers["rules"] = [(rule, prompt) for rule, prompt in rules]
-    for name, values in answers.items():
-        gone = [(value is None, prompt) for value, prompt in values]
-        yield _row(f"missing/{name}", gone, higher_is_better=False) | {"count": sum(lost for lost, _ in gone)}
-
-
-def _row(
-    metric: str, values: Sequence[tuple[float | None, str]], *, higher_is_better: bool | None = True
-) -> dict[str, Any]:
-    """The mean of what is not missing; its error takes the videos of a prompt as one."""
-    known = [(float(value), prompt) for value, prompt in values if value is not None]
-    array = np.array([value for value, _ in known])
-    stderr = stderr_of_mean(array, [prompt for _, prompt in known]) if known else math.nan
-    return {
-        "metric": metric,
-        "value": float(array.mean()) if known else None,
-        "stderr": None if math.isnan(stderr) else stderr,
-        "n": len(known),
-        "higher_is_better": higher_is_better,
+        columns["rules"] = [(value, video.prompt) for video in videos for value in video.answers.followed]
+        columns["rules_undecided"] = [(value, video.prompt) for video in videos for value in video.answers.undecided]
+        answers["rules"] = rules
+    return columns | {
+        f"missing/{name}": [(value is None, prompt) for value, prompt in values] for name, values in answers.items()
     }
+
+
+# --- the benchmarks ---
+
+_PASSES = (
+    Metric("sa", "rate", True, interval="wilson"),
+    Metric("pc", "rate", True, role="commonsense", interval="wilson"),
+    Metric("joint", "rate", True, role="headline", interval="wilson"),
+)
+_MISSING = tuple(Metric(f"missing/{what}", "rate", False, interval="none") for what in ("sa", "pc"))
+METRICS: dict[str, tuple[Metric, ...]] = {
+    # The means are of probabilities: no share of anything, and shown as they are.
+    "videophy": (*_PASSES, *(Metric(f"{what}_mean", "score", True) for what in ("sa", "pc")), *_MISSING),
+    "videophy2": (
+        *_PASSES,
+        *(Metric(f"{what}_{how}", "grade", True) for how in ("mean", "expected") for what in ("sa", "pc")),
+        Metric("rules", "rate", True, interval="wilson"),
+        Metric("rules_undecided", "rate", None, interval="wilson"),
+        *_MISSING,
+        Metric("missing/rules", "rate", False, interval="none"),
+    ),
+}
+
+
+class _Rated(Benchmark):
+    """What both benchmarks share: rows from the fields of items.jsonl."""
+
+    needs = frozenset({"rater"})
+    split = "test"
+
+    def aggregate(self, scores: Sequence[Score], **columns: Any) -> list[Row]:
+        threshold = getattr(self.settings, "threshold", PASSING_RATING)
+        rated = [
+            RatedVideo(
+                Answers(
+                    *(score.values["sa_mean"], score.values["pc_mean"], threshold),
+                    *(score.values.get("sa_expected"), score.values.get("pc_expected")),
+                    rules=tuple(one["judgement"] for one in score.values.get("judged", ())),
+                ),
+                score.video.prompt,
+                _state_of(score.video),
+                read_hard(score.video.columns.get("is_hard")),
+                captioned=bool(score.video.caption),
+            )
+            for score in scores
+        ]
+        benchmark: Any = self.name
+        return aggregate(rated, benchmark=benchmark, subject=columns["subject"], rater=columns["rater"])
+
+
+def _state_of(video: Video) -> str:
+    return str(video.columns.get("states_of_matter") or "")
+
+
+@dataclass(frozen=True)
+class VideoPhySettings:
+    """See `VideoPhy`."""
+
+    threshold: float = option(YES_THRESHOLD, "P(Yes) from which a video passes.")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise UsageError(f"--threshold {self.threshold}.", expected="between 0 and 1")
+
+
+class VideoPhy(_Rated):
+    """VideoPhy: both questions by the probability of Yes."""
+
+    name = "videophy"
+    Settings = VideoPhySettings
+    metrics = METRICS["videophy"]
+    official_rater = "videophysics/videocon_physics"
+
+    def questions(self, video: Video) -> list[tuple[Question, str]]:
+        return [(QUESTIONS["v1_sa"], video.caption), (QUESTIONS["v1_pc"], "")]
+
+    def score(self, video: Video, context: Context) -> dict[str, Any]:
+        sa, pc = (answer.yes for answer in context.answers)
+        assert sa is not None
+        assert pc is not None
+        result = score_videophy(sa, pc, threshold=self.settings.threshold)
+        return {**result.passed, "sa_mean": result.sa, "pc_mean": result.pc, "group": _state_of(video) or None}
+
+    def tables(self, scores: Sequence[Score]) -> dict[str, list[list[Any]]]:
+        """Without a head line, the texts the whole questions."""
+        return {
+            f"official_{what}.csv": [
+                [one.video.name, QUESTIONS[f"v1_{what}"].fill(one.video.caption), one.values[f"{what}_mean"]]
+                for one in scores
+            ]
+            for what in ("sa", "pc")
+        }
+
+
+class VideoPhy2(_Rated):
+    """VideoPhy-2: SA is asked where there is a caption, PC always, and each rule there is."""
+
+    name = "videophy2"
+    metrics = METRICS["videophy2"]
+    needs = frozenset({"rater", "rules"})
+    official_rater = "videophysics/videophy_2_auto"
+
+    def questions(self, video: Video) -> list[tuple[Question, str]]:
+        sa = [(QUESTIONS["v2_sa"], video.caption)] if video.caption else []
+        return [*sa, (QUESTIONS["v2_pc"], ""), *((QUESTIONS["v2_rule"], rule) for rule in video.rules)]
+
+    def score(self, video: Video, context: Context) -> dict[str, Any]:
+        answers = list(context.answers)
+        sa = answers.pop(0) if video.caption else None
+        pc, *rules = answers
+        result = score_videophy2(
+            None if sa is None else sa.text,
+            pc.text,
+            sa_digits=None if sa is None else sa.digits,
+            pc_digits=pc.digits,
+            rule_answers=[rule.text for rule in rules],
+        )
+        fields: dict[str, Any] = {
+            **result.passed,
+            **{"sa_mean": result.sa, "pc_mean": result.pc},
+            **{"sa_expected": result.sa_expected, "pc_expected": result.pc_expected},
+            **{"sa_answer": None if sa is None else sa.text, "pc_answer": pc.text},
+            "group": _state_of(video) or None,
+        }
+        if video.rules:
+            judged = zip(video.rules, rules, result.rules, strict=True)
+            fields |= {
+                **result.rule_shares,
+                "judged": [{"rule": rule, "answer": answer.text, "judgement": value} for rule, answer, value in judged],
+            }
+        return fields
+
+    def tables(self, scores: Sequence[Score]) -> dict[str, list[list[Any]]]:
+        """With a head line; a table that would have no other is left out."""
+        found = {
+            "sa": [(one.video.caption, one.video.name, one.values["sa_mean"]) for one in scores if one.video.caption],
+            "pc": [(one.video.caption, one.video.name, one.values["pc_mean"]) for one in scores],
+            "rule": [
+                (one.video.name, judged["rule"], judged["judgement"])
+                for one in scores
+                for judged in one.values.get("judged", ())
+            ],
+        }
+        heads = {"rule": ("videopath", "rule")}
+        return {
+            f"official_{what}.csv": _numbered(heads.get(what, ("caption", "videopath")), rows)
+            for what, rows in found.items()
+            if rows
+        }
+
+
+def _numbered(head: tuple[str, str], rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """VideoPhy-2's layout: an index without a name, two texts, a score that is empty where the answer is missing."""
+    told = [[number, *texts, "" if score is None else float(score)] for number, (*texts, score) in enumerate(rows)]
+    return [["", *head, "score"], *told]

@@ -24,7 +24,7 @@ def _show(common: Run, title: str, rows: list[dict[str, Any]], settings: dict[st
     from physcli.tasks.run_dir import RunDir, to_json
 
     with RunDir(common.out, title, settings, overwrite=common.overwrite) as run:
-        run.redo()  # a time measured again is another time
+        run.reopen()  # a time measured again is another time
         run.write_metrics(rows)
     if common.json:
         render.json_text(to_json({"run": run.path, "rows": rows}))

@@ -8,7 +8,6 @@ import typer
 
 from physcli.cli import render
 from physcli.cli.options import Run, shared
-from physcli.progress import counted
 
 if TYPE_CHECKING:
     from physcli.tasks.compare_result import CompareResult, Side
@@ -75,43 +74,9 @@ def show_comparison(done: CompareResult) -> None:
 
 
 def _show_side(done: CompareResult, side: Side) -> None:
-    from physcli.tasks.compare_result import interval_text, least_text, p_text, value_text
+    from physcli.tasks.tables import comparison
 
-    wide = render.width() >= _WIDE
-    columns = ["", "ref.", "diff.", "95 % interval", "Holm", "least", ""]
-    if wide:
-        columns = ["", "n", "ref.", "run", "diff.", "95 % interval", "p", "Holm", f"{done.unit} won / tied / lost"]
-        columns += ["least", ""]
-    rows = []
-    for row in done.rows_of(side):
-        difference = [value_text(row["value"], row, sign=True), interval_text(row)]
-        style = {"better": "green", "worse": "red"}.get(row["verdict"], "")
-        end = [least_text(row), render.styled(row["verdict"], style)]
-        if wide:
-            counts = None if row["wins"] is None else f"{row['wins']} / {row['ties']} / {row['losses']}"
-            means = [value_text(row[f"{of}_value"], row) for of in ("reference", "compared")]
-            p = [p_text(row["p"]), p_text(row["p_holm"])]
-            rows.append([row["of"], row["n"], *means, *difference, *p, counts, *end])
-        else:
-            name = row["of"].replace("/", "/ ").replace("_", " ")  # so that it breaks where words end
-            rows.append([name, value_text(row["reference_value"], row), *difference, p_text(row["p_holm"]), *end])
-    missing = {row["of"]: row["num_missing"] for row in done.rows_of(side) if row["num_missing"]}
-    told = [done.caption(side)]
-    if missing:
-        told.append(
-            "Pairs without a score of one of the two are left out: "
-            + ", ".join(f"{count} of {name}" for name, count in missing.items())
-            + "."
-        )
-    count = counted(len(done.keys), "pair")
-    render.table(
-        f"{side.label} against {done.reference.label}, the reference ({count}; rates in %)",
-        columns,
-        rows,
-        caption=" ".join(told),
-        right=range(1, len(columns) - 1),
-        whole=range(1, len(columns)),
-    )
+    render.show(comparison(done, side, wide=render.width() >= _WIDE))
     for sentence in done.verdicts(side):
         render.result(sentence)
     render.result("")

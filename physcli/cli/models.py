@@ -25,7 +25,7 @@ def ls(common: Output) -> None:
     if common.json:
         render.json_text(to_json(rows))
         return
-    for kind in ("generator", "encoder"):
+    for kind in ("generator", "encoder", "rater"):
         lines = [[row["name"], row["weights"], row["description"]] for row in rows if row["kind"] == kind]
         render.table(f"{kind.capitalize()}s", ["name", "weights", "what"], lines, whole=(0, 1))
     render.result("--model also takes any hub id, a folder in diffusers or transformers layout, or a run directory.")

@@ -66,9 +66,20 @@ def physion(
         ),
     ] = None,
     sigma: Annotated[
-        str,
-        typer.Option(help="Noise levels for generators: √(1−ᾱ) or, for flow matching, σ; one or several."),
-    ] = "0.3",
+        str | None,
+        typer.Option(
+            help="Noise levels for generators: √(1−ᾱ) or, for flow matching, σ; one or several.  \\[default: 0.3]",
+            show_default=False,
+        ),
+    ] = None,
+    snr: Annotated[
+        str | None,
+        typer.Option(
+            help="Signal-to-noise ratios instead, for equal noise in models of different kinds: σ of 0.3 is 10.1 of "
+            "CogVideoX and 5.4 of a flow model.",
+            show_default=False,
+        ),
+    ] = None,
     pool: Annotated[
         str, typer.Option(help="Tokens kept per latent frame: grid (at most 4×4 places), mean (one), all.")
     ] = "grid",
@@ -96,12 +107,15 @@ def physion(
     from physcli.tasks.probe_physion import ProbeSettings, probe_physion
     from physcli.tasks.run_dir import to_json
 
+    if sigma is not None and snr is not None:
+        raise UsageError(f"--sigma {sigma} with --snr {snr}.", expected="one of them", fix="leave one out")
     settings = ProbeSettings(
         models=tuple(model or ("videomae-tiny", "cogvideox-tiny")),
         data=data,
         task=task,
         layers=None if layers is None else "all" if layers == "all" else tuple(parse_numbers("--layers", layers, int)),
-        sigmas=tuple(parse_numbers("--sigma", sigma, float)),
+        sigmas=tuple(parse_numbers("--sigma", sigma or "0.3", float)),
+        snrs=() if snr is None else tuple(parse_numbers("--snr", snr, float)),
         pool=pool,
         readout=readout,
         unfiltered=unfiltered,
@@ -132,24 +146,10 @@ _LABEL, _CELL = 14, 13  # characters of the scenarios' column, and of one with e
 
 def show_probe(done: Any, more_files: Mapping[str, object] | None = None) -> None:
     """The probe's tables and the paths of its files."""
-    table = done.table(errors=_LABEL + _CELL * len(done.subjects) <= render.width())
-    render.table(
-        table.title,
-        table.columns,
-        table.rows,
-        caption=table.caption,
-        right=range(1, len(table.columns)),
-        whole=(0,),
-        sections=table.sections,
-    )
-    if done.differences():
-        render.table(
-            "Paired differences (same items; McNemar's p)",
-            ["a − b", "points", "95 % interval", "p", ""],
-            done.differences(),
-            caption="within noise: the interval, of the mean over scenarios, holds 0. p counts pairs won and lost, "
-            "whatever their scenario.",
-            right=(1, 2, 3),
-            whole=(1, 2, 3, 4),
-        )
+    from physcli.tasks.tables import probe, probe_differences
+
+    render.show(probe(done, errors=_LABEL + _CELL * len(done.subjects) <= render.width()))
+    differences = probe_differences(done)
+    if differences is not None:
+        render.show(differences)
     render.files(done.files() | dict(more_files or {}))

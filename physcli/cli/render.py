@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -27,6 +27,10 @@ from rich.text import Text
 from physcli.errors import PhyscliError
 from physcli.progress import Bar, Reporter
 
+if TYPE_CHECKING:
+    from physcli.tasks import tables
+
+_TONES = {"better": "green", "worse": "red"}
 _stderr = Console(stderr=True, highlight=False)
 _stdout = Console(highlight=False)
 
@@ -163,6 +167,20 @@ def table(
     _stdout.print(drawn)
     if caption:
         _stdout.print()
+
+
+def show(drawn: tables.Table) -> None:
+    """A result's table on stdout."""
+    rows = [[styled(c.text, _TONES.get(c.tone, "")) if hasattr(c, "tone") else c for c in row] for row in drawn.rows]
+    table(
+        drawn.title,
+        drawn.columns,
+        rows,
+        caption=drawn.caption,
+        right=drawn.right,
+        sections=drawn.sections,
+        whole=drawn.whole,
+    )
 
 
 def duration(seconds: float) -> str:

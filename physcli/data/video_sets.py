@@ -25,10 +25,11 @@ from physcli.errors import DataError
 LIST = "videos.jsonl"
 VIDEO_COLUMNS = ("video", "videopath", "file_name", "path", "video_path")
 RULE_COLUMN = "rule"
+FILE_COLUMNS = ("reference", "first_frame")  # other files that belong to a video
 
 
 @dataclass(frozen=True)
-class VideoItem:
+class Video:
     """A video to score.
 
     Attributes:
@@ -58,7 +59,7 @@ class VideoItem:
 class VideoSet:
     """Videos, whose they are, what of the list is not used and why, and what else is worth knowing."""
 
-    items: tuple[VideoItem, ...]
+    items: tuple[Video, ...]
     subject: str
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -117,7 +118,7 @@ def add_rules(videos: VideoSet, path: Path) -> VideoSet:
 
 
 def _from_list(path: Path, name: str) -> VideoSet:
-    items: dict[tuple[str, str, str], VideoItem] = {}
+    items: dict[tuple[str, str, str], Video] = {}
     problems: list[str] = []
     models: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -130,6 +131,8 @@ def _from_list(path: Path, name: str) -> VideoSet:
         else:
             read = prompt_of_row(path, number, texts)
             prompt, caption, columns = read.text, read.caption, dict(read.columns)
+        named = {what: columns[what] for what in FILE_COLUMNS if isinstance(columns.get(what), str)}
+        columns |= {what: str(_find(path.parent, file)) for what, file in named.items()}
         key = (video, prompt, caption)
         if (known := items.get(key)) is not None:
             if rule is None or rule in known.rules:
@@ -138,7 +141,7 @@ def _from_list(path: Path, name: str) -> VideoSet:
                 items[key] = replace(known, rules=(*known.rules, rule))
             continue
         index = row.get("index")
-        items[key] = VideoItem(
+        items[key] = Video(
             name=video,
             path=_find(path.parent, video),
             caption=caption,
@@ -205,8 +208,7 @@ def _from_folder(folder: Path) -> VideoSet:
             fix="add them; scores are about what a video was to show",
         )
     items = [
-        VideoItem(clip.path.name, clip.path, clip.prompt, clip.prompt, simulated=clip.kind == "simulated")
-        for clip in clips
+        Video(clip.path.name, clip.path, clip.prompt, clip.prompt, simulated=clip.kind == "simulated") for clip in clips
     ]
     problems = tuple(f"{problem.path}: {problem.message}" for problem in dataset.problems)
     notes = []
@@ -217,7 +219,7 @@ def _from_folder(folder: Path) -> VideoSet:
     return VideoSet(tuple(_told_apart(items)), folder.name or str(folder), problems, tuple(notes))
 
 
-def _told_apart(items: list[VideoItem]) -> list[VideoItem]:
+def _told_apart(items: list[Video]) -> list[Video]:
     """The same items, numbered anew where several of a prompt have the same number and seed."""
     if len({(item.prompt, item.index, item.seed) for item in items}) == len(items):
         return items

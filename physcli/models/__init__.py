@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["generator", "encoder"]
+Kind = Literal["generator", "encoder", "rater"]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".torch", ".bin")  # the earlier the better
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
@@ -51,6 +51,9 @@ BUILT_IN: dict[str, KnownModel] = {
     ),
     "videomae-tiny": KnownModel(
         "encoder", "videomae", "VideoMAE with 1.3 M parameters for the simulated world: 16 frames of 64×64"
+    ),
+    "mplug-owl-video-tiny": KnownModel(
+        "rater", "mplug-owl", "VideoPhy's rater with 1.4 M parameters for the simulated world: 16 frames of 64×64"
     ),
 }
 

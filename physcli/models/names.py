@@ -96,7 +96,7 @@ def resolve(
         local_files_only: Never reach for the network.
 
     Raises:
-        UsageError: no such name; an adapter for an encoder.
+        UsageError: no such name, or a rater's; an adapter for an encoder.
         ModelError: the path is not a model, or not a whole one; the hub cannot be reached.
     """
     found = _resolve_base(name, revision, local_files_only)
@@ -192,6 +192,12 @@ def _resolve_base(name: str, revision: str | None, local_files_only: bool) -> Re
     built_in, colon, variant = name.partition(":")
     if built_in in BUILT_IN and variant == ("random" if colon else ""):
         known = BUILT_IN[built_in]
+        if known.kind == "rater":
+            raise UsageError(
+                f"{name} is a rater: it watches videos and answers questions.",
+                expected="a generator or an encoder",
+                fix=f"physcli eval videophy2 --videos RUN --rater {name}",
+            )
         folder = None if colon else asset_folder(built_in)
         return Resolved(
             name,

@@ -45,7 +45,7 @@ from physcli.recipe.schema import (
     VaeRecipe,
     WindowChoice,
 )
-from physcli.sections import defaults_of
+from physcli.sections import completed
 from physcli.yaml12 import load_yaml
 from physcli.yaml12 import read_text as recipe_text
 
@@ -83,7 +83,7 @@ __all__ = [
     "VaeRecipe",
     "VideoRepa",
     "WindowChoice",
-    "defaults_of",
+    "completed",
     "dump_recipe",
     "find_recipe",
     "list_recipes",

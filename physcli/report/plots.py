@@ -148,28 +148,26 @@ def contact_sheet(
         abreast: Clips a line.
     """
     num_frames, lines = len(columns), -(-len(rows) // abreast)
-    widths = [1.0] * num_frames
-    for _ in range(abreast - 1):
-        widths += [0.15] + [1.0] * num_frames
-    figure, axes = plt.subplots(
-        lines,
-        len(widths),
-        figsize=(1.05 * num_frames * abreast + 0.3, 1.18 * lines + 0.3),
-        gridspec_kw={"width_ratios": widths, "wspace": 0.04, "hspace": 0.22},
-        squeeze=False,
-    )
-    for axis in axes.flat:
-        axis.axis("off")
+    # One pair of axes in units of a picture's width: a grid of hundreds of axes takes matplotlib many seconds.
+    gap, aspect = 0.04, max((frames.shape[1] / frames.shape[2] for _, frames in rows), default=1.0)
+    pitch, line_height = num_frames * (1 + gap) + 0.15, aspect + 0.24
+    width, height = abreast * pitch - 0.15, lines * line_height - 0.24
+    figure = plt.figure(figsize=(0.85 * width, 0.85 * height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
     for number, (caption, frames) in enumerate(rows):
         line, side = divmod(number, abreast)
+        top = -line * line_height
+        scale = min(1 / frames.shape[2], aspect / frames.shape[1])
         for column, image in enumerate(frames):
-            axis = axes[line, side * (num_frames + 1) + column]
-            axis.imshow(image, interpolation="nearest")
+            x, y = side * pitch + column * (1 + gap) + 0.5, top - aspect / 2  # of its middle
+            half_width, half_height = scale * image.shape[1] / 2, scale * image.shape[0] / 2
+            extent = (x - half_width, x + half_width, y - half_height, y + half_height)
+            axes.imshow(image, interpolation="nearest", aspect="auto", extent=extent)
             if line == 0:
-                axis.set_title(columns[column], fontsize=7, color="#555555", pad=12)
-        axes[line, side * (num_frames + 1)].text(
-            0, -0.05, caption, transform=axes[line, side * (num_frames + 1)].transAxes, fontsize=7.5, va="bottom"
-        ).set_position((0, 1.03))
+                axes.text(x, 0.22, columns[column], fontsize=7, color="#555555", ha="center", va="bottom")
+        axes.text(side * pitch, top + 0.03, caption, fontsize=7.5, va="bottom")
+    axes.set(xlim=(0, width), ylim=(-height, 0))
     _save(figure, path)
 
 

@@ -30,8 +30,8 @@ from physcli.progress import Reporter
 from physcli.rows import Kind, Metric, Row, make_row
 from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, roc_auc
 from physcli.tasks.report import same_file
-from physcli.tasks.run_dir import RunDir, defaults_in, write_jsonl
-from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, describe, read_scored_run
+from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
+from physcli.tasks.scored_runs import Key, Score, ScoredRun, describe, read_scored_run
 
 VERDICTS = ("sa", "pc", "joint")
 # What of two judges is measured → kind.
@@ -116,7 +116,12 @@ def agreement(
         raise PhyscliError(f"The runs have no verdict in common. {said}.", expected=f"one of {', '.join(VERDICTS)}")
     keys = _pair(truth, judge)
     with RunDir(
-        out, "eval agreement", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out,
+        "eval agreement",
+        asdict(settings),
+        complete=with_defaults(settings),
+        overwrite=overwrite,
+        reporter=reporter,
     ) as run_dir:
         run_dir.check_inputs(
             {
@@ -125,7 +130,7 @@ def agreement(
                 for name, sha in r.hashes.items()
             }
         )
-        run_dir.redo()  # it takes seconds
+        run_dir.reopen()  # it takes seconds
         names = _name(truth), _name(judge)
         common = {
             "benchmark": "agreement",
@@ -176,7 +181,7 @@ def _pair(truth: ScoredRun, judge: ScoredRun) -> list[Key]:
     return list(truth.items)
 
 
-def _same_video(first: ScoredItem, second: ScoredItem) -> bool:
+def _same_video(first: Score, second: Score) -> bool:
     return first.video == second.video or same_file(first.video, second.video)
 
 

@@ -28,7 +28,7 @@ from physcli.progress import Reporter
 from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.features import to_tensor
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, defaults_in, write_jsonl
+from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
 from physcli.tasks.sample import MEAN_FLOW, SampleResult, motion_of, read_result, rows_of, video_name, write_clip
 from physcli.tasks.sheets import draw_sheet
 from physcli.tasks.sources import clips_folder
@@ -59,7 +59,7 @@ def static(
     reporter = reporter or Reporter()
     listed = _listed(settings)
     with RunDir(
-        out, "sample", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out, "sample", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     ) as run:
         run.check_inputs({"videos": settings_hash({row["video"]: content_hash(path) for path, row in listed})})
         if run.already_finished:
@@ -98,7 +98,7 @@ def repeat_real(
     if resolved.kind != "generator":
         raise UsageError(f"--model {settings.model} is an encoder: it has no VAE.", expected="a generator")
     with RunDir(
-        out, "sample", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out, "sample", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     ) as run:
         folder = clips_folder(
             settings.videos, cache=cache_root(cache_dir), processes=Processes(device), reporter=reporter

@@ -27,6 +27,7 @@ import numpy as np
 
 from physcli.errors import PhyscliError, UsageError, unknown
 from physcli.progress import Reporter
+from physcli.rows import Metric, Role, Row, make_row
 from physcli.stats import (
     holm,
     minimum_detectable_effect,
@@ -35,15 +36,14 @@ from physcli.stats import (
     seeds_difference,
     sign_flip_p,
 )
-from physcli.tasks.compare_result import FEWEST_CLUSTERS, CompareResult, Side, difference_text
+from physcli.tasks.compare_result import CompareResult, Side
+from physcli.tasks.figures import FEWEST_CLUSTERS, difference_text
 from physcli.tasks.report import same_file, write_comparison
-from physcli.tasks.run_dir import RunDir, defaults_in, write_jsonl
+from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import SUBJECT_MARK, Key, ScoredRun, describe, read_scored_run
 from physcli.tasks.sheets import draw_side_by_side
 
 ALPHA = 0.05
-COMMONSENSE = "pc"
-MOTION = ("dynamic_degree", "dynamic", "motion", "motion_px")
 _EXAMPLES = 3
 _WHOLE_PATH = 100  # more parts than a path has
 
@@ -96,12 +96,12 @@ def compare(
     runs = [run for side in sides for run in side.runs]
     _refuse_unlike(sides)
     with RunDir(
-        out, "compare", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out, "compare", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     ) as run_dir:
         run_dir.check_inputs(
             {f"{run.path}{SUBJECT_MARK}{run.subject}/{name}": sha for run in runs for name, sha in run.hashes.items()}
         )
-        run_dir.redo()  # it takes seconds
+        run_dir.reopen()  # it takes seconds
 
         # 2. The pairs.
         keys, notes = _pair(sides, settings)
@@ -115,7 +115,7 @@ def compare(
         for side in sides[1:]:
             for metric in metrics:
                 row = _compare_metric(sides[0], side, metric, keys, settings)
-                rows += [row, *_compare_groups(sides[0], side, metric, keys, settings, row)]
+                rows += [row, *_compare_groups(sides[0], side, metric, keys, settings)]
 
         # 4. Holm, and what to say.
         tested = [row for row in rows if row["p"] is not None]
@@ -333,9 +333,7 @@ def _same_videos(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
 # --- the numbers ---
 
 
-def _compare_metric(
-    reference: Side, side: Side, metric: str, keys: Sequence[Key], settings: CompareSettings
-) -> dict[str, Any]:
+def _compare_metric(reference: Side, side: Side, metric: str, keys: Sequence[Key], settings: CompareSettings) -> Row:
     """A row of metrics.json: side − reference, over the pairs in which every run has a score."""
     run = reference.runs[0]
     runs = (*reference.runs, *side.runs)
@@ -345,30 +343,25 @@ def _compare_metric(
     ours, theirs = ours[:, whole], theirs[:, whole]
     clusters = [item.cluster for item in items]
     strata = [item.stratum for item in items] if run.kind == "probe" else None
-    higher = run.metrics[metric]
+    measured = run.metrics[metric]
     binary = all(r.is_binary(metric) for r in runs)
-    row: dict[str, Any] = {
+    num_clusters = len(set(clusters))
+    columns: dict[str, Any] = {
         "benchmark": run.rows[0]["benchmark"],
         "task": run.rows[0].get("task"),
         "subject": f"{side.label} − {reference.label}",
         "split": run.rows[0].get("split"),
-        "group": "all",
-        "metric": f"{metric}_difference",
-        "value": None,
-        "stderr": None,
         "n": len(items),
-        "higher_is_better": higher,
         "compared": side.label,
         "reference": reference.label,
         "of": metric,
-        "is_rate": all(r.is_rate(metric) for r in runs),
         "binary": binary,
-        "num_clusters": len(set(clusters)),
+        "num_clusters": num_clusters,
         "num_missing": len(keys) - len(items),
         "training_seeds": [len(side.runs), len(reference.runs)],
     }
     if run.values_of("rater"):
-        row["rater"] = ", ".join(run.values_of("rater"))
+        columns["rater"] = ", ".join(run.values_of("rater"))
     empty = (
         "num_changed",
         "compared_value",
@@ -382,9 +375,10 @@ def _compare_metric(
         "p_holm",
         "test",
     )
-    row |= dict.fromkeys((*empty, "smallest_detectable"))
+    columns |= dict.fromkeys((*empty, "smallest_detectable"))
+    of = Metric(f"{metric}_difference", measured.kind, measured.higher_is_better, interval="bootstrap")
     if not items:
-        return row
+        return make_row(of, None, **columns)
     means = [_mean(values.mean(axis=0), strata) for values in (ours, theirs)]
     difference: Any
     if len(runs) > 2:
@@ -393,7 +387,7 @@ def _compare_metric(
         least = minimum_detectable_effect(difference.stderr, degrees_of_freedom=difference.degrees_of_freedom)
     else:
         difference = paired_difference(ours[0], theirs[0], clusters=clusters, strata=strata, seed=settings.seed)
-        single = row["num_clusters"] == len(items) and strata is None
+        single = num_clusters == len(items) and strata is None
         if binary:
             test, p = "mcnemar", difference.p
         else:
@@ -401,31 +395,32 @@ def _compare_metric(
         if binary and single:
             least = minimum_detectable_effect_of_mcnemar(difference.wins + difference.losses, len(items))
         else:
-            freedom = max(1, row["num_clusters"] - 1)
+            freedom = max(1, num_clusters - 1)
             least = minimum_detectable_effect(difference.stderr, degrees_of_freedom=freedom)
-        if row["num_clusters"] < FEWEST_CLUSTERS:
+        if num_clusters < FEWEST_CLUSTERS:
             least = math.inf
-    wins, losses = (difference.losses, difference.wins) if higher is False else (difference.wins, difference.losses)
-    return row | {
-        "value": difference.value,
-        "stderr": difference.stderr,
+    wins, losses = difference.wins, difference.losses
+    if measured.higher_is_better is False:
+        wins, losses = losses, wins
+    columns |= {
         "low": difference.low,
         "high": difference.high,
         "num_changed": int(np.sum(ours.mean(axis=0) != theirs.mean(axis=0))),
         "compared_value": means[0],
         "reference_value": means[1],
         "wins": wins,
-        "ties": row["num_clusters"] - wins - losses,
+        "ties": num_clusters - wins - losses,
         "losses": losses,
         "p": None if math.isnan(p) else p,
         "test": test,
         "smallest_detectable": least if math.isfinite(least) else None,
     }
+    return make_row(of, difference.value, stderr=difference.stderr, **columns)
 
 
 def _compare_groups(
-    reference: Side, side: Side, metric: str, keys: Sequence[Key], settings: CompareSettings, whole: dict[str, Any]
-) -> list[dict[str, Any]]:
+    reference: Side, side: Side, metric: str, keys: Sequence[Key], settings: CompareSettings
+) -> list[Row]:
     """Rows by group, to look at: intervals without a test, for the question was asked of all items."""
     items = reference.runs[0].items
     groups = sorted({group for key in keys if (group := items[key].group) is not None})
@@ -435,7 +430,7 @@ def _compare_groups(
     for group in groups:
         inside = [key for key in keys if items[key].group == group]
         row = _compare_metric(reference, side, metric, inside, settings)
-        rows.append(row | {"group": group, "p": None, "test": None, "is_rate": whole["is_rate"]})
+        rows.append(row | {"group": group, "p": None, "test": None})
     return rows
 
 
@@ -468,25 +463,28 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _guard(rows: Sequence[Mapping[str, Any]], sides: Sequence[Side]) -> list[str]:
-    """A video that stands still breaks no law: say where physical commonsense rose and motion fell."""
+    """A video that stands still breaks no law: say where physical commonsense rose and motion fell.
+
+    Either must be more than noise: the interval of motion lies below zero, or commonsense is better after Holm.
+    """
+    metrics = sides[0].runs[0].metrics
     flags = []
     for side in sides[1:]:
         of = {row["of"]: row for row in rows if row["compared"] == side.label and row["group"] == "all"}
-        commonsense = of.get(COMMONSENSE)
-        if commonsense is None or not (commonsense["value"] or 0) > 0:
-            continue
-        for name in MOTION:
-            motion = of.get(name)
-            if motion is None or not (motion["value"] or 0) < 0:
-                continue
-            clear = motion["high"] is not None and motion["high"] < 0
-            if clear or commonsense["verdict"] == "better":
-                flags.append(
-                    f"{side.label}: {COMMONSENSE} rises ({difference_text(commonsense)}) while {name} falls "
-                    f"({difference_text(motion)}{'' if clear else ', within noise'}). A video in which less happens "
-                    "breaks fewer laws: this is no proof of better physics."
-                )
-                break
+
+        def changed(role: Role, sign: int, of: Mapping[str, Mapping[str, Any]] = of) -> list[Mapping[str, Any]]:
+            return [row for name, row in of.items() if metrics[name].role == role and sign * (row["value"] or 0) > 0]
+
+        for commonsense in changed("commonsense", 1):
+            for motion in changed("motion", -1):
+                clear = motion["high"] is not None and motion["high"] < 0
+                if clear or commonsense["verdict"] == "better":
+                    flags.append(
+                        f"{side.label}: {commonsense['of']} rises ({difference_text(commonsense)}) while "
+                        f"{motion['of']} falls ({difference_text(motion)}{'' if clear else ', within noise'}). A video "
+                        "in which less happens breaks fewer laws: this is no proof of better physics."
+                    )
+                    break
     return flags
 
 

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from physcli.rows import Metric
+from physcli.tasks.figures import difference_text, least_text
 from physcli.tasks.scored_runs import Key, ScoredRun
 
-# Five that all point one way have p = 2/2⁵ = .0625: no test of so few can find anything.
-FEWEST_CLUSTERS = 6
-# What cases are ranked by: the first that the runs have.
-HEADLINES = ("joint", "pc", "sa", "accuracy")
 TESTS = {
     "mcnemar": "McNemar's exact test on the {units} that one side wins",
     "sign flips": "a permutation test (random sign flips of the {units}' differences)",
@@ -141,40 +139,10 @@ def name_of(row: Mapping[str, Any]) -> str:
     return str(row["of"])
 
 
-def value_text(value: float | None, row: Mapping[str, Any], *, sign: bool = False) -> str:
-    """A value as tables show it: rates in per cent (differences in points), others as they are."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if row["is_rate"]:
-        return f"{100 * value:{'+' if sign else ''}.1f}"
-    return f"{value:{'+' if sign else ''}.3g}"
-
-
-def difference_text(row: Mapping[str, Any]) -> str:
-    """A difference with its sign, and its unit where it is of rates."""
-    return value_text(row["value"], row, sign=True) + (" points" if row["is_rate"] and row["value"] is not None else "")
-
-
-def interval_text(row: Mapping[str, Any]) -> str:
-    if row["low"] is None or not math.isfinite(row["low"]):
-        return "–"
-    return f"{value_text(row['low'], row, sign=True)} to {value_text(row['high'], row, sign=True)}"
-
-
-def least_text(row: Mapping[str, Any]) -> str:
-    """The smallest difference that could be seen; "none" where no difference, however large, could be."""
-    if row["smallest_detectable"] is None and row["num_clusters"] < FEWEST_CLUSTERS and row["value"] is not None:
-        return "none"
-    return value_text(row["smallest_detectable"], row)
-
-
-def p_text(p: float | None) -> str:
-    """A p value of two digits; very small ones are only said to be small."""
-    if p is None:
-        return "–"
-    return "<.0001" if p < 1e-4 else f"{p:.2g}" if p >= 0.001 else f"{p:.1g}"
-
-
-def headline(metrics: Sequence[str]) -> str:
+def headline(metrics: Sequence[Metric]) -> str:
     """The metric that cases are ranked by."""
-    return next((metric for metric in HEADLINES if metric in metrics), metrics[0])
+    for role in ("headline", "commonsense", "plain"):
+        found = next((metric.name for metric in metrics if metric.role == role), None)
+        if found is not None:
+            return found
+    return metrics[0].name

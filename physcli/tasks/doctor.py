@@ -165,15 +165,13 @@ def _writable(name: str, folder: Path) -> Check:
 
 def _models() -> list[Check]:
     from physcli.models import BUILT_IN
-    from physcli.models.names import resolve
+    from physcli.models.tiny import asset_folder
 
     checks = []
-    for name in BUILT_IN:
-        resolved = resolve(name)
-        if resolved.random_init:
-            checks.append(
-                Check("Models", name, "note", "random init", "its features say what an untrained network sees")
-            )
+    for name, known in BUILT_IN.items():
+        if asset_folder(name) is None:
+            means = "its answers" if known.kind == "rater" else "its features"
+            checks.append(Check("Models", name, "note", "random init", f"{means} say what an untrained network sees"))
         else:
             checks.append(Check("Models", name, "ok", "trained weights"))
     if os.environ.get("HF_HUB_OFFLINE") == "1":

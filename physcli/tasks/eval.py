@@ -1,4 +1,4 @@
-"""`physcli eval laws|videophy|videophy2`: scores of videos, with intervals, and how much moves beside them.
+"""`physcli eval laws|videophy|videophy2|…`: scores of videos, with intervals, and how much moves beside them.
 
     OUT/items.jsonl            a row a video: its texts, a field for each metric, and why
     OUT/metrics.json           the means
@@ -13,39 +13,44 @@ every field, and is counted in `missing/video`. A run that was broken off scores
 from __future__ import annotations
 
 import csv
+import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from physcli.benchmarks import laws, videophy
-from physcli.benchmarks.dynamic_degree import is_dynamic, largest_motion, rule_for
-from physcli.benchmarks.law_view import scenario_of
+from physcli.benchmarks import find_benchmark
+from physcli.benchmarks.base import Answer, Benchmark, Context, Score
+from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, LARGEST_MOTION, is_dynamic, largest_motion, rule_for
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
 from physcli.data.video import frame_rate, read_video
-from physcli.data.video_sets import VideoItem, VideoSet, add_rules, read_video_set
+from physcli.data.video_sets import Video, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, UsageError, unknown
 from physcli.files import write_text
 from physcli.hashing import content_hash, settings_hash
 from physcli.models import shown_name
 from physcli.progress import Reporter
-from physcli.stats import stderr_of_mean
+from physcli.rows import Metric, make_row, mean_row
 from physcli.tasks.processes import Processes
 from physcli.tasks.report import write_run_report
-from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, with_defaults, write_jsonl
 
-if TYPE_CHECKING:  # eval laws needs no torch
-    from torch import Tensor
+if TYPE_CHECKING:  # a benchmark without a rater needs no transformers
+    from physcli.models.raters.mplug_owl_video import MplugOwlVideo
 
-BENCHMARKS = ("laws", "videophy", "videophy2")
+LEAST_FRAMES = 5
+MISSING = Metric("missing/video", "rate", False, interval="none")
+_OTHER_FIELDS = {"video", "name", "caption", "prompt", "index", "seed", "group", "number", "error"}
 _LOGS = "items-*.part.jsonl"  # one a process
+# What runs of these recorded when all benchmarks had the same settings: a run that was broken off then goes on.
+_ONCE_RECORDED = {"laws": {"threshold": 0.5}, "videophy2": {"threshold": 0.5}}
 
-# Videos → the fields of each in items.jsonl, or what is wrong with it.
-Scorer = Callable[[Sequence[VideoItem]], "list[dict[str, Any] | DataError]"]
+# The fields of a video in items.jsonl, or what is wrong with it.
+Scored = dict[str, Any] | DataError
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,19 @@ class EvalSettings:
         benchmark: One of `BENCHMARKS`.
         videos: As `read_video_set` takes them.
         rater: As `load_rater` takes it; None for the default.
-        threshold: Of VideoPhy's P(Yes).
-        rules: For VideoPhy-2, a list of rules to be judged; see `add_rules`.
+        rules: A list of rules to be judged; see `add_rules`.
         limit: At most so many videos, evenly spaced.
         dtype: Of the rater.
+        options: The benchmark's own settings by name, where they are not the defaults.
     """
 
     benchmark: str
     videos: str
     rater: str | None = None
-    threshold: float = videophy.YES_THRESHOLD
     rules: str | None = None
     limit: int | None = None
     dtype: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,13 @@ def evaluate(
         reporter: Receives progress.
 
     Raises:
-        UsageError: no such benchmark, or a rater for the laws.
+        UsageError: no such benchmark, or settings that it does not have or that cannot be.
         DataError: the set cannot be read, or not one of its videos can be scored.
         ModelError: the rater is not there or does not load.
     """
     processes = Processes(device)
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
-    _check(settings)
+    benchmark = _benchmark(settings)
     found = read_video_set(Path(settings.videos).expanduser())
     if settings.rules is not None:
         found = add_rules(found, Path(settings.rules).expanduser())
@@ -128,8 +133,8 @@ def evaluate(
     run = RunDir(
         out,
         f"eval {settings.benchmark}",
-        asdict(settings),
-        defaults=defaults_in(settings),
+        _recorded(settings, benchmark),
+        complete=functools.partial(_completed, settings, benchmark),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,
@@ -139,11 +144,11 @@ def evaluate(
         hashes = {item.name: content_hash(item.path) if item.path.is_file() else "missing" for item in items}
         texts = [[item.name, item.caption, item.prompt, item.index, item.seed, *item.rules] for item in items]
         rater = None
-        if settings.benchmark != "laws":
-            from physcli.tasks.rating import find_rater
+        if "rater" in benchmark.needs:
+            from physcli.tasks.ask import find_rater
 
             simulated = all(item.simulated for item in items)
-            rater = find_rater(settings.benchmark, settings.rater, simulated=simulated)
+            rater = find_rater(type(benchmark), settings.rater, simulated=simulated)
         inputs = {"videos": settings_hash({"files": hashes, "texts": texts})}
         run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]})
         if processes.tell(run.already_finished):
@@ -153,22 +158,21 @@ def evaluate(
         done = processes.tell(_logged(run.path))
         if done:
             reporter.note(f"{len(done)} of {len(items)} videos are scored already.")
-        score, label = (
-            (_laws, None) if rater is None else _rater_scorer(settings, rater[0], device, device_map, reporter)
-        )
+        judge, label = None, None
+        if rater is not None:
+            judge, label = _load_rater(rater[0], settings.dtype, device, device_map, reporter)
         mine = [number for number in processes.share(range(len(items))) if number not in done]
         with reporter.bar("Scoring", len(mine), "video") as bar:
             for first in range(0, len(mine), batch_size):
                 some = mine[first : first + batch_size]
-                for number, fields in zip(some, score([items[number] for number in some]), strict=True):
-                    row = {"number": number, **_row(items[number], fields, reporter)}
+                for number, scored in zip(some, _score(benchmark, [items[n] for n in some], judge), strict=True):
+                    row = {"number": number, **_row(items[number], scored, reporter)}
                     append_row(run.path / f"items-{processes.rank}.part.jsonl", row)
                     bar.advance()
         processes.wait()
         if processes.is_main:
             by_number = _logged(run.path)
-            scored = [by_number[number] for number in range(len(items))]
-            _write(run, settings, found, items, scored, label)
+            _write(run, benchmark, found, items, [by_number[number] for number in range(len(items))], label)
             for log in run.path.glob(_LOGS):
                 log.unlink()
     if processes.is_main:
@@ -177,15 +181,34 @@ def evaluate(
     return _read(run.path, processes.is_main)
 
 
-def _check(settings: EvalSettings) -> None:
-    if settings.benchmark not in BENCHMARKS:
-        raise unknown("benchmark", settings.benchmark, BENCHMARKS)
-    if settings.benchmark == "laws" and settings.rater is not None:
-        raise UsageError("--rater with eval laws.", expected="no rater: the laws are checked on the pixels")
-    if settings.benchmark != "videophy2" and settings.rules is not None:
-        raise UsageError(f"Rules with eval {settings.benchmark}.", expected="eval videophy2")
-    if not 0 < settings.threshold < 1:
-        raise UsageError(f"--threshold {settings.threshold}.", expected="between 0 and 1")
+def _benchmark(settings: EvalSettings) -> Benchmark:
+    """The benchmark with its settings."""
+    cls = find_benchmark(settings.benchmark)
+    if settings.rater is not None and "rater" not in cls.needs:
+        raise UsageError(f"--rater with eval {cls.name}.", expected="no rater: the pixels themselves are checked")
+    if settings.rules is not None and "rules" not in cls.needs:
+        raise UsageError(f"Rules with eval {cls.name}.", expected="a benchmark that judges rules, such as videophy2")
+    names = [one.name for one in fields(cls.Settings)]
+    for name in settings.options:
+        if name not in names:
+            raise unknown(f"setting of eval {cls.name}", name, names)
+    clash = sorted({metric.name for metric in cls.metrics} & _OTHER_FIELDS)
+    if clash:
+        raise ValueError(f"{cls.__name__} has metrics named as other fields of items.jsonl are: {', '.join(clash)}")
+    return cls(cls.Settings(**settings.options))
+
+
+def _recorded(settings: EvalSettings, benchmark: Benchmark) -> dict[str, Any]:
+    """The settings of run.json: the benchmark's own beside those that all have."""
+    shared = {name: value for name, value in asdict(settings).items() if name != "options"}
+    return shared | _ONCE_RECORDED.get(benchmark.name, {}) | asdict(benchmark.settings)
+
+
+def _completed(settings: EvalSettings, benchmark: Benchmark, then: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier run's settings, with the defaults of those that there were none of yet."""
+    known = dict(with_defaults(settings)(then))
+    known.pop("options", None)
+    return {**asdict(type(benchmark.settings)()), **known}
 
 
 def _logged(path: Path) -> dict[int, dict[str, Any]]:
@@ -193,7 +216,7 @@ def _logged(path: Path) -> dict[int, dict[str, Any]]:
     return {row["number"]: row for log in sorted(path.glob(_LOGS)) for row in read_log(log)}
 
 
-def _row(item: VideoItem, fields: dict[str, Any] | DataError, reporter: Reporter) -> dict[str, Any]:
+def _row(item: Video, scored: Scored, reporter: Reporter) -> dict[str, Any]:
     row = {
         "video": str(item.path.resolve()),
         "name": item.name,
@@ -202,183 +225,124 @@ def _row(item: VideoItem, fields: dict[str, Any] | DataError, reporter: Reporter
         "index": item.index,
         "seed": item.seed,
     }
-    if isinstance(fields, DataError):
-        reporter.warn(f"Not scored: {fields.received}")
-        return row | {"error": fields.received}
-    return row | fields
+    if isinstance(scored, DataError):
+        reporter.warn(f"Not scored: {scored.received}")
+        return row | {"error": scored.received}
+    return row | scored
 
 
-def _frames(item: VideoItem) -> tuple[np.ndarray, float]:
-    """All frames and the rate, in frames a second."""
-    frames, rate = read_video(item.path), frame_rate(item.path)
-    if len(frames) < laws.LEAST_FRAMES:
-        raise DataError(f"{item.path} has {len(frames)} frames.", expected=f"at least {laws.LEAST_FRAMES}")
-    return frames, rate
+def _frames(video: Video) -> np.ndarray:
+    """All frames."""
+    frames = read_video(video.path)
+    if len(frames) < LEAST_FRAMES:
+        raise DataError(f"{video.path} has {len(frames)} frames.", expected=f"at least {LEAST_FRAMES}")
+    return frames
 
 
-def _motion(item: VideoItem) -> dict[str, Any]:
+def _motion(frames: np.ndarray, frame_rate_hz: float) -> dict[str, Any]:
     """How much moves."""
-    frames, rate = _frames(item)
     height, width = frames.shape[1:3]
-    rule = rule_for(len(frames), height, width, rate)
+    rule = rule_for(len(frames), height, width, frame_rate_hz)
     motion = largest_motion(dis_flow(frames[:: rule.interval]))
-    return {"dynamic_degree": is_dynamic(motion, rule), "motion_px": float(motion.mean())}
+    return {DYNAMIC_DEGREE.name: is_dynamic(motion, rule), LARGEST_MOTION.name: float(motion.mean())}
 
 
-def _rater_scorer(
-    settings: EvalSettings, name: str, device: str, device_map: str | None, reporter: Reporter
-) -> tuple[Scorer, str]:
-    """What scores videos, and the rater's name for tables."""
-    import torch
-
+def _load_rater(
+    name: str, dtype: str, device: str, device_map: str | None, reporter: Reporter
+) -> tuple[MplugOwlVideo, str]:
+    """The rater, and its name for tables."""
     from physcli.models.raters.mplug_owl_video import load_rater
-    from physcli.tasks.rating import questions, rate_videophy, rate_videophy2, read_frames
 
-    rater = load_rater(name, device=device, dtype=settings.dtype, device_map=device_map)
+    rater = load_rater(name, device=device, dtype=dtype, device_map=device_map)
     label = shown_name(name, rater.random_init)
     reporter.note(f"The rater is {label}.")
     if rater.random_init:
         reporter.warn("The rater has random weights: its scores mean nothing.")
+    return rater, label
 
-    def rate(seen: Tensor, items: Sequence[VideoItem]) -> list[dict[str, Any]]:
-        if settings.benchmark == "videophy":
-            return rate_videophy(rater, seen, items, threshold=settings.threshold)
-        return rate_videophy2(rater, seen, items)
 
-    def score(items: Sequence[VideoItem]) -> list[dict[str, Any] | DataError]:
-        known: dict[int, dict[str, Any]] = {}
-        broken: dict[int, DataError] = {}
+def _score(benchmark: Benchmark, videos: Sequence[Video], rater: MplugOwlVideo | None) -> list[Scored]:
+    """Score videos; a rater sees them together. What cannot be scored takes no other with it."""
+    scored: dict[int, Scored] = {}
+    motion: dict[int, dict[str, Any]] = {}
+    answers: dict[int, list[Answer]] = {}
+    if rater is not None:
+        from physcli.tasks.ask import ask, read_frames
+
         shown = []
-        for number, item in enumerate(items):
+        for number, video in enumerate(videos):
             try:
-                for question, text in questions(settings.benchmark, item):
-                    videophy.QUESTIONS[question].fill(text)  # a text that cannot be asked about is this video's fault
-                motion = _motion(item)
-                shown.append(read_frames(item.path, rater))
-                known[number] = motion | {"group": _state_of(item) or None}
+                for question, text in benchmark.questions(video):
+                    question.fill(text)  # a text that cannot be asked about is this video's fault
+                moved = _motion(_frames(video), frame_rate(video.path))
+                shown.append(read_frames(video.path, rater))
+                motion[number] = moved
             except DataError as error:
-                broken[number] = error
-        if known:
-            seen = rater.encode_videos(torch.stack(shown))
-            for number, scores in zip(known, rate(seen, [items[n] for n in known]), strict=True):
-                known[number] = scores | known[number]
-        return [broken[number] if number in broken else known[number] for number in range(len(items))]
-
-    return score, label
-
-
-def _state_of(item: VideoItem) -> str:
-    return str(item.columns.get("states_of_matter") or "")
-
-
-def _laws(items: Sequence[VideoItem]) -> list[dict[str, Any] | DataError]:
-    scored: list[dict[str, Any] | DataError] = []
-    for item in items:
-        try:
-            frames, rate = _frames(item)
-            result = laws.check_laws(frames, rate, item.prompt, flow=dis_flow)
-        except DataError as error:
-            scored.append(error)
+                scored[number] = error
+        if shown:
+            asked = [benchmark.questions(videos[number]) for number in motion]
+            answers = dict(zip(motion, ask(rater, shown, asked), strict=True))
+    for number, video in enumerate(videos):
+        if number in scored:
             continue
-        group = item.columns.get("violation", {}).get("kind") or scenario_of(item.prompt) or "other"
-        scored.append({**result.scores, "motion_px": result.motion_px, "group": str(group), "reasons": result.reasons})
-    return scored
+        try:
+            context = _context(benchmark, video, answers.get(number, ()))
+            values = benchmark.score(video, context)
+            if LARGEST_MOTION.name not in values:
+                values |= motion.get(number) or _motion(context.frames, context.frame_rate_hz)
+            scored[number] = values
+        except DataError as error:
+            scored[number] = error
+    return [scored[number] for number in range(len(videos))]
+
+
+def _context(benchmark: Benchmark, video: Video, answers: Sequence[Answer]) -> Context:
+    def named(what: str) -> Path:
+        if not isinstance(video.columns.get(what), str):
+            raise DataError(f"{video.name} has no {what}.", expected=f"a column `{what}` with a file in the list")
+        return Path(video.columns[what])
+
+    return Context(
+        lambda: _frames(video),
+        frame_rate(video.path),
+        dis_flow,
+        answers,
+        reference=read_video(named("reference")) if "reference" in benchmark.needs else None,
+        first_frame=read_video(named("first_frame"), [0])[0] if "first_frame" in benchmark.needs else None,
+    )
 
 
 def _write(
     run: RunDir,
-    settings: EvalSettings,
+    benchmark: Benchmark,
     found: VideoSet,
-    items: Sequence[VideoItem],
+    videos: Sequence[Video],
     scored: list[dict[str, Any]],
     rater: str | None,
 ) -> None:
-    good = [(item, row) for item, row in zip(items, scored, strict=True) if "error" not in row]
-    if not good:
-        raise DataError(f"Not one of {len(items)} videos could be scored: {scored[0]['error']}", fix="mend the list")
-    if settings.benchmark == "laws":
-        rows = _law_rows(good, found.subject)
-    else:
-        rows = _rater_rows(settings, good, found.subject, str(rater))
-        _write_official(run.path, settings.benchmark, good)
-    common = {"benchmark": settings.benchmark, "task": rows[0]["task"], "subject": found.subject}
-    common |= {"split": rows[0]["split"], "group": "all"} | ({"rater": rater} if rater else {})
-    if settings.benchmark != "laws":
-        rows.append(common | _mean("dynamic_degree", good) | {"higher_is_better": None})
-    rows.append(common | _mean("motion_px", good) | {"higher_is_better": None, "unit": "px"})
-    lost = len(items) - len(good)
-    rows.append(
-        common
-        | {"metric": "missing/video", "value": lost / len(items), "stderr": None, "n": len(items), "count": lost}
-        | {"higher_is_better": False}
-    )
+    scores = [Score(video, row) for video, row in zip(videos, scored, strict=True) if "error" not in row]
+    if not scores:
+        raise DataError(f"Not one of {len(videos)} videos could be scored: {scored[0]['error']}", fix="mend the list")
+    columns: dict[str, Any] = {"benchmark": benchmark.name, "task": benchmark.task, "subject": found.subject}
+    columns |= {"split": benchmark.split} | ({} if rater is None else {"rater": rater})
+    rows = benchmark.aggregate(scores, **columns)
+    for metric in (DYNAMIC_DEGREE, LARGEST_MOTION):
+        if not any(row["metric"] == metric.name for row in rows):
+            values = [score.values[metric.name] for score in scores]
+            rows.append(mean_row(metric, values, clusters=[score.video.prompt for score in scores], **columns))
+    lost = len(videos) - len(scores)
+    rows.append(make_row(MISSING, lost / len(videos), n=len(videos), count=lost, **columns))
+    for name, lines in benchmark.tables(scores).items():
+        _write_table(run.path / name, lines)
     metrics = {row["metric"] for row in rows}
     for row in scored:  # a video without a score has null, not nothing
-        for metric in metrics:
-            if not metric.startswith("missing/"):
-                row.setdefault(metric, None)
+        for name in metrics:
+            if not name.startswith("missing/"):
+                row.setdefault(name, None)
         row.setdefault("group", None)
         row.pop("number")
     write_jsonl(run.path / "items.jsonl", scored)
     run.write_metrics(rows)
-
-
-def _mean(metric: str, good: Sequence[tuple[VideoItem, Mapping[str, Any]]]) -> dict[str, Any]:
-    values = np.array([float(row[metric]) for _, row in good])
-    stderr = stderr_of_mean(values, [item.prompt for item, _ in good])
-    return {"metric": metric, "value": float(values.mean()), "stderr": stderr, "n": len(values)}
-
-
-def _law_rows(good: Sequence[tuple[VideoItem, Mapping[str, Any]]], subject: str) -> list[dict[str, Any]]:
-    return laws.aggregate_fields(
-        [row for _, row in good],
-        [str(row["group"]) for _, row in good],
-        subject=subject,
-        clusters=[item.prompt for item, _ in good],
-    )
-
-
-def _rater_rows(
-    settings: EvalSettings, good: Sequence[tuple[VideoItem, Mapping[str, Any]]], subject: str, rater: str
-) -> list[dict[str, Any]]:
-    threshold = settings.threshold if settings.benchmark == "videophy" else videophy.PASSING_RATING
-    scored = [
-        videophy.Item(
-            videophy.Score(
-                *(row["sa_mean"], row["pc_mean"], threshold, row.get("sa_expected"), row.get("pc_expected")),
-                rules=tuple(one["judgement"] for one in row.get("judged", ())),
-            ),
-            item.prompt,
-            _state_of(item),
-            videophy.read_hard(item.columns.get("is_hard")),
-            captioned=bool(item.caption),
-        )
-        for item, row in good
-    ]
-    benchmark: Any = settings.benchmark
-    return videophy.aggregate(scored, benchmark=benchmark, subject=subject, rater=rater)
-
-
-def _write_official(path: Path, benchmark: str, good: Sequence[tuple[VideoItem, Mapping[str, Any]]]) -> None:
-    """The official scorers' tables: VideoPhy's without a head line, its texts the whole questions."""
-    for what in ("sa", "pc"):
-        if benchmark == "videophy":
-            question = videophy.QUESTIONS[f"v1_{what}"]
-            rows = [[item.name, question.fill(item.caption), row[f"{what}_mean"]] for item, row in good]
-        else:
-            asked = [(item, row) for item, row in good if item.caption or what == "pc"]
-            rows = _numbered("caption", "videopath", [(i.caption, i.name, row[f"{what}_mean"]) for i, row in asked])
-        if len(rows) > 1 or benchmark == "videophy":
-            _write_table(path / f"official_{what}.csv", rows)
-    rules = [(item.name, one["rule"], one["judgement"]) for item, row in good for one in row.get("judged", ())]
-    if rules:
-        _write_table(path / "official_rule.csv", _numbered("videopath", "rule", rules))
-
-
-def _numbered(first: str, second: str, rows: Sequence[tuple[str, str, float | None]]) -> list[list[Any]]:
-    """VideoPhy-2's layout: an index without a name, two texts, a score that is empty where the answer is missing."""
-    told = [[number, *texts, "" if score is None else float(score)] for number, (*texts, score) in enumerate(rows)]
-    return [["", first, second, "score"], *told]
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[Any]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from physcli.hashing import settings_hash
 from physcli.models import KNOWN_HUB, loading
 from physcli.models.device import computes_in_bfloat16
 from physcli.progress import Reporter
-from physcli.recipe import AnyRecipe, defaults_of, dump_recipe, list_recipes
+from physcli.recipe import AnyRecipe, completed, dump_recipe, list_recipes
 from physcli.report.plots import loss_curve
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import (
     SETTINGS_VERSION,
+    Complete,
     RunDir,
     cache_root,
     is_finished,
@@ -48,7 +50,7 @@ from physcli.tasks.training.checkpoints import (
 )
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.export import cast_weights, write_card
-from physcli.tasks.training.loop import Trained, build_accelerator, train
+from physcli.tasks.training.loop import TrainingResult, build_accelerator, train
 from physcli.tasks.training.request import FinetuneRequest
 from physcli.tasks.training.trainee import Trainee
 
@@ -95,16 +97,16 @@ def finetune(
         )
     if resume is not None and out is None:
         out = _run_of(resume)
-    settings, defaults = _settings(recipe.model_dump(mode="json"), seed), _settings(defaults_of(recipe), seed)
+    settings, complete = _settings(recipe.model_dump(mode="json"), seed), partial(_complete, recipe=recipe)
     start = None
     if processes.is_main:
-        start = _starting_point(resume, out, settings, defaults, request.overwrite, reporter)
+        start = _starting_point(resume, out, settings, complete, request.overwrite, reporter)
     start = processes.tell(start)
     run = RunDir(
         out,
         "finetune",
         settings,
-        defaults=defaults,
+        complete=complete,
         overwrite=request.overwrite,
         reporter=reporter,
         writes=processes.is_main,
@@ -189,10 +191,17 @@ def _recipe_for(name: str, model: str) -> str | None:
 
 
 def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What makes two runs the same one, of a recipe's fields or of their defaults."""
+    """What makes two runs the same one."""
     content = {key: value for key, value in recipe.items() if key != "description"}
-    content["train"] = {key: value for key, value in content["train"].items() if key not in _FREE}
+    content["train"] = {key: value for key, value in content.get("train", {}).items() if key not in _FREE}
     return {"recipe": content, "seed": seed}
+
+
+def _complete(then: Mapping[str, Any], *, recipe: AnyRecipe) -> Mapping[str, Any]:
+    """Settings that an earlier version recorded, with the fields that recipes have got since."""
+    if not isinstance(then.get("recipe"), Mapping):
+        return then  # of another command
+    return {**then, **_settings(completed(then["recipe"], recipe), then["seed"])}
 
 
 def _run_of(resume: str) -> Path:
@@ -207,7 +216,7 @@ def _starting_point(
     resume: str | None,
     out: Path | None,
     settings: Mapping[str, Any],
-    defaults: Mapping[str, Any],
+    complete: Complete,
     overwrite: bool,
     reporter: Reporter,
 ) -> Path | None:
@@ -221,7 +230,7 @@ def _starting_point(
         return None
     previous = None if overwrite else read_run(out)
     if previous is not None:
-        if not same_settings(previous, settings, defaults):
+        if not same_settings(previous, settings, complete):
             return None  # RunDir says what differs
         if resume in (None, "latest") and is_finished(out, previous):
             return None
@@ -240,7 +249,7 @@ def _starting_point(
             expected="one of them",
             fix="leave one of them out",
         )
-    if not same_settings(read_manifest(checkpoint), settings, defaults):
+    if not same_settings(read_manifest(checkpoint), settings, complete):
         raise UsageError(
             f"{checkpoint} is of a run with other settings.",
             expected="the same recipe, overrides and seed",
@@ -255,7 +264,9 @@ def _clips_in_words(training: list[Clip], held_out: list[Clip]) -> str:
     return f"{len(training)} for training, {len(held_out)} held out: {settings_hash(names)}"
 
 
-def _export(trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: Trained, *, num_clips: int, seed: int) -> Path:
+def _export(
+    trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: TrainingResult, *, num_clips: int, seed: int
+) -> Path:
     """Write the model folder with its card, and what else belongs to it, whole or not at all.
 
     Raises:

@@ -6,18 +6,19 @@ from dataclasses import asdict
 from typing import Any
 
 from physcli.models import BUILT_IN, KNOWN_HUB
+from physcli.models.raters import TINY_RATER
 
 
 def list_models() -> list[dict[str, Any]]:
     """Rows of all built-in models and known hub checkpoints. Loads nothing."""
-    from physcli.models.names import resolve
+    from physcli.models.tiny import asset_folder
 
     rows = []
     for table, where in ((BUILT_IN, "built in"), (KNOWN_HUB, "hub")):
         for name, known in table.items():
             weights = "hub"
             if where == "built in":
-                weights = "random init" if resolve(name).random_init else "trained"
+                weights = "random init" if asset_folder(name) is None else "trained"
             rows.append(
                 {
                     "name": name,
@@ -36,6 +37,8 @@ def show_model(name: str) -> dict[str, Any]:
     from physcli.models.loading import load
     from physcli.models.names import fingerprint, resolve
 
+    if name.partition(":")[0] == TINY_RATER:
+        return _show_rater(name)
     resolved = resolve(name)
     model = load(resolved, device="cpu")
     facts: dict[str, Any] = {
@@ -70,3 +73,23 @@ def show_model(name: str) -> dict[str, Any]:
         }
     facts["content hash"] = fingerprint(resolved)
     return facts
+
+
+def _show_rater(name: str) -> dict[str, Any]:
+    """Facts of the built-in rater."""
+    from physcli.models.raters.mplug_owl_video import load_rater, rater_fingerprint
+    from physcli.models.tiny import asset_folder
+
+    rater = load_rater(name, device="cpu")
+    known, size = BUILT_IN[TINY_RATER], rater.config.vision.image_size
+    return {
+        "name": name,
+        "kind": known.kind,
+        "family": known.family,
+        "source": "built-in",
+        "path": None if rater.random_init else asset_folder(TINY_RATER),
+        "weights": "random init" if rater.random_init else "trained",
+        "parameters": sum(p.numel() for p in rater.parameters()),
+        "frames shown": f"{rater.num_frames} of {size}x{size}, evenly spaced",
+        "content hash": rater_fingerprint(name),
+    }

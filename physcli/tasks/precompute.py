@@ -17,7 +17,7 @@ from physcli.errors import UsageError, unknown
 from physcli.files import write_text
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
-from physcli.recipe import Cached, defaults_of, dump_recipe
+from physcli.recipe import Cached, completed, dump_recipe
 from physcli.rows import Metric, make_row
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.run_dir import RunDir, cache_root
@@ -82,7 +82,7 @@ def precompute(
         request.out,
         "data precompute",
         _settings(recipe.model_dump(mode="json"), seed),
-        defaults=_settings(defaults_of(recipe), seed),
+        complete=lambda then: _settings(completed(then["recipe"], recipe), then["seed"]),
         overwrite=request.overwrite,
         reporter=reporter,
         writes=processes.is_main,
@@ -90,7 +90,7 @@ def precompute(
     with run:
         run.path = Path(processes.tell(str(run.path)))
         if run.already_finished:  # the cache may have been cleared since
-            run.redo()
+            run.reopen()
         cache = cache_root(request.cache_dir)
         training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
         source = Source(training, held_out, recipe.data, seed, None, cache, processes, reporter)
@@ -104,7 +104,7 @@ def precompute(
 
 
 def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What makes two runs the same one, of a recipe's fields or of their defaults."""
+    """What makes two runs the same one."""
     return {
         "recipe": {key: value for key, value in recipe.items() if key not in ("train", "description")},
         "seed": seed,

@@ -38,7 +38,7 @@ from physcli.stats import paired_difference
 from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_finite, choose_taps, views_of
 from physcli.tasks.probe_result import CONTROLS, ProbeResult, draw, read_result
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, cache_root, defaults_in, write_jsonl
+from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
 from physcli.tasks.sources import clips_folder, pinned, source_name
 
 _DIFFERENCE = Metric("accuracy_difference", "rate", None, interval="bootstrap")
@@ -101,7 +101,7 @@ def probe_physion(
         out,
         "probe physion",
         recorded,
-        defaults=defaults_in(settings),
+        complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,

@@ -35,7 +35,7 @@ from physcli.tasks.eval import EvalResult, EvalSettings, evaluate
 from physcli.tasks.finetune import FinetuneResult, finetune
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.probe_result import ProbeResult
-from physcli.tasks.run_dir import RunDir, cache_root, defaults_in
+from physcli.tasks.run_dir import RunDir, cache_root, with_defaults
 from physcli.tasks.sample import SampleSettings, sample
 from physcli.tasks.simulate import ensure_simulated
 from physcli.tasks.training.request import FinetuneRequest
@@ -115,7 +115,7 @@ def quickstart(
     cached = common | {"cache_dir": cache_dir}
     data = f"simulated:{settings.num_test}"
     with RunDir(
-        out, "quickstart", asdict(settings), defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out, "quickstart", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     ) as run:
         folder = stage(
             "simulate",

@@ -37,19 +37,12 @@ from physcli.report.html import (
     shares,
     table,
 )
-from physcli.stats import share_interval
-from physcli.tasks.compare_result import (
-    CompareResult,
-    Side,
-    headline,
-    interval_text,
-    least_text,
-    p_text,
-    value_text,
-)
-from physcli.tasks.scored_runs import Key, ScoredItem, ScoredRun, read_scored_run
+from physcli.tasks.compare_result import CompareResult, Side, headline
+from physcli.tasks.figures import interval_text, least_text, p_text, score_texts, value_text
+from physcli.tasks.scored_runs import Key, Score, ScoredRun, read_scored_run
 
 ARROWS = {"better": "▲", "worse": "▼", "higher": "▲", "lower": "▼", "not shown": "·", "identical": "="}
+_SIGNS: dict[bool | None, float] = {True: 1.0, False: -1.0, None: 0.0}  # of a metric's direction
 _SMALL_SIDE = 256  # pixels: smaller videos are enlarged before their chroma is halved
 _CRF = 16  # of videos encoded anew
 _LONG_SETTING = 200  # characters
@@ -184,7 +177,7 @@ def _comparison_table(result: CompareResult, side: Side) -> Markup:
 
 
 def _drawn_interval(row: Mapping[str, Any], reach: float, tone: str) -> Content:
-    if not row["is_rate"] or row["value"] is None:
+    if row["kind"] != "rate" or row["value"] is None:
         return None
     known = row["low"] is not None and np.isfinite([row["low"], row["high"]]).all()
     low, high = (100 * row["low"], 100 * row["high"]) if known else (None, None)
@@ -193,7 +186,8 @@ def _drawn_interval(row: Mapping[str, Any], reach: float, tone: str) -> Content:
 
 def _reach(rows: Sequence[Mapping[str, Any]]) -> float:
     """How far the axes of all intervals of a table go, in points: one scale for all."""
-    ends = [row[end] for row in rows if row["is_rate"] for end in ("value", "low", "high") if row[end] is not None]
+    rates = [row for row in rows if row["kind"] == "rate"]
+    ends = [row[end] for row in rates for end in ("value", "low", "high") if row[end] is not None]
     finite = [abs(100 * end) for end in ends if np.isfinite(end)]
     return max([1.0, *finite]) * 1.05
 
@@ -240,7 +234,7 @@ def _group_table(result: CompareResult, side: Side) -> Content:
 def _score_table(run: ScoredRun) -> Markup:
     lines: list[list[Content | Cell]] = []
     for row in _rows_in(run, "all"):
-        value, spread = _score_texts(run, row)
+        value, spread = score_texts(row)
         lines.append(
             [Cell(row["metric"], detail=_direction(row)), value, spread, row.get("n"), _scored(run, row["metric"])]
         )
@@ -256,9 +250,7 @@ def _score_table(run: ScoredRun) -> Markup:
 def _score_groups(run: ScoredRun) -> Content:
     groups = list(dict.fromkeys(row["group"] for row in run.rows if row["group"] != "all"))
     lines: list[list[Content | Cell]] = [
-        [row["metric"], group, *_score_texts(run, row), row.get("n")]
-        for group in groups
-        for row in _rows_in(run, group)
+        [row["metric"], group, *score_texts(row), row.get("n")] for group in groups for row in _rows_in(run, group)
     ]
     if not lines:
         return None
@@ -270,20 +262,6 @@ def _rows_in(run: ScoredRun, group: str) -> list[dict[str, Any]]:
     """A group's rows of numbers; of a probe, those of the chosen tap."""
     rows = [row for row in run.rows if row["group"] == group and row.get("chosen", True)]
     return [row for row in rows if isinstance(row["value"], int | float) or row["value"] is None]
-
-
-def _score_texts(run: ScoredRun, row: Mapping[str, Any]) -> tuple[str, str]:
-    name = row["metric"]
-    rate = run.is_rate(name) if name in run.metrics else name.endswith("accuracy") or name.startswith("missing/")
-    shown = dict(row) | {"is_rate": rate}
-    value, stderr = row["value"], row.get("stderr")
-    if value is not None and rate:
-        ends = share_interval(value, stderr, row["n"])
-    elif value is not None and stderr is not None:
-        ends = value - 1.96 * stderr, value + 1.96 * stderr
-    else:
-        return value_text(value, shown), "–"
-    return value_text(value, shown), " to ".join(value_text(end, shown) for end in ends)
 
 
 def _scored(run: ScoredRun, metric: str) -> int | None:
@@ -298,7 +276,8 @@ def _scored(run: ScoredRun, metric: str) -> int | None:
 def _cases(result: CompareResult, count: int, max_video_mb: float) -> Markup:
     """Worst and best cases of every compared run, and some without a difference."""
     metrics = list(dict.fromkeys(row["of"] for row in result.rows))
-    key_metric = headline(metrics)
+    run = result.reference.runs[0]
+    key_metric = headline([run.metrics[metric] for metric in metrics])
     higher = {row["of"]: row["higher_is_better"] for row in result.rows}
     chosen: dict[Key, list[str]] = {}
     changed: set[Key] = set()
@@ -333,8 +312,8 @@ def _cases(result: CompareResult, count: int, max_video_mb: float) -> Markup:
 
 def _run_cases(run: ScoredRun, count: int, max_video_mb: float) -> Markup:
     metrics = list(run.metrics)
-    key_metric = headline(metrics)
-    sign = -1.0 if run.metrics[key_metric] is False else 1.0
+    key_metric = headline(list(run.metrics.values()))
+    sign = -1.0 if run.metrics[key_metric].higher_is_better is False else 1.0
     scored = [key for key, item in run.items.items() if item.values[key_metric] is not None]
     order = sorted(scored, key=lambda key: (sign * (run.items[key].values[key_metric] or 0.0), _total(run, key)))
     half = min(count, (len(order) + 1) // 2)
@@ -354,11 +333,14 @@ def _run_cases(run: ScoredRun, count: int, max_video_mb: float) -> Markup:
 
 def _total(run: ScoredRun, key: Key) -> float:
     """The sum of an item's scores, the good ways up; what has no direction does not count."""
-    signs = {metric: 0.0 if higher is None else 1.0 if higher else -1.0 for metric, higher in run.metrics.items()}
-    return sum(signs[metric] * value for metric, value in run.items[key].values.items() if value is not None)
+    return sum(
+        _SIGNS[run.metrics[metric].higher_is_better] * value
+        for metric, value in run.items[key].values.items()
+        if value is not None
+    )
 
 
-def _case_section(title: str, lead: str, drawn: Sequence[tuple[list[str], Key, ScoredItem, list[Player]]]) -> Markup:
+def _case_section(title: str, lead: str, drawn: Sequence[tuple[list[str], Key, Score, list[Player]]]) -> Markup:
     cases = []
     for titles, key, item, players in drawn:
         where = ", ".join(f"{name} {value}" for name, value in zip(("index", "seed"), key[1:], strict=False))
@@ -379,7 +361,7 @@ def _ranked(
         delta = side.values(metric, result.keys).mean(axis=0) - result.reference.values(metric, result.keys).mean(
             axis=0
         )
-        delta = np.where(np.isnan(delta), 0.0, delta) * {True: 1.0, False: -1.0, None: 0.0}[higher[metric]]
+        delta = np.where(np.isnan(delta), 0.0, delta) * _SIGNS[higher[metric]]
         oriented[metric] = delta / (np.abs(delta).max() or 1.0)
     total = np.sum(list(oriented.values()), axis=0)
     order = np.lexsort((total, oriented[key_metric]))
@@ -389,8 +371,8 @@ def _ranked(
 
 def _player(
     label: str,
-    item: ScoredItem,
-    base: ScoredItem,
+    item: Score,
+    base: Score,
     metrics: Sequence[str],
     higher: Mapping[str, bool | None],
     run: ScoredRun,
@@ -420,7 +402,7 @@ class _Players:
         self._left_out = 0
         self._max_video_mb = max_video_mb
 
-    def add(self, items: Sequence[tuple[str, ScoredItem]], players: Sequence[Player]) -> list[Player]:
+    def add(self, items: Sequence[tuple[str, Score]], players: Sequence[Player]) -> list[Player]:
         """The players with their videos: of a case all, or none if they would make the page too large."""
         found = [_playable(item.video) for _, item in items]
         size = sum(4 / 3 * len(mp4) for mp4, _, _ in found if mp4 is not None)  # base64 takes four bytes for three

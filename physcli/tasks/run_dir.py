@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,9 @@ from physcli import __version__
 from physcli.errors import PhyscliError, UsageError
 from physcli.files import make_folder, write_text
 from physcli.progress import Reporter
+
+# From settings as an earlier version recorded them to the same with those that have been added since.
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 # Raise it when the default of a setting changes: a run that was written before that setting existed then counts as
 # another run, in place of going on with a default it never had.
@@ -124,8 +127,7 @@ class RunDir:
         command: The command's name, such as "probe physion".
         settings: All resolved settings that bear on the result, JSON-able. Two runs with equal settings (and inputs,
             see `check_inputs`) are the same run: the second continues the first.
-        defaults: What a setting counts as in a run that was made before there was such a setting, nested as `settings`;
-            see `defaults_in`.
+        complete: Adds to a run's settings those that there were none of yet when it was made; see `with_defaults`.
         overwrite: Replace a run with other settings.
         reporter: Told when the run is interrupted, and how to go on.
         writes: False on all but the main process.
@@ -144,7 +146,7 @@ class RunDir:
         command: str,
         settings: Mapping[str, Any],
         *,
-        defaults: Mapping[str, Any] | None = None,
+        complete: Complete | None = None,
         overwrite: bool = False,
         reporter: Reporter | None = None,
         writes: bool = True,
@@ -155,7 +157,7 @@ class RunDir:
         self.path = out
         self.reporter = reporter or Reporter()
         self.writes = writes
-        self.defaults = defaults or {}
+        self.complete = complete
         self.record: dict[str, Any] = {
             "command": command,
             "settings": _plain(dict(settings)),
@@ -221,8 +223,8 @@ class RunDir:
     def _is_finished(self) -> bool:
         return self._previous is not None and is_finished(self.path, self._previous)
 
-    def redo(self) -> None:
-        """Take a finished run for unfinished: something of it is missing."""
+    def reopen(self) -> None:
+        """Treat a finished run as unfinished, because some of its files are missing or are to be made again."""
         self.already_finished = False
         self._begin()
 
@@ -231,7 +233,7 @@ class RunDir:
         for part in parts:
             then, now = self._previous.get(part), self.record[part]
             if part == "settings":
-                then = _settings_then(self._previous, now, self.defaults)
+                then = _settings_then(self._previous, now, self.complete)
             if _as_text(then) != _as_text(now):
                 replace = "" if part == "command" else ", or add --overwrite to replace that run"
                 raise UsageError(
@@ -305,18 +307,15 @@ class RunDir:
         write_json(self.path / "metrics.json", list(rows))
 
 
-def defaults_in(given: Any, resolved: Any = None) -> dict[str, Any]:
-    """What each field of a dataclass of settings counts as in a run that was made before there was such a field.
-
-    Its default; or, of a field that is left at its default now, what that is resolved to.
+def with_defaults(given: Any, resolved: Any = None) -> Complete:
+    """For `RunDir`: a setting that a run does not name counts as its default, or as what that is resolved to today.
 
     Args:
-        given: The settings as they were given.
+        given: A dataclass of settings as they were given: fields at their default are known by it.
         resolved: The same, as they are recorded; as given by default.
     """
-    resolved = given if resolved is None else resolved
-    now = asdict(resolved)
-    found = {}
+    now = asdict(given if resolved is None else resolved)
+    defaults = {}
     for field in fields(given):
         if field.default_factory is not MISSING:
             default: Any = field.default_factory()
@@ -324,33 +323,26 @@ def defaults_in(given: Any, resolved: Any = None) -> dict[str, Any]:
             default = field.default
         else:
             continue  # was always there
-        found[field.name] = now[field.name] if getattr(given, field.name) == default else default
-    return found
+        defaults[field.name] = now[field.name] if getattr(given, field.name) == default else default
+    return lambda then: {**defaults, **then}
 
 
-def same_settings(record: Mapping[str, Any], settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Whether a run or checkpoint with this record was made with these settings; `defaults` as for `RunDir`."""
+def same_settings(record: Mapping[str, Any], settings: Mapping[str, Any], complete: Complete) -> bool:
+    """Whether a run or checkpoint with this record was made with these settings; `complete` as for `RunDir`."""
     now = _plain(settings)
-    return _as_text(_settings_then(record, now, defaults)) == _as_text(now)
+    return _as_text(_settings_then(record, now, complete)) == _as_text(now)
 
 
-def _settings_then(record: Mapping[str, Any], now: Any, defaults: Mapping[str, Any]) -> Any:
+def _settings_then(record: Mapping[str, Any], now: Any, complete: Complete | None) -> Any:
     """The settings in a record; those that there were none of yet have their defaults, those that are gone since and
     had not been given are left out.
 
     The record holds every setting as it was resolved, so a default that has changed since is noticed, as another value.
     """
     then = record.get("settings", {})
-    if record.get("settings_version", 1) != SETTINGS_VERSION or not isinstance(then, Mapping):
+    if complete is None or not isinstance(then, Mapping) or record.get("settings_version", 1) != SETTINGS_VERSION:
         return then
-    given = {key: value for key, value in then.items() if value is not None or key in now}
-    return _completed(given, _plain(defaults))
-
-
-def _completed(then: Any, defaults: Any) -> Any:
-    if not isinstance(then, Mapping) or not isinstance(defaults, Mapping):
-        return then
-    return {**defaults, **{key: _completed(value, defaults.get(key)) for key, value in then.items()}}
+    return _plain(complete({key: value for key, value in then.items() if value is not None or key in now}))
 
 
 def _as_text(settings: Any) -> str:

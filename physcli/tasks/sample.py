@@ -44,7 +44,7 @@ from physcli.rows import Metric, mean_row
 from physcli.simulation.prompts import RATES
 from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, with_defaults, write_jsonl
 from physcli.tasks.sheets import draw_sheet, shorten
 
 # Over all pixels and pairs of frames. Not `motion_px` of `physcli eval`, which is of the longest 5 % of the flow.
@@ -83,14 +83,19 @@ class SampleSettings:
         chosen = guidance_class(self.guidance)
         return own | chosen.record(chosen.settings(given))
 
-    def defaults(self, given: SampleSettings) -> dict[str, Any]:
-        """What a run that was made before there was such a setting counts as; `given`: these, as they came in."""
-        known = defaults_in(given, self)
-        del known["guidance_options"]
+    def complete(self, given: SampleSettings, then: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of an earlier run, with the defaults of those that there were none of yet.
+
+        Args:
+            given: These settings, as they came in.
+            then: As that run recorded them.
+        """
+        known = dict(with_defaults(given, self)(then))
+        known.pop("guidance_options", None)
         if self.guidance == NONE:
             return known
         chosen = guidance_class(self.guidance)
-        return known | chosen.record(chosen.settings({}))
+        return chosen.record(chosen.settings({})) | known
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,7 @@ def sample(
         out,
         "sample",
         settings.record,
-        defaults=settings.defaults(given),
+        complete=functools.partial(settings.complete, given),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,
@@ -208,7 +213,7 @@ def sample(
             lost = [item.file_name for item in items if item.file_name not in done]
             reporter.warn(f"{run.path} lacks {len(lost)} whole videos, made again: {lost[0]}" + " …" * (len(lost) > 1))
             if processes.is_main:
-                run.redo()
+                run.reopen()
         elif done:
             reporter.note(f"{len(done)} of {len(items)} videos are there already.")
 

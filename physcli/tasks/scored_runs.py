@@ -2,8 +2,7 @@
 
 An eval run holds, beside `run.json`,
 
-    metrics.json   rows of benchmark, task, subject, group, metric, value, stderr, n, higher_is_better; `rater` where a
-                   model judged; `unit` where a value between 0 and 1 is no rate ("px")
+    metrics.json   rows as `physcli.rows` makes them; `rater` where a model judged
     items.jsonl    a row a video: `video` (absolute, or relative to the run directory), `caption`, `prompt`, `index`,
                    `seed` (null where unknown), `group` (or null), and a field for each metric: a number, a boolean, or
                    null where there is no score
@@ -25,19 +24,19 @@ from typing import Any
 from physcli.data.captions import read_jsonl
 from physcli.errors import DataError, PhyscliError, UsageError, unknown
 from physcli.hashing import content_hash
+from physcli.rows import Metric, metric_of
 from physcli.tasks.probe_result import CONTROLS
 from physcli.tasks.run_dir import is_finished, read_metrics, read_run
 
 SUBJECT_MARK = "::"
 _PROBE = "probe physion"
-_UNITS = ("_px", "_s", "_ms", "_hz")  # endings of names whose values are no rates
 
 # What tells an item from all others: (prompt, index, seed) of a video, (split, scenario, name) of a probe's clip.
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class ScoredItem:
+class Score:
     """One scored video or clip. `cluster` is its prompt or pair; `stratum` its scenario, of a probe only."""
 
     key: Key
@@ -59,8 +58,8 @@ class ScoredRun:
     subject: str
     record: Mapping[str, Any]
     rows: list[dict[str, Any]]  # of metrics.json, this subject's
-    items: Mapping[Key, ScoredItem]
-    metrics: Mapping[str, bool | None]  # name → whether higher is better; those that items have
+    items: Mapping[Key, Score]
+    metrics: Mapping[str, Metric]  # by name; those that items have
     sums: tuple[str, ...]  # metrics without a value per item
     hashes: Mapping[str, str]
 
@@ -72,16 +71,10 @@ class ScoredRun:
         """The different entries of a column of metrics.json, such as `benchmark` or `rater`."""
         return sorted({str(row[column]) for row in self.rows if row.get(column) is not None})
 
-    def is_rate(self, metric: str) -> bool:
-        """Whether the values are fractions of one, to be shown in per cent."""
-        if metric.endswith(_UNITS) or any(row["metric"] == metric and row.get("unit") for row in self.rows):
-            return False
-        found = [item.values[metric] for item in self.items.values()]
-        return all(0 <= value <= 1 for value in found if value is not None)
-
     def is_binary(self, metric: str) -> bool:
+        """Whether it is a rate of items that pass or fail; of shares within an item it is not."""
         found = {item.values[metric] for item in self.items.values()}
-        return found <= {0.0, 1.0, None} and not metric.endswith(_UNITS)
+        return self.metrics[metric].kind == "rate" and found <= {0.0, 1.0, None}
 
 
 def read_scored_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
@@ -105,7 +98,7 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
     chosen = _choose_subject(path, subjects, subject) if subjects else _only_subject(path, rows, subject)
     rows = [row for row in rows if row.get("subject") == chosen]
     lines = [(number, row) for number, row in lines if "subject" not in row or str(row["subject"]) == chosen]
-    named = {row["metric"]: row.get("higher_is_better") for row in rows if row["group"] == "all"}
+    named = {row["metric"]: metric_of(row) for row in rows if row["group"] == "all"}
     fields = {"accuracy": "correct"} if probe else {metric: metric for metric in named}
     present = [metric for metric in named if any(fields.get(metric) in row for _, row in lines)]
     if not present:
@@ -115,7 +108,7 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
             expected="a field in items.jsonl for each metric of group 'all'",
             fix="score again with `physcli eval`",
         )
-    items: dict[Key, ScoredItem] = {}
+    items: dict[Key, Score] = {}
     seen: dict[Key, int] = {}
     for number, row in lines:
         where = f"{path / 'items.jsonl'}, line {number}"
@@ -234,7 +227,7 @@ def _only_subject(path: Path, rows: list[dict[str, Any]], wanted: str) -> str:
 
 def _video_item(
     path: Path, row: Mapping[str, Any], values: dict[str, float | None], where: str, ignore_seeds: bool
-) -> ScoredItem:
+) -> Score:
     kinds: dict[str, Any] = {"video": str, "prompt": str, "index": int, "seed": (int, type(None))}
     for field, kind in kinds.items():
         if field not in row or not isinstance(row[field], kind) or isinstance(row[field], bool):
@@ -246,7 +239,7 @@ def _video_item(
     group, prompt = row.get("group"), row["prompt"]
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise DataError(f"{where}: the prompt holds half a surrogate pair.", expected="text", fix="mend the prompt")
-    return ScoredItem(
+    return Score(
         key=(prompt, row["index"]) if ignore_seeds else (prompt, row["index"], row["seed"]),
         cluster=prompt,
         stratum=None,
@@ -258,12 +251,12 @@ def _video_item(
     )
 
 
-def _probe_item(row: Mapping[str, Any], values: dict[str, float | None], where: str) -> ScoredItem:
+def _probe_item(row: Mapping[str, Any], values: dict[str, float | None], where: str) -> Score:
     for field in ("name", "split", "correct", "label"):
         if row.get(field) is None:
             raise DataError(f"{where}: {field} is missing.", expected="what `physcli probe` writes", fix="probe again")
     name, scenario = str(row["name"]), str(row.get("scenario") or "")
-    return ScoredItem(
+    return Score(
         key=(str(row["split"]), scenario, name),
         cluster=f"{row['split']}/{row.get('pair') or name}",
         stratum=scenario,

@@ -40,7 +40,7 @@ from physcli.simulation.suite import Sample, make_pair
 from physcli.simulation.types import CONTEXT_FRAMES, FRAME_RATE_HZ, NUM_FRAMES, SCENARIOS, Footage, Motion
 from physcli.simulation.violations import APPLIES_TO, KINDS, make_impossible
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, defaults_in, read_metrics, read_run, write_json, write_jsonl
+from physcli.tasks.run_dir import RunDir, read_metrics, read_run, with_defaults, write_json, write_jsonl
 
 _PSNR = Metric("video_psnr_db", "score", True, interval="none")
 _SPEED = Metric("clips_per_second", "score", True, interval="none")
@@ -149,7 +149,9 @@ def simulate(
     reporter = reporter or Reporter()
     check_settings(settings)
     resolved = {"version": SIMULATED_VERSION, **asdict(settings)}
-    run = RunDir(out, "data simulate", resolved, defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter)
+    run = RunDir(
+        out, "data simulate", resolved, complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
+    )
     with run:
         if run.already_finished:
             missing = _missing(run.path)
@@ -157,7 +159,7 @@ def simulate(
                 reporter.note(f"{run.path} already holds these clips, whole.")
                 return _read_result(run.path)
             reporter.warn(f"{run.path} lacks {len(missing)} files, such as {missing[0]}: all its clips are made again.")
-            run.redo()
+            run.reopen()
         start = time.monotonic()
         samples = _make_all(run.path, settings, workers, reporter)
         rows = _finish(run, settings, samples, time.monotonic() - start, reporter)

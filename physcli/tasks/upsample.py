@@ -28,7 +28,7 @@ from physcli.models.device import pick_device, pick_dtype, quiet_libraries
 from physcli.models.hub import explain_hub_errors
 from physcli.progress import Reporter
 from physcli.rows import Metric, make_row
-from physcli.tasks.run_dir import RunDir, append_row, defaults_in, read_log, read_metrics, read_rows, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, with_defaults, write_jsonl
 
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 INSTRUCTIONS = """You write prompts for a text-to-video model. You are given a short caption and answer with one \
@@ -107,7 +107,7 @@ def upsample(
         out,
         "prompts upsample",
         asdict(settings),
-        defaults=defaults_in(settings),
+        complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
     ) as run:

@@ -35,7 +35,7 @@ from physcli.report.overlays import enlarge, mark, overlay
 from physcli.report.plots import contact_sheet
 from physcli.rows import Metric, make_row
 from physcli.tasks.features import choose_taps, to_tensor
-from physcli.tasks.run_dir import RunDir, defaults_in
+from physcli.tasks.run_dir import RunDir, with_defaults
 
 KINDS = ("drift", "field", "correspondence", "saliency")
 TEMPERATURES = (0.02, 0.1, 0.5)  # 0.1 is TSA's
@@ -113,12 +113,12 @@ def visualize(
         raise UsageError(f"{option} {resolved.name} is no {wanted}.", expected=f"a {wanted}")
     recorded = asdict(settings)
     with RunDir(
-        out, "visualize", recorded, defaults=defaults_in(settings), overwrite=overwrite, reporter=reporter
+        out, "visualize", recorded, complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     ) as run:
         run.check_inputs(
             {"model": fingerprint(resolved)} | {str(video.path): content_hash(video.path) for video in videos}
         )
-        run.redo()  # pictures are quickly drawn
+        run.reopen()  # pictures are quickly drawn
         model = load(resolved, device=device, dtype=dtype)
         if resolved.random_init:
             reporter.warn(f"{resolved.name} has random weights.")

@@ -1,4 +1,4 @@
-"""VBench's dynamic degree against its golden numbers, DIS in its place, and the guard against standing still."""
+"""VBench's dynamic degree against its golden numbers, and DIS in its place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from physcli.benchmarks.dynamic_degree import Rule, is_dynamic, largest_motion, motion_guard, rule_for
+from physcli.benchmarks.dynamic_degree import MotionRule, is_dynamic, largest_motion, rule_for
 from physcli.data.flow import dis_flow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vbench"
@@ -18,7 +18,7 @@ TABLES = json.loads((GOLDEN / "dynamic_degree.json").read_text())
 @pytest.mark.parametrize("case", TABLES["cases"], ids=lambda case: case["name"])
 def test_vbench_cases(case):
     rule = rule_for(case["total_frames"], case["height"], case["width"], case["fps"])
-    assert rule == Rule(case["interval"], case["sampled_frames"], case["threshold"], case["count_needed"])
+    assert rule == MotionRule(case["interval"], case["sampled_frames"], case["threshold"], case["count_needed"])
     assert is_dynamic(case["top5_scores"], rule) == case["dynamic"]
     # The stored flows are a few pairs of each case, those before and after it changes.
     with np.load(GOLDEN / "flows.npz") as flows:
@@ -30,17 +30,17 @@ def test_vbench_cases(case):
 @pytest.mark.parametrize("row", TABLES["rule_table"], ids=lambda row: f"{row['height']}-{row['frames']}-{row['fps']}")
 def test_vbench_thresholds(row):
     rule = rule_for(row["frames"], row["height"], row["width"], row["fps"])
-    assert rule == Rule(row["interval"], row["sampled"], row["threshold"], row["count_needed"])
+    assert rule == MotionRule(row["interval"], row["sampled"], row["threshold"], row["count_needed"])
 
 
 @pytest.mark.parametrize("row", TABLES["decision_table"])
 def test_vbench_decisions(row):
-    rule = Rule(1, len(row["scores"]) + 1, row["threshold"], row["count_needed"])
+    rule = MotionRule(1, len(row["scores"]) + 1, row["threshold"], row["count_needed"])
     assert is_dynamic(row["scores"], rule) == row["dynamic"]
 
 
 def test_twenty_frames_a_second_by_hand():
-    assert rule_for(20, 256, 256, 20) == Rule(2, 10, 6.0, 2)
+    assert rule_for(20, 256, 256, 20) == MotionRule(2, 10, 6.0, 2)
 
 
 def sliding(step_px, num_frames=16, size=96):
@@ -66,30 +66,3 @@ def test_odd_flows_are_refused():
         largest_motion(np.zeros((3, 2, 8, 8)))
     with pytest.raises(ValueError, match="must be at least one"):
         largest_motion(np.zeros((3, 4, 4, 2)))
-
-
-def test_guard_flags_physics_won_by_stillness():
-    rng = np.random.default_rng(1)
-    base_pc, base_motion = (rng.random(200) < 0.4).astype(float), rng.uniform(0.5, 1.5, 200)
-    still_pc, still_motion = np.ones(200), np.zeros(200)
-    guard = motion_guard(still_pc, still_motion, base_pc, base_motion)
-    assert guard.flagged
-    assert guard.hinted
-    assert guard.pc.value == pytest.approx(1 - base_pc.mean())
-    better = motion_guard(still_pc, base_motion + 0.1, base_pc, base_motion)
-    assert not better.flagged
-    assert not better.hinted
-    worse = motion_guard(base_pc, still_motion, still_pc, base_motion)
-    assert not worse.flagged
-    same = motion_guard(base_pc, base_motion, base_pc, base_motion)
-    assert not same.flagged
-
-
-def test_guard_tells_chance_from_evidence():
-    pc, base_pc = np.array([1.0, 0, 1, 0]), np.array([0.0, 0, 1, 0])
-    motion, base_motion = np.array([1.0, 1.2, 0.9, 1.0]), np.array([1.1, 1.0, 1.1, 1.0])
-    guard = motion_guard(pc, motion, base_pc, base_motion)
-    assert guard.hinted
-    assert not guard.flagged
-    with pytest.raises(ValueError, match="expected the same number"):
-        motion_guard(pc, motion, base_pc, base_motion[:3])

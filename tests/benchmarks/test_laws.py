@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from physcli.benchmarks.base import Context, Score
 from physcli.benchmarks.law_view import SETTINGS, scenario_of
-from physcli.benchmarks.laws import LAWS, LawResult, aggregate, check_laws
+from physcli.benchmarks.laws import LAWS, METRICS, LawResult, Laws, check_laws
 from physcli.benchmarks.objects import find_objects, masks_of_colors
 from physcli.benchmarks.tracks import box_overlap, follow
 from physcli.data.clips import read_dataset
@@ -217,6 +218,21 @@ def test_another_shape_breaks_shape_alone(every):
 
 
 @SAMPLINGS
+@pytest.mark.parametrize(("first", "then", "why"), [
+    ("ball", "box", "is no longer round"),
+    ("box", "ball", "becomes round"),
+])  # fmt: skip
+def test_a_ball_that_is_hidden_and_comes_out_as_a_box_breaks_shape(first, then, why, every):
+    path, film = rolled(20), Film()
+    for kind, there in ((first, path[:, 0] < 28), (then, path[:, 0] >= 28)):
+        shown = np.where(there[:, None], path, np.nan)
+        film = film.ball(shown) if kind == "ball" else film.box(shown, RED, half=(5.0, 3.6))
+    film.box(at(28, 30), BLUE, half=(5, 9)).box(at(55, 50))
+    result = judged(film, THROW.replace("ball", first), every)
+    assert why in result.reasons["shape"]
+
+
+@SAMPLINGS
 def test_a_second_one_breaks_permanence(every):
     late = (TIME > 1)[:, None]
     film = Film().box(at(50, 50)).ball(rolled()).ball(np.where(late, [20.0, 55.0], np.nan))
@@ -247,9 +263,60 @@ def test_semantic_adherence(prompt, sa, why):
     assert result.adheres == result.joint == (sa >= 4)
 
 
+@SAMPLINGS
+@pytest.mark.parametrize(("noun", "half", "sa"), [
+    ("ball", (5.5, 4.0), 3),
+    ("ball", (4.0, 4.0), 3),
+    ("box", (5.5, 4.0), 5),
+    ("cylinder", (5.5, 4.0), 5),  # cannot be told from a box
+    ("ring", (5.5, 4.0), 5),
+])  # fmt: skip
+def test_what_is_shown_must_be_what_the_noun_says(noun, half, sa, every):
+    film = Film().box(at(50, 50)).box(rolled(), RED, half=half)
+    result = judged(film, ROLL.replace("red ball", f"red {noun}"), every)
+    assert result.sa == sa
+    assert result.reasons.get("sa") == (f"the red thing is no {noun}" if sa < 5 else None)
+    assert result.adheres == result.joint == (sa == 5)
+    # It keeps its shape, whatever that is.
+    assert result.laws["shape"]
+    assert result.pc
+
+
+@SAMPLINGS
+@pytest.mark.parametrize("noun", ["block", "box", "cylinder", "ring"])
+def test_a_ball_is_nothing_else(noun, every):
+    film = Film().ball(at(50, 50), YELLOW).ball(rolled())
+    result = judged(
+        film, f"a red {noun} rolls towards a yellow ball and misses it, filmed at 20 frames per second", every
+    )
+    assert result.reasons["sa"] == f"the red thing is no {noun}"
+    both = judged(film, f"a red {noun} rolls towards a yellow box and misses it, filmed at 20 frames per second", every)
+    assert both.sa == 1
+    assert both.reasons["sa"] == f"the red thing is no {noun}; the yellow thing is no box"
+
+
+@SAMPLINGS
+@pytest.mark.parametrize(("scenario", "shown"), [("collide", "cylinder"), ("drop", "box")])
+def test_simulated_things_are_no_balls(scenario, shown, every):
+    samples = (make_pair(scenario, "finetune", number)[0] for number in range(99))
+    sample = next(sample for sample in samples if f"red {shown}" in sample.prompt)
+    frames = render(sample.scene, compile_scene(sample.scene), sample.motion).rgb[::every]
+    prompt = with_rate(sample.prompt, every)
+    assert check_laws(frames, 20 / every, prompt, flow=dis_flow).sa == 5
+    result = check_laws(frames, 20 / every, prompt.replace(f"red {shown}", "red ball"), flow=dis_flow)
+    assert not result.adheres
+    assert result.reasons == {"sa": "the red thing is no ball"}
+
+
+def test_what_is_hidden_is_not_judged_by_its_outline():
+    film = Film().ball(rolled()).box(rolled(y=35), BLUE, half=(7, 4)).box(at(50, 12))
+    result = judged(film, ROLL)
+    assert "is no ball" not in result.reasons.get("sa", "")
+
+
 def test_direction():
     prompt = "a red ring slides to the {} along a blue pole and misses a yellow box, filmed at 20 frames per second"
-    film = Film().box(at(31, 30), BLUE, half=(30, 1)).box(at(55, 50)).ball(rolled())
+    film = Film().box(at(31, 30), BLUE, half=(30, 1)).box(at(55, 50)).box(rolled(), RED, half=(3.5, 3.5))
     assert judged(film, prompt.format("right")).sa == 5
     assert judged(film, prompt.format("left")).reasons["sa"] == "goes right"
 
@@ -383,6 +450,27 @@ def judged_once() -> LawResult:
     return judged(Film().box(at(50, 46)).ball(thrown()), THROW)
 
 
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """What the list of videos says of one."""
+
+    prompt: str
+    name: str = "a.mp4"
+    caption: str = ""
+    columns: dict = dataclasses.field(default_factory=dict)
+    rules: tuple = ()
+
+
+def rows_of(results, groups, prompts=None):
+    prompts = [str(number) for number in range(len(results))] if prompts is None else prompts
+    scores = [
+        Score(Listed(prompt), {**result.scores, "group": group})
+        for result, group, prompt in zip(results, groups, prompts, strict=True)
+    ]
+    columns = {"benchmark": "laws", "task": "laws", "subject": "model", "split": "test"}
+    return {(row["group"], row["metric"]): row for row in Laws().aggregate(scores, **columns)}
+
+
 def test_rows():
     results = [
         result_with(),
@@ -390,9 +478,8 @@ def test_rows():
         result_with(sa=2, adheres=False, joint=False, dynamic=True, laws={"energy": None}),
         result_with(dynamic=True, laws={"energy": None}),
     ]
-    rows = aggregate(results, ["drop", "drop", "roll", "roll"], subject="model", split="test")
-    table = {(row["group"], row["metric"]): row for row in rows}
-    assert {row["group"] for row in rows} == {"all", "drop", "roll"}
+    table = rows_of(results, ["drop", "drop", "roll", "roll"])
+    assert {group for group, _ in table} == {"all", "drop", "roll"}
     assert table["all", "pc"] == {
         "benchmark": "laws",
         "task": "laws",
@@ -404,6 +491,9 @@ def test_rows():
         "stderr": pytest.approx(0.25),
         "n": 4,
         "higher_is_better": True,
+        "kind": "rate",
+        "role": "commonsense",
+        "interval": "wilson",
     }
     assert table["all", "joint"]["value"] == 0.5
     assert table["all", "sa"]["value"] == 0.75
@@ -418,14 +508,15 @@ def test_rows():
 
 def test_rows_of_samples_of_one_prompt_know_that_they_are():
     results = [result_with(), result_with(), result_with(pc=False), result_with(pc=False)]
-    alone = aggregate(results, ["drop"] * 4, subject="model")
-    together = aggregate(results, ["drop"] * 4, subject="model", clusters=["a", "a", "b", "b"])
-    stderr = [next(row["stderr"] for row in rows if row["metric"] == "pc") for rows in (alone, together)]
-    assert stderr[1] > 1.4 * stderr[0]
+    alone = rows_of(results, ["drop"] * 4)
+    together = rows_of(results, ["drop"] * 4, ["a", "a", "b", "b"])
+    assert together["all", "pc"]["stderr"] > 1.4 * alone["all", "pc"]["stderr"]
 
 
-def test_rows_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="0 results, 0 groups and 0 clusters"):
-        aggregate([], [], subject="model")
-    with pytest.raises(ValueError, match="1 results, 2 groups"):
-        aggregate([judged_once()], ["a", "b"], subject="model")
+def test_a_twin_is_grouped_by_its_violation(simulated):
+    clip = next(iter(read_dataset(simulated).clips))
+    context = Context(clip.read, 20, dis_flow)
+    fields = Laws().score(Listed(clip.prompt, columns={"violation": {"kind": "float"}}), context)
+    assert fields["group"] == "float"
+    assert Laws().score(Listed(clip.prompt), context)["group"] == clip.scenario
+    assert {metric.name for metric in METRICS} <= fields.keys()

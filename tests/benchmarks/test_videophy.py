@@ -12,7 +12,7 @@ import pytest
 from physcli.benchmarks.videophy import (
     MEDIA,
     QUESTIONS,
-    Item,
+    RatedVideo,
     aggregate,
     calibrated_rating,
     parse_rating,
@@ -108,7 +108,7 @@ def test_videophy_rows():
     probabilities = [(0.9, 0.5), (0.5, 0.2), (0.49, 0.9), (0.8, 0.8)]
     states = ["solid_solid", "solid_solid", "fluid_fluid", ""]
     items = [
-        Item(score_videophy(sa, pc), prompt=f"p{n}", state=state)
+        RatedVideo(score_videophy(sa, pc), prompt=f"p{n}", state=state)
         for n, ((sa, pc), state) in enumerate(zip(probabilities, states, strict=True))
     ]
     rows = aggregate(items, benchmark="videophy", subject="base", rater="tiny")
@@ -121,12 +121,13 @@ def test_videophy_rows():
         **{"benchmark": "videophy", "task": "eval", "subject": "base", "split": "test", "group": "all"},
         **{"metric": "missing/sa", "value": 0.0, "stderr": 0.0, "n": 4, "higher_is_better": False, "count": 0},
         **{"rater": "tiny", "threshold": 0.5},
+        **{"kind": "rate", "role": "plain", "interval": "none"},
     }
     assert by_name(rows, "solid_solid")["joint"]["value"] == 0.5
     assert by_name(rows, "fluid_fluid")["sa"]["stderr"] is None  # one video
-    strict = [Item(score_videophy(sa, pc, threshold=0.85), prompt=str(sa)) for sa, pc in probabilities]
+    strict = [RatedVideo(score_videophy(sa, pc, threshold=0.85), prompt=str(sa)) for sa, pc in probabilities]
     assert by_name(aggregate(strict, benchmark="videophy", subject="b", rater="r"))["sa"]["value"] == 0.25
-    with pytest.raises(ValueError, match=r"one threshold, got 8 items"):
+    with pytest.raises(ValueError, match=r"one threshold, got 8 videos"):
         aggregate([*items, *strict], benchmark="videophy", subject="b", rater="r")
     with pytest.raises(ValueError, match="expected probabilities"):
         score_videophy(1.2, 0.5)
@@ -134,7 +135,7 @@ def test_videophy_rows():
 
 def test_missing_answers_are_counted_and_not_guessed():
     answers = [("5", "4"), ("4", "3"), ("maybe", "5"), ("3", "no idea"), ("10", "?")]
-    items = [Item(score_videophy2(sa, pc), prompt=str(n)) for n, (sa, pc) in enumerate(answers)]
+    items = [RatedVideo(score_videophy2(sa, pc), prompt=str(n)) for n, (sa, pc) in enumerate(answers)]
     found = by_name(aggregate(items, benchmark="videophy2", subject="s", rater="r"))
     assert (found["sa"]["value"], found["sa"]["n"]) == (pytest.approx(2 / 3), 3)
     assert (found["pc"]["value"], found["pc"]["n"]) == (pytest.approx(2 / 3), 3)
@@ -150,7 +151,7 @@ def test_missing_answers_are_counted_and_not_guessed():
 
 def test_hard_only_if_every_item_says_so():
     def rows(*hard):
-        items = [Item(score_videophy2("5", "5" if h else "1"), prompt=str(n), hard=h) for n, h in enumerate(hard)]
+        items = [RatedVideo(score_videophy2("5", "5" if h else "1"), prompt=str(n), hard=h) for n, h in enumerate(hard)]
         return by_name(aggregate(items, benchmark="videophy2", subject="s", rater="r"), "hard")
 
     assert rows(True, False, True)["joint"]["value"] == 1
@@ -168,7 +169,11 @@ def test_rules_calibration_and_clusters():
     score = score_videophy2("?", "4", sa_digits=logits, pc_digits=-logits, rule_answers=["1", "0", "2", "x", "one"])
     assert score.rules == (1, 0, 2, None, 1)
     assert score.sa_expected == pytest.approx(0.1 + 0.2 + 0.3 + 0.8 + 2.5)
-    items = [Item(score, prompt="a"), Item(score, prompt="a"), Item(score_videophy2("1", "1"), prompt="b")]
+    items = [
+        RatedVideo(score, prompt="a"),
+        RatedVideo(score, prompt="a"),
+        RatedVideo(score_videophy2("1", "1"), prompt="b"),
+    ]
     found = by_name(aggregate(items, benchmark="videophy2", subject="s", rater="r"))
     assert (found["rules"]["value"], found["rules"]["n"]) == (pytest.approx(2 / 3), 6)
     assert (found["rules_undecided"]["value"], found["rules_undecided"]["higher_is_better"]) == (0.25, None)

@@ -25,8 +25,11 @@ from physcli.models.encoders import ENCODERS
 from physcli.models.hub import explain, explain_hub_errors
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
+from physcli.models.raters import TINY_RATER
+from physcli.models.raters.mplug_owl_video import MODEL_TYPE
 from physcli.models.tiny import architecture
 
+MODELS = [name for name, known in BUILT_IN.items() if known.kind != "rater"]
 GOLDEN = Path(__file__).parents[1] / "golden" / "encoders"
 FRAMES = torch.rand(1, 9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -81,7 +84,7 @@ def write_run(folder: Path, **record) -> Path:
 
 
 def test_tables_agree():
-    families = {"generator": GENERATORS, "encoder": ENCODERS}
+    families = {"generator": GENERATORS, "encoder": ENCODERS, "rater": [MODEL_TYPE]}
     for name, known in (BUILT_IN | KNOWN_HUB).items():
         assert known.family in families[known.kind], name
         assert known.description
@@ -91,7 +94,15 @@ def test_tables_agree():
         assert hasattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_rater_is_no_model_to_probe():
+    for name in (TINY_RATER, f"{TINY_RATER}:random"):
+        with pytest.raises(UsageError) as raised:
+            resolve(name)
+        assert str(raised.value.received) == f"{name} is a rater: it watches videos and answers questions."
+        assert f"--rater {name}" in str(raised.value.fix)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_built_ins_load_frozen_and_say_whether_they_are_random(name):
     resolved = resolve(name)
     model = load(name, device="cpu")
@@ -305,7 +316,7 @@ def test_fingerprints(copy, pipeline_folder, encoder_folder):
         hashes = {fingerprint(resolve(str(folder)), part) for folder in (copy, pipeline_folder)}
         assert (len(hashes) == 1) == same
     assert fingerprint(resolve("cogvideox-tiny"), "vae") != fingerprint(resolve("cogvideox-tiny"))
-    others = {fingerprint(resolve(name)) for name in [*BUILT_IN, str(encoder_folder)]}
+    others = {fingerprint(resolve(name)) for name in [*MODELS, str(encoder_folder)]}
     assert len(others) == 3
 
 

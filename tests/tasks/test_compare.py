@@ -196,7 +196,7 @@ def test_lower_may_be_better(tmp_path, eval_run):
     error, speed = row_of(result, "energy_error"), row_of(result, "speed")
     assert (error["verdict"], error["wins"], error["losses"], error["test"]) == ("better", 50, 0, "sign flips")
     assert (speed["verdict"], speed["wins"], speed["losses"]) == ("lower", 0, 50)
-    assert not error["is_rate"]
+    assert error["kind"] == "score"
 
 
 def test_scores_that_are_missing_leave_their_pair_out(tmp_path, eval_run):
@@ -241,6 +241,34 @@ def test_motion_that_falls_within_noise_is_no_flag_while_commonsense_is_not_bett
     eval_run(tmp_path / "a", {"pc": base, "dynamic_degree": base})
     eval_run(tmp_path / "b", {"pc": flips(base, 3, 2), "dynamic_degree": flips(base, 2, 3)})
     assert run(tmp_path / "a", tmp_path / "b", out=tmp_path / "out").flags == []
+
+
+def test_who_plays_which_part_is_said_by_the_rows(tmp_path, eval_run):
+    """The guard and the ranking ask for roles, not for names."""
+    base = coins(80)
+    roles = {"plausible": "commonsense", "speed": "motion", "overall": "headline"}
+    for name, gained, speed in (("base", 0, 1.0), ("still", 20, 0.0)):
+        scores = {"plausible": flips(base, gained, 0), "speed": [speed] * 80, "overall": base}
+        folder = eval_run(tmp_path / name, scores)
+        rows = json.loads((folder / "metrics.json").read_text())
+        kinds = {"plausible": "rate", "speed": "score", "overall": "rate"}
+        rows = [row | {"kind": kinds[row["metric"]], "role": roles[row["metric"]]} for row in rows]
+        (folder / "metrics.json").write_text(json.dumps(rows))
+    result = run(tmp_path / "base", tmp_path / "still", out=tmp_path / "out")
+    assert result.flags[0].startswith("still: plausible rises (+25.0 points) while speed falls (-1).")
+    assert "ranked by overall" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_unit_is_that_of_the_metric_whatever_its_values_are(tmp_path, eval_run):
+    """Grades that happen to be 1 are neither per cent nor passes."""
+    for name, grades in (("a", [1.0] * 20), ("b", [1.0] * 10 + [2.0] * 10), ("c", [1.0] * 20)):
+        eval_run(tmp_path / name, {"sa_grade": grades, "sa_mean": grades, "pc": [True] * 20})
+    result = run(*(tmp_path / name for name in "abc"), out=tmp_path / "out")
+    for compared in (1, 2):
+        for metric in ("sa_grade", "sa_mean"):
+            row = row_of(result, metric, compared)
+            assert (row["kind"] == "rate", row["binary"], row["test"]) == (False, False, "sign flips")
+        assert row_of(result, "pc", compared)["kind"] == "rate"
 
 
 # --- several training seeds ---

@@ -227,7 +227,8 @@ def test_who_judges_by_default(videos, tmp_path):
     [
         ({"benchmark": "videophy3"}, "videophy3"),
         ({"rater": "any"}, "--rater with eval laws"),
-        ({"threshold": 2.0}, "--threshold 2.0"),
+        ({"benchmark": "videophy", "options": {"threshold": 2.0}}, "--threshold 2.0"),
+        ({"options": {"treshold": 0.5}}, "Unknown setting of eval laws: 'treshold'"),
         ({"rules": "rule.csv"}, "Rules with eval laws"),
     ],
 )

@@ -569,6 +569,7 @@ def test_resumed(run, name, changes):
 
 
 _RANK = """
+from pathlib import PosixPath
 from physcli.tasks import finetune
 finetune.loss_curve = lambda *arguments, **options: None
 finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
@@ -580,8 +581,8 @@ finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
 )
 def test_two_processes_are_twice_the_batch(run, small, start, two_processes, tmp_path, name, changes):
     one = run(name, "one", *EXACT, *changes)
-    arguments = small(name, *EXACT, *changes, "train.batch_size=1") | {"out": str(tmp_path / "two")}
-    code = _RANK.format(arguments=arguments | {"cache_dir": str(arguments["cache_dir"])})
+    arguments = small(name, *EXACT, *changes, "train.batch_size=1") | {"out": tmp_path / "two"}
+    code = _RANK.format(arguments=arguments)
     ranks = two_processes(lambda environment: start(code, env=environment))
     assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
     for mine, theirs in zip(log_of(tmp_path / "two"), log_of(one.path), strict=True):

@@ -20,6 +20,7 @@ from physcli.tasks import probe_physion as task
 from physcli.tasks.features import FeatureExtractor, Tap, check_finite, choose_taps, pool_tokens, views_of
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.simulate import SimulateSettings, simulate
+from physcli.tasks.tables import probe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "physion"
 ROW_KEYS = {"benchmark", "task", "subject", "split", "group", "metric", "value", "stderr", "n", "higher_is_better"}
@@ -84,8 +85,8 @@ def test_items_and_pictures(probed):
 
 def test_random_weights_are_named_in_the_table(probed):
     _, result = probed
-    assert result.table().columns[1:3] == ["videomae-tiny:random\n(random init)", "cogvideox-tiny"]
-    full, short = result.table().rows, result.table(errors=False).rows  # for many models on a narrow terminal
+    assert probe(result).columns[1:3] == ["videomae-tiny:random\n(random init)", "cogvideox-tiny"]
+    full, short = probe(result).rows, probe(result, errors=False).rows  # for many models on a narrow terminal
     assert [row[1].split()[0] for row in full] == [row[1] for row in short[:-1]]
     assert short[-1][1:] == [cell.split()[1] for cell in full[-1][1:]]
 
@@ -244,7 +245,7 @@ def test_physion_v15_unfiltered_gives_rows_filtered_says_too_few(session_cache, 
     assert len({row["group"] for row in result.rows if row["metric"] == "accuracy"}) == 8
     published = {row["subject"]: row["value"] for row in result.rows if row["metric"] == "published_accuracy"}
     assert published["human"] == 0.798
-    assert "human 79.8" in result.table().caption
+    assert "human 79.8" in probe(result).caption
     with pytest.raises(DataError, match="received 2 positive and 6 negative"):
         probe_physion(dataclasses.replace(settings, unfiltered=False), out=tmp_path / "b", cache_dir=session_cache)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
 
 from physcli.errors import DataError, PhyscliError, UsageError
 from physcli.progress import Reporter
-from physcli.tasks.run_dir import RunDir, cache_root, read_run, to_json
+from physcli.tasks.run_dir import RunDir, cache_root, read_run, to_json, with_defaults
 
 
 class Heard(Reporter):
@@ -76,6 +77,46 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, command, settin
     again(overwrite=True)
     assert not (tmp_path / "a" / "precious.txt").exists()
     assert read_run(tmp_path / "a")["settings"] == settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    prompts: tuple[str, ...]
+    steps: int = 50
+    added: int | None = None  # later than the runs below; resolved to 6 where it is not given
+
+
+OLD = {"prompts": ["a"], "steps": 50}
+
+
+@pytest.mark.parametrize(
+    ("record", "given", "said"),
+    [
+        ({"settings": OLD}, Settings(("a",)), None),
+        ({"settings": OLD}, Settings(("a",), added=3), "added was null, now 3"),
+        ({"settings": OLD}, Settings(("b",)), "prompts was"),
+        ({"settings": OLD | {"added": 6}, "settings_version": 1}, Settings(("a",)), None),
+        # It was resolved to something else then: a default has changed, and the run does not go on with the new one.
+        ({"settings": OLD | {"added": 5}, "settings_version": 1}, Settings(("a",)), "added was 5, now 6"),
+        ({"settings": OLD | {"steps": 40}}, Settings(("a",)), "steps was 40, now 50"),
+        # A default has changed since, of something that this run knew nothing of.
+        ({"settings": OLD, "settings_version": 0}, Settings(("a",)), "added was null, now 6"),
+        ({"settings": OLD | {"removed": 1}}, Settings(("a",)), "removed was 1, now null"),
+    ],
+)
+def test_a_setting_that_did_not_exist_counts_as_its_default(tmp_path, record, given, said):
+    (tmp_path / "run.json").write_text(json.dumps({"command": "x", "status": "finished", "inputs": {}, **record}))
+    (tmp_path / "metrics.json").write_text("[]")
+    resolved = given if given.added is not None else replace(given, added=6)
+
+    def again():
+        return RunDir(tmp_path, "x", asdict(resolved), complete=with_defaults(given, resolved))
+
+    if said is None:
+        assert again().already_finished
+        return
+    with pytest.raises(UsageError, match=said):
+        again()
 
 
 def test_a_folder_of_other_things_is_never_touched(tmp_path):

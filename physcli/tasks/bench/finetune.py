@@ -184,7 +184,7 @@ def steps_of(control: Steps, trainee: Steps, settings: Train, *, device: str) ->
     """
     accelerator = build_accelerator(settings, device=device)
     parameters = dict.fromkeys([*control.parameters(), *trainee.parameters()])
-    optimizer = build_optimizer(parameters, settings.optimizer, accelerator.device, apart=trainee.apart())
+    optimizer = build_optimizer(parameters, settings.optimizer, accelerator.device, groups=trainee.parameter_groups())
 
     def step(optimizer_step: OptimizerStep, side: Steps, number: int) -> Callable[[], None]:
         batches = [

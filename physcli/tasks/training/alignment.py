@@ -26,7 +26,7 @@ from physcli.models.features import default_tap
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import NoiseLevel, NoiseProcess
 from physcli.tasks.training.field import FIELD_DRAWS, draw_field, loss_of_field, new_field
-from physcli.tasks.training.optimization import Apart
+from physcli.tasks.training.optimization import ParameterGroup
 
 
 @dataclass
@@ -54,13 +54,13 @@ class Method(nn.Module, ABC):
         weight: λ.
         taps: Blocks whose features it wants.
         needs: What it wants of `Pass.signals`, by name.
-        apart: Modules with a learning rate of their own.
+        parameter_groups: Modules with a learning rate of their own.
     """
 
     weight: float
     taps: tuple[int, ...] = ()
     needs: tuple[str, ...] = ()
-    apart: Apart = ()
+    parameter_groups: Sequence[ParameterGroup] = ()
 
     def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
         """What it needs at random for a sample of training, by name."""
@@ -69,8 +69,8 @@ class Method(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write what it brought along below the run directory."""
 
-    def beside(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The loss [B] of what is trained in the same steps and does not reach the generator, and what to log of it."""
+    def auxiliary_loss(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """A loss [B] of modules of its own, with no gradient for the generator, and what to log of it, each [B]."""
         return None
 
     @abstractmethod
@@ -192,7 +192,7 @@ class MotionDrift(Method):
         self.process = process
         self.field, self.latent_shape = field, tuple(latent_shape)
         if field is not None and settings.field is not None:
-            self.apart = ((field, settings.field.lr),)
+            self.parameter_groups = (ParameterGroup(field, settings.field.lr),)
             self.needs = tuple(f"field_{name}" for name in FIELD_DRAWS)
 
     def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
@@ -219,7 +219,7 @@ class MotionDrift(Method):
             loss, logs["noise_weight"] = weights.to(loss) * loss, weights.to(loss)
         return loss, logs
 
-    def beside(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
+    def auxiliary_loss(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
         if self.field is None or self.settings.field is None:
             return None
         assert seen.conditioning is not None

@@ -233,7 +233,7 @@ def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepar
 
 def _material(recipe: Precomputed, source: Source, signals: dict[str, Signal], **options: Any) -> Material:
     held_out = _HELD_OUT[recipe.trains]
-    return Material(source, sampling=recipe.objective, signals=signals, num_held_out=held_out, **options)
+    return Material(source, choice=recipe.objective, signals=signals, num_held_out=held_out, **options)
 
 
 def _check_fit(recipe: GeneratorRecipe, generator: Generator) -> None:

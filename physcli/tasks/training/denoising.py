@@ -12,7 +12,7 @@ from physcli.models.generator import Conditioning, Generator, denoising_loss
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.tasks.training.alignment import Method, Pass
-from physcli.tasks.training.optimization import Apart
+from physcli.tasks.training.optimization import ParameterGroup
 from physcli.tasks.training.trainee import Steps
 
 MEASURE_EVERY = 50  # steps; the gradients of the two losses are compared
@@ -76,12 +76,12 @@ class DenoisingSteps(Steps):
             at = ([denoised.tokens[tap] for tap in taps], "tapped features") if taps else ([denoised.output], "output")
             logs["gradient_ratio"] = self._compare(method.weight * extra, loss, *at).expand_as(loss)
         loss = loss + method.weight * extra
-        if beside := method.beside(seen):
-            loss, logs = loss + beside[0], logs | beside[1]
+        if auxiliary := method.auxiliary_loss(seen):
+            loss, logs = loss + auxiliary[0], logs | auxiliary[1]
         return loss, logs
 
-    def apart(self) -> Apart:
-        return self.method.apart if self.method is not None else ()
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        return self.method.parameter_groups if self.method is not None else ()
 
     def _compare(self, extra: Tensor, loss: Tensor, at: Sequence[Tensor], where: str) -> Tensor:
         """‖gradient of the weighted method loss‖ / ‖gradient of the denoising loss‖, both at these tensors."""

@@ -44,8 +44,16 @@ _TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
 
 
 @dataclass
-class Trained:
-    """What came of it. `steps`: the rows of steps.jsonl; `rows`: the last validation; `resumed`: from which step."""
+class TrainingResult:
+    """What a training run logged and measured.
+
+    Attributes:
+        steps: The rows of steps.jsonl: one per optimizer step.
+        rows: Metric rows of the last validation.
+        resumed: The step that training went on from; None for a new run.
+        seconds: Spent on training, those of the resumed run included.
+        problems: Clips that could not be read, in words.
+    """
 
     steps: list[dict[str, Any]]
     rows: list[dict[str, Any]]
@@ -107,7 +115,7 @@ def train(
     resume: Path | None = None,
     facts: dict[str, Any] | None = None,
     reporter: Reporter | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train, validate, write checkpoints, and leave the trainee with its final (averaged) weights.
 
     Args:
@@ -180,7 +188,7 @@ class _Loop:
             write_text(self._log, "".join(to_json(row, indent=None) + "\n" for row in self.history))
         self.reporter.note(f"Resumed at step {self.step} from {resume}.")
 
-    def run_to_end(self) -> Trained:
+    def run_to_end(self) -> TrainingResult:
         """All remaining steps."""
         settings, start = self.settings, time.monotonic()
         self._earlier = self.history[-1]["seconds"] if self.history else 0.0
@@ -215,7 +223,7 @@ class _Loop:
             self.ema.apply()
         self.trainee.eval()
         seconds = self._earlier + time.monotonic() - start
-        return Trained(self.history, self.rows, self.resumed, seconds, self._all_problems())
+        return TrainingResult(self.history, self.rows, self.resumed, seconds, self._all_problems())
 
     def _all_problems(self) -> list[str]:
         return list(dict.fromkeys([*self._problems, *self.trainee.problems()]))
@@ -288,8 +296,8 @@ class _Loop:
                 folder.rmdir()
             values = {row["metric"]: row["value"] for row in self.rows if row["group"] == "all"}
             write_text(self._log.with_name("validation.json"), to_json({"step": self.step, "rows": self.rows}) + "\n")
-            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.reporter.note(f"Step {self.step}: {said}")
+            summary = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.reporter.note(f"Step {self.step}: {summary}")
             if self.settings.trackers:
                 self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=self.step)
         self.accelerator.wait_for_everyone()

@@ -57,7 +57,7 @@ class Material:
 
     Args:
         source: Clips, and where things are kept.
-        sampling: How windows are chosen.
+        choice: How windows are chosen.
         signals: What is read of a window, by the name that training knows it by.
         validated: Of these, what is also read of held-out windows.
         num_held_out: At most so many held-out clips are validated on.
@@ -77,7 +77,7 @@ class Material:
         self,
         source: Source,
         *,
-        sampling: WindowChoice,
+        choice: WindowChoice,
         signals: dict[str, Signal],
         validated: Sequence[str],
         num_held_out: int,
@@ -86,7 +86,7 @@ class Material:
         processes, reporter = source.processes, source.reporter
         self.held_out = spread(source.held_out, num_held_out)
         self.windows, self.held_windows = (
-            Windows(clips, sampling=sampling, seed=source.seed, reporter=reporter)
+            Windows(clips, choice=choice, seed=source.seed, reporter=reporter)
             for clips in (source.training, self.held_out)
         )
         held_signals = [signals[name] for name in validated]

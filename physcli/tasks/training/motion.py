@@ -171,7 +171,7 @@ class MotionProjectorTrainee(_MotionTrainee):
             loss, logs = self({name: value.to(self.device) for name, value in batch.items()})
             losses += (loss * self.objective.scale_px).tolist()
             still += (logs["no_motion"] * self.objective.scale_px).tolist()
-        row = held_out_row("motion-projector", self.subject, "flow_l1_px", losses, higher_is_better=False)
+        row = held_out_row("motion-projector", self.subject, "flow_l1_px", losses, higher_is_better=False, kind="px")
         rows = [row | {"no_motion": float(np.mean(still))}]
         moving = np.array(still) > 0
         if moving.any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +13,47 @@ from torch import Tensor, nn
 from physcli.errors import MissingExtra, UsageError
 from physcli.recipe import Optimizer, Schedule
 
-# Modules with a learning rate of their own, whose gradients are clipped by themselves too.
-Apart = Sequence[tuple[nn.Module, float]]
+
+class ParameterGroup(NamedTuple):
+    """A module with a learning rate of its own; the norm of its gradients is clipped by itself, too."""
+
+    module: nn.Module
+    lr: float
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], settings: Optimizer, device: torch.device, *, apart: Apart = ()
+    parameters: Iterable[nn.Parameter],
+    settings: Optimizer,
+    device: torch.device,
+    *,
+    groups: Sequence[ParameterGroup] = (),
 ) -> Any:
     """AdamW over the parameters; those with fewer than two axes (biases, norms) are not decayed.
+
+    Args:
+        parameters: Those that require a gradient are trained.
+        settings: The recipe's `train.optimizer`.
+        device: Where they are.
+        groups: Modules among the parameters with a learning rate of their own.
+
+    Returns:
+        The optimizer. Each of its groups has an `lr_scale`: its learning rate over that of the settings.
 
     Raises:
         MissingExtra: 8-bit moments without bitsandbytes.
         UsageError: 8-bit moments on a device that is not CUDA.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    own = [([p for p in module.parameters() if p.requires_grad], lr) for module, lr in apart]
+    own = [([p for p in module.parameters() if p.requires_grad], lr) for module, lr in groups]
     elsewhere = {p for some, _ in own for p in some}
-    groups = []
+    split = []
     for some, lr in (([p for p in parameters if p not in elsewhere], settings.lr), *own):
         scale = lr / settings.lr  # of the rate that the schedule gives
-        groups += [
+        split += [
             {"params": [p for p in some if p.ndim >= 2], "weight_decay": settings.weight_decay, "lr_scale": scale},
             {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, "lr_scale": scale},
         ]
-    groups = [group for group in groups if group["params"]]
+    split = [group for group in split if group["params"]]
     common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "adamw-8bit":
         try:
@@ -49,8 +66,8 @@ def build_optimizer(
                 expected="a CUDA device",
                 fix="use train.optimizer.name=adamw",
             )
-        return bitsandbytes.optim.AdamW8bit(groups, **common)
-    return torch.optim.AdamW(groups, **common)
+        return bitsandbytes.optim.AdamW8bit(split, **common)
+    return torch.optim.AdamW(split, **common)
 
 
 def learning_rate(settings: Schedule, lr: float, step: int, steps: int) -> float:

@@ -63,12 +63,12 @@ class OptimizerStep:
             trainee.compile()
         if optimizer is None:
             optimizer = build_optimizer(
-                trainee.parameters(), settings.optimizer, accelerator.device, apart=trainee.apart()
+                trainee.parameters(), settings.optimizer, accelerator.device, groups=trainee.parameter_groups()
             )
         self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
-        self._apart = [list(module.parameters()) for module, _ in trainee.apart()]
-        apart = {p for parameters in self._apart for p in parameters}
-        self._together = [p for p in self.model.parameters() if p not in apart]
+        self._groups = [list(group.module.parameters()) for group in trainee.parameter_groups()]
+        grouped = {p for parameters in self._groups for p in parameters}
+        self._others = [p for p in self.model.parameters() if p not in grouped]
 
     def samples(self, micro_step: int, *, first: int = 0) -> range:
         """The numbers of the samples that this process draws for forward pass `micro_step`, counted from `first` on."""
@@ -116,8 +116,8 @@ class OptimizerStep:
     def _clip(self, largest: float) -> Tensor:
         """Clip the gradients, of each module with a learning rate of its own by themselves; the norm of the others."""
         # It takes fp16's scale off all gradients.
-        norm: Tensor = self.accelerator.clip_grad_norm_(self._together, largest)
-        for parameters in self._apart:
+        norm: Tensor = self.accelerator.clip_grad_norm_(self._others, largest)
+        for parameters in self._groups:
             nn.utils.clip_grad_norm_(parameters, largest)
         return norm
 

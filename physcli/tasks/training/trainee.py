@@ -1,4 +1,4 @@
-"""What the training loop asks of a thing that is trained."""
+"""What the training loop needs of a model: batches, losses, validation, export."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from physcli.rows import Kind, Metric, Row, mean_row
-from physcli.tasks.training.optimization import Apart
+from physcli.tasks.training.optimization import ParameterGroup
 
 
 class Steps(nn.Module, ABC):
-    """What steps of training need of a model, its data and its objective, joined. Its trainable parameters are trained.
+    """A model with its data and its objective, as optimizer steps need them. All that requires a gradient is trained.
 
     `forward` takes a batch and gives the loss of each sample, so that wrappers (DDP, FSDP, compile) see one module.
     """
@@ -33,7 +33,7 @@ class Steps(nn.Module, ABC):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each sample [B] and what else is worth logging, each [B]."""
 
-    def apart(self) -> Apart:
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Modules with a learning rate of their own."""
         return ()
 
@@ -50,11 +50,13 @@ class Steps(nn.Module, ABC):
 
 
 class Trainee(Steps):
-    """What a run trains, measures and leaves behind.
+    """What a whole run needs as well: validation, the exported model and facts for its card.
 
     Attributes:
-        num_windows: Of the training clips, those whose latents or features are kept; 0 where clips are decoded anew.
-        frozen: Folders of what is exported that hold what was there before: they stay as they are.
+        num_windows: How many windows (chosen frames) of the training clips have their latents or features cached; 0
+            where clips are decoded whenever they are drawn.
+        frozen: Folders of the exported model whose weights were not trained: copies of the model that training began
+            with, which keep their dtype.
     """
 
     num_windows = 0
@@ -65,18 +67,30 @@ class Trainee(Steps):
 
     @abstractmethod
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
-        """Measure on held-out clips, at the end perhaps more; write pictures into `folder`; metric rows."""
+        """Measure on held-out clips.
+
+        Args:
+            folder: For pictures.
+            final: After the last step; may measure more.
+
+        Returns:
+            Rows of metrics.json.
+        """
 
     @abstractmethod
     def export(self, folder: Path) -> Path:
-        """Write what was trained below `folder` as an ordinary model folder; its path."""
+        """Write what was trained as an ordinary model folder below `folder`.
+
+        Returns:
+            The model folder's path.
+        """
 
     @abstractmethod
     def parts(self) -> dict[str, int]:
-        """Parameters by part of what is exported."""
+        """Number of parameters of each part of the exported model, by name."""
 
     def facts(self) -> dict[str, Any]:
-        """What the model card's usage example needs."""
+        """Values of the placeholders in the model card's usage example, by name."""
         return {}
 
     def problems(self) -> list[str]:

@@ -117,7 +117,9 @@ class VaeTrainee(Trainee):
         contact_sheet(folder / "reconstructions.png", rows=shown, columns=columns)
         rows = [held_out_row("vae", self.subject, "psnr_db", psnr, higher_is_better=True)]
         if color:
-            rows.append(held_out_row("vae", self.subject, "object_color_error", color, higher_is_better=False))
+            rows.append(
+                held_out_row("vae", self.subject, "object_color_error", color, higher_is_better=False, kind="rate")
+            )
         return rows
 
     def _encode(self, frames: Tensor) -> Tensor:

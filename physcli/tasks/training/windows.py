@@ -20,7 +20,7 @@ class Windows:
 
     Args:
         clips: To choose from.
-        sampling: How many frames, how far apart, how many windows a clip.
+        choice: How many frames, how far apart, how many windows a clip.
         seed: Of where windows begin and of the order of clips.
         reporter: Told of every clip that is left out.
 
@@ -29,8 +29,8 @@ class Windows:
         views: All windows, once settled those that can be used.
     """
 
-    def __init__(self, clips: Sequence[Clip], *, sampling: WindowChoice, seed: int, reporter: Reporter) -> None:
-        self.sampling, self.seed, self.reporter = sampling, seed, reporter
+    def __init__(self, clips: Sequence[Clip], *, choice: WindowChoice, seed: int, reporter: Reporter) -> None:
+        self.choice, self.seed, self.reporter = choice, seed, reporter
         self.problems: list[str] = []
         self._num_clips = len(clips)
         self._by_clip: list[list[list[View]]] = []
@@ -55,7 +55,7 @@ class Windows:
                 by_clip.setdefault(id(view.clip), {}).setdefault(stride_of(view), []).append(view)
         if not by_clip:
             raise DataError(
-                f"None of the {self._num_clips} clips has {self.sampling.frames} frames that can be read.",
+                f"None of the {self._num_clips} clips has {self.choice.frames} frames that can be read.",
                 expected="longer clips, or fewer frames in objective.frames",
             )
         refuse_too_many_bad(self.problems, self._num_clips, max_bad)
@@ -72,15 +72,15 @@ class Windows:
                 continue
             rng = rng_of(self.seed, "starts", number)
             before = len(chosen)
-            for stride in self.sampling.strides:
-                latest = length - 1 - (self.sampling.frames - 1) * stride
+            for stride in self.choice.strides:
+                latest = length - 1 - (self.choice.frames - 1) * stride
                 if latest < 0:
                     continue
                 # The beginning first: it is what a probe of the same model shows.
-                starts = [0, *rng.permutation(np.arange(1, latest + 1)).tolist()][: self.sampling.windows]
-                chosen += [(clip, [s + i * stride for i in range(self.sampling.frames)]) for s in starts]
+                starts = [0, *rng.permutation(np.arange(1, latest + 1)).tolist()][: self.choice.windows]
+                chosen += [(clip, [s + i * stride for i in range(self.choice.frames)]) for s in starts]
             if len(chosen) == before:
-                self._leave_out(f"{clip.path}: {length} frames, and a window has {self.sampling.frames}.")
+                self._leave_out(f"{clip.path}: {length} frames, and a window has {self.choice.frames}.")
         return views_of([clip for clip, _ in chosen], [frames for _, frames in chosen], {})
 
     def _leave_out(self, problem: str) -> None:

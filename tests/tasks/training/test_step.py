@@ -8,6 +8,7 @@ from torch import nn
 
 from physcli.recipe import Train
 from physcli.tasks.bench.finetune import steps_of
+from physcli.tasks.training.optimization import ParameterGroup
 from physcli.tasks.training.plan import time_steps
 from physcli.tasks.training.step import TrainingError
 
@@ -31,8 +32,8 @@ def dropping(toy):
             error = (self.net[3](hidden)[:, 0] - batch["y"]) ** 2
             return error, {"root": error.sqrt()}
 
-        def apart(self):
-            return ((self.net[3], 0.5),)
+        def parameter_groups(self):
+            return (ParameterGroup(self.net[3], 0.5),)
 
     return Dropping
 

@@ -42,9 +42,9 @@ def video(tmp_path):
 def windows(heard):
     """`windows(clips, strides=(1, 3), …)`: of nine frames, those that can be read."""
 
-    def make(clips, *, seed=0, max_bad=1.0, reporter=None, frames=9, **sampling):
-        sampling = WindowChoice(frames=frames, **sampling)
-        made = Windows(clips, sampling=sampling, seed=seed, reporter=reporter or heard())
+    def make(clips, *, seed=0, max_bad=1.0, reporter=None, frames=9, **choice):
+        choice = WindowChoice(frames=frames, **choice)
+        made = Windows(clips, choice=choice, seed=seed, reporter=reporter or heard())
         problems = {}
 
         def usable(view):

@@ -11,7 +11,7 @@ from physcli.data.video import write_video
 from physcli.errors import DataError
 from physcli.models.raters import TINY_RATER, text
 from physcli.models.raters.mplug_owl_video import load_rater
-from physcli.tasks.rating import read_frames
+from physcli.tasks.ask import read_frames
 
 
 @pytest.fixture(scope="module")

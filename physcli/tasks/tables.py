@@ -1,0 +1,253 @@
+"""Results as tables, and their numbers as text: one way for the terminal, for reports and for comparisons.
+
+What a number is, its row says (`physcli.rows`): rates are shown in per cent, all else as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from physcli.progress import counted
+from physcli.rows import metric_of
+from physcli.tasks.figures import (
+    interval_text,
+    least_text,
+    p_text,
+    score_texts,
+    value_text,
+)
+from physcli.tasks.probe_result import probe_title
+
+if TYPE_CHECKING:
+    from physcli.tasks.agreement import AgreementResult
+    from physcli.tasks.compare_result import CompareResult, Side
+    from physcli.tasks.eval import EvalResult
+    from physcli.tasks.probe_result import ProbeResult
+
+# Of five that all point one way, p = 2/2⁵ = .0625: no test of so few can find anything.
+_VERDICTS = {"sa": "SA", "pc": "PC", "joint": "Joint"}
+
+
+class Toned(NamedTuple):
+    """A cell that is drawn as good ("better") or bad news ("worse")."""
+
+    text: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be drawn.
+
+    Attributes:
+        title: Above it.
+        columns: Headings.
+        rows: Cells; None is a dash.
+        caption: Below it.
+        right: Columns aligned right.
+        whole: Columns whose cells are never broken over lines.
+        sections: Rows after which a line is drawn.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    right: Sequence[int] = ()
+    whole: Sequence[int] = ()
+    sections: Sequence[int] = ()
+
+
+# --- numbers ---
+
+
+def scores(result: EvalResult) -> Table:
+    """The scores over all videos: a line for each metric."""
+    head = [row for row in result.rows if row["group"] == "all"]
+    first = head[0]
+    counts = {row["metric"].removeprefix("missing/"): row.get("count") for row in head}
+    answers = [f"{counts[what]} {what.upper()}" for what in ("sa", "pc") if counts.get(what)]
+    caption = [
+        f"Rater: {first['rater']}." if "rater" in first else "Checked on the pixels.",
+        f"{counts['video']} of {len(result.items)} could not be scored"
+        + (f"; answers that cannot be read: {', '.join(answers)}." if answers else "."),
+    ]
+    caption += [
+        f"A still video breaks few laws: read {row['metric']} beside what moves."
+        for row in head
+        if metric_of(row).role == "commonsense"
+    ]
+    return Table(
+        f"{first['benchmark']}: {counted(len(result.items), 'video')} of {first['subject']}",
+        ["", "value", "95 %", "n"],
+        [[row["metric"], *score_texts(row), row["n"]] for row in head],
+        " ".join(caption),
+        right=(1, 2, 3),
+    )
+
+
+def agreement(result: AgreementResult) -> list[Table]:
+    """How far a judge agrees with the truth; how many videos pass; the same by group."""
+
+    def cell(verdict: str, measure: str, group: str = "all") -> str | None:
+        row = result.row(verdict, measure, group)
+        if row is None or row["value"] is None:
+            return None
+        return f"{row['value']:.2f}" + ("" if row["stderr"] is None else f" ±{1.96 * row['stderr']:.2f}")
+
+    names, verdicts = _VERDICTS, result.verdicts
+    measures = ("agreement", "kappa", "ranking_area", "rank_correlation")
+    tables = [
+        Table(
+            f"{result.judge} against {result.truth}: {counted(result.num_videos, 'video')}",
+            ["", "agree", "κ", "ranking", "rank correlation"],
+            [[names[verdict], *(cell(verdict, measure) for measure in measures)] for verdict in verdicts],
+            "± is a 95 % interval over prompts. κ: 0 by chance, 1 where they always agree. ranking: how often a video "
+            "that truly passes is graded above one that fails; ½ by chance.",
+            right=range(1, 5),
+            whole=range(5),
+        ),
+        Table(
+            "How many videos pass",
+            ["", "both", f"only by {result.truth}", "only by the judge", "neither", "no answer"],
+            [[names[v], *result.counts(v), result.num_videos - sum(result.counts(v))] for v in verdicts],
+            right=range(1, 6),
+        ),
+    ]
+    if result.groups:
+        lines = [
+            [group, sum(result.counts(verdicts[0], group)), *(cell(v, "agreement", group) for v in verdicts)]
+            for group in result.groups
+        ]
+        columns = ["", "n", *(names[verdict] for verdict in verdicts)]
+        right, whole = range(1, len(columns)), range(len(columns))
+        tables.append(Table("Agreement by group", columns, lines, right=right, whole=whole))
+    return tables
+
+
+# --- compare ---
+
+
+def comparison(result: CompareResult, side: Side, *, wide: bool) -> Table:
+    """A compared run against the reference: a line for each metric; with p and the pairs' counts where it is `wide`."""
+    columns = ["", "ref.", "diff.", "95 % interval", "Holm", "least", ""]
+    if wide:
+        columns = ["", "n", "ref.", "run", "diff.", "95 % interval", "p", "Holm", f"{result.unit} won / tied / lost"]
+        columns += ["least", ""]
+    lines: list[list[Any]] = []
+    for row in result.rows_of(side):
+        difference = [value_text(row["value"], row, sign=True), interval_text(row)]
+        end = [least_text(row), Toned(row["verdict"], row["verdict"])]
+        if wide:
+            counts = None if row["wins"] is None else f"{row['wins']} / {row['ties']} / {row['losses']}"
+            means = [value_text(row[f"{of}_value"], row) for of in ("reference", "compared")]
+            p = [p_text(row["p"]), p_text(row["p_holm"])]
+            lines.append([row["of"], row["n"], *means, *difference, *p, counts, *end])
+        else:
+            name = row["of"].replace("/", "/ ").replace("_", " ")  # so that it breaks where words end
+            lines.append([name, value_text(row["reference_value"], row), *difference, p_text(row["p_holm"]), *end])
+    missing = {row["of"]: row["num_missing"] for row in result.rows_of(side) if row["num_missing"]}
+    told = [result.caption(side)]
+    if missing:
+        told.append(
+            "Pairs without a score of one of the two are left out: "
+            + ", ".join(f"{count} of {name}" for name, count in missing.items())
+            + "."
+        )
+    count = counted(len(result.keys), "pair")
+    return Table(
+        f"{side.label} against {result.reference.label}, the reference ({count}; rates in %)",
+        columns,
+        lines,
+        " ".join(told),
+        right=range(1, len(columns) - 1),
+        whole=range(1, len(columns)),
+    )
+
+
+# --- probe ---
+
+
+def probe(result: ProbeResult, *, errors: bool = True) -> Table:
+    """Accuracy: a line for each scenario, a column for each subject. Without `errors`, which take room, only those of
+    the mean are told, in a line of their own."""
+    rows = result.rows
+    groups = [g for g in dict.fromkeys(r["group"] for r in rows if r["metric"] == "accuracy") if g != "all"]
+    published = {(r["subject"], r["group"]): r["value"] for r in rows if r["metric"] == "published_accuracy"}
+    by_scenario = [name for name in dict.fromkeys(name for name, _ in published) if (name, "all") not in published]
+    lines: list[list[Any]] = []
+    for group in [*groups, "all"]:
+        line: list[Any] = ["mean" if group == "all" else group]
+        for subject in result.subjects:
+            row = result.accuracy(subject, group)
+            line.append(None if row is None else _percent(row["value"], row["stderr"] if errors else None))
+        for name in by_scenario:
+            value = published.get((name, group))
+            line.append(None if value is None else _percent(value, None))
+        lines.append(line)
+    if not errors:
+        means = [result.accuracy(subject) for subject in result.subjects]
+        told = [None if row is None or row["stderr"] is None else f"±{100 * row['stderr']:.1f}" for row in means]
+        lines.append(["", *told, *("" for _ in by_scenario)])
+    heads = {subject: row for subject in result.subjects if (row := result.accuracy(subject)) is not None}
+    columns = [
+        "accuracy, %",
+        *(name + ("\n(random init)" if row.get("random_init") else "") for name, row in heads.items()),
+        *(f"{name}\n(published)" for name in by_scenario),
+    ]
+    head = next(iter(heads.values()))
+    taps = [
+        f"{name}: {row['tap']}" + (f" (SNR {row['snr']:.3g})" if row.get("snr") is not None else "")
+        for name, row in heads.items()
+        if row.get("tap")
+    ]
+    overall = [f"{name} {_percent(value, None)}" for (name, group), value in published.items() if group == "all"]
+    caption = [
+        "± one standard error, clustered by pair; chance is 50.",
+        f"{head['num_train']} training and {head['n_total']} test clips"
+        + "".join(f"; {len(names)} dropped: {reason}" for reason, names in result.dropped.items())
+        + ".",
+    ]
+    if taps:
+        caption.append(f"Features: {'; '.join(taps)}.")
+    if overall:
+        caption.append(f"Published means, official readout, all of Physion v1.5: {', '.join(overall)}.")
+    return Table(
+        probe_title(result),
+        columns,
+        lines,
+        " ".join(caption),
+        right=range(1, len(columns)),
+        whole=(0,),
+        sections=[len(groups) - 1],
+    )
+
+
+def probe_differences(result: ProbeResult) -> Table | None:
+    """The paired comparisons of a probe's subjects, mean over scenarios; None of one subject."""
+    lines = []
+    for row in (row for row in result.rows if row["metric"] == "accuracy_difference"):
+        interval, remark = "–", "too few items"
+        if row["low"] is not None and np.isfinite(row["low"]):
+            interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+            remark = "within noise" if row["low"] <= 0 <= row["high"] else ""
+        lines.append([row["subject"], f"{100 * row['value']:+.1f}", interval, f"{row['p']:.2g}", remark])
+    if not lines:
+        return None
+    return Table(
+        "Paired differences (same items; McNemar's p)",
+        ["a − b", "points", "95 % interval", "p", ""],
+        lines,
+        "within noise: the interval, of the mean over scenarios, holds 0. p counts pairs won and lost, whatever their "
+        "scenario.",
+        right=(1, 2, 3),
+        whole=(1, 2, 3, 4),
+    )
+
+
+def _percent(value: float, stderr: float | None) -> str:
+    return f"{100 * value:.1f}" + (f" ±{100 * stderr:.1f}" if stderr is not None else "")

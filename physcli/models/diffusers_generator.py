@@ -101,6 +101,7 @@ class DiffusersGenerator(ABC):
     pipeline_class: ClassVar[str]  # of diffusers
     part_classes: ClassVar[Mapping[str, Any]]  # of the parts with weights
     conditioning_parts: tuple[str, ...] = ("text",)
+    takes_frame_rates = False
     more_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
 
     def __init__(
@@ -646,6 +647,7 @@ class DiffusersGenerator(ABC):
         steps: int = 50,
         guidance_scale: float | None = None,
         guidance: Guides | None = None,
+        frame_rates_hz: Sequence[float] | None = None,
         each_step: Callable[[], None] | None = None,
     ) -> Sampled:
         """One batch of videos from the stock pipeline, its scheduler as the checkpoint has it.
@@ -663,6 +665,8 @@ class DiffusersGenerator(ABC):
             guidance_scale: Classifier-free guidance against the empty prompt; none at 1 and below. Default: the
                 model's.
             guidance: One of `physcli.guidance`.
+            frame_rates_hz: B rates that the videos are to be seen at, or one for all; only some networks are told.
+                Default: the model's.
             each_step: Called after every denoising step.
 
         Raises:
@@ -680,6 +684,8 @@ class DiffusersGenerator(ABC):
             # Encoded here, once, as the pipeline would: a guidance reads them, too.
             conditioning = self.encode_prompts(prompts)
             negative = self.encode_prompts([""] * len(prompts)) if scale > 1 else None
+            if frame_rates_hz is not None:
+                conditioning = conditioning.at_rates(frame_rates_hz)
             shape = self.latent_shape(num_frames, height, width)
             if guidance is not None:
                 guidance.prepare(conditioning, latent_frames=shape[0], steps=steps, scale=scale)

@@ -55,7 +55,11 @@ class Facts:
 
 class Conditioning(Mapping[str, Tensor]):
     """What the network is told of B prompts: `text` [B, L, D]; where a family has them `mask` [B, L] (1 for tokens that
-    count), `pooled` [B, D], and whatever else, each with B rows."""
+    count), `pooled` [B, D], and whatever else, each with B rows.
+
+    `frame_rate_hz` [B] is of the clips and not of their prompts: who knows the clips adds it (`at_rates`). A family
+    that asks for it takes its own where it is missing; the others leave it alone.
+    """
 
     def __init__(self, parts: Mapping[str, Tensor]) -> None:
         self._parts = dict(parts)
@@ -85,6 +89,11 @@ class Conditioning(Mapping[str, Tensor]):
             return wide.mean(dim=1)
         mask = self._parts["mask"].to(wide)
         return (wide * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+    def at_rates(self, rates_hz: Sequence[float]) -> Conditioning:
+        """The same, of clips with these frame rates, B or one for all."""
+        rates = torch.tensor(rates_hz, dtype=torch.float32, device=self.text.device)
+        return Conditioning({**self._parts, "frame_rate_hz": rates.expand(len(self.text))})
 
     def row(self, number: int) -> dict[str, Tensor]:
         """One prompt's parts, without the axis of prompts."""
@@ -184,7 +193,8 @@ class Generator(Protocol):
         guidance_scale: Of classifier-free guidance; begins as `facts.guidance_scale`.
         network: What is trained: the denoising network.
         weight_parts: Names of the parts that have weights, the network's among them.
-        conditioning_parts: What a `Conditioning` of it holds.
+        conditioning_parts: What a `Conditioning` of its prompts holds.
+        takes_frame_rates: Its network is told of each clip's frame rate, too (`Conditioning.at_rates`).
     """
 
     kind: Literal["generator"]
@@ -198,6 +208,7 @@ class Generator(Protocol):
     noise: NoiseProcess
     weight_parts: tuple[str, ...]
     conditioning_parts: tuple[str, ...]
+    takes_frame_rates: bool
 
     @property
     def network(self) -> nn.Module: ...
@@ -274,6 +285,7 @@ class Generator(Protocol):
         steps: int = 50,
         guidance_scale: float | None = None,
         guidance: Guides | None = None,
+        frame_rates_hz: Sequence[float] | None = None,
         each_step: Callable[[], None] | None = None,
     ) -> Sampled: ...
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from physcli.data.cache import TensorCache
-from physcli.data.clips import Clip
-from physcli.data.video import resize
+from physcli.data.clips import HDF5_SUFFIXES, Clip
+from physcli.data.video import frame_rate, resize
 from physcli.errors import DataError, UsageError
 from physcli.hashing import content_hash, seed_from, settings_hash
 from physcli.models.encoders.base import Encoder
@@ -67,6 +67,17 @@ def views_of(clips: Sequence[Clip], frames: Sequence[Sequence[int]], hashes: dic
         key = f"{hashes[clip.path][:40]}-{settings_hash({'frames': list(chosen)})[:12]}"
         views.append(View(clip, tuple(chosen), key))
     return views
+
+
+def stride_of(view: View) -> int:
+    """Frames of the clip from one that is seen to the next."""
+    return view.frames[1] - view.frames[0] if len(view.frames) > 1 else 1
+
+
+def rate_at(clip: Clip, stride: int, default_hz: float) -> float:
+    """Frames a second of a clip, seen every `stride` frames; the default where its file does not say."""
+    rate_hz = clip.record.get("frame_rate_hz") or (0 if clip.path.suffix in HDF5_SUFFIXES else frame_rate(clip.path))
+    return rate_hz / stride if rate_hz else default_hz
 
 
 def pool_tokens(features: Tensor, pool: str, num_latent_frames: int | None = None) -> Tensor:
@@ -240,7 +251,11 @@ class FeatureExtractor:
             noise = torch.stack([self._noise(view, clean.shape[1:]) for view in batch])
             levels = level.expand(len(batch))
             noisy = model.noise.add_noise(clean, noise, levels)
-            return model.denoise(noisy, levels, nothing, taps=blocks, features_only=True).features
+            told = nothing
+            if model.takes_frame_rates:
+                rates = [rate_at(view.clip, stride_of(view), model.facts.frame_rate_hz) for view in batch]
+                told = nothing.expand(len(batch)).at_rates(rates)
+            return model.denoise(noisy, levels, told, taps=blocks, features_only=True).features
 
         return compute
 

@@ -259,6 +259,7 @@ def sample(
                     steps=settings.steps,
                     guidance_scale=settings.guidance_scale,
                     guidance=guidance,
+                    frame_rates_hz=[frame_rate_of(item.prompt.text, rate_unsaid) for item in batch],
                     each_step=functools.partial(bar.advance, len(batch)),
                 )
                 seconds = (time.perf_counter() - start) / len(batch)

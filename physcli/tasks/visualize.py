@@ -230,6 +230,8 @@ def _correspondence(model: Generator, settings: VisualizeSettings, device: str, 
         level = model.noise.at(settings.sigma)
         noisy = model.noise.add_noise(latents, noise.to(latents.device), level)
         told = model.encode_prompts([video.prompt])
+        if model.takes_frame_rates:
+            told = told.at_rates([frame_rate(video.path) or model.facts.frame_rate_hz])
         seen = model.denoise(noisy, level, told, taps=[tap.block], features_only=True).features[tap.block]
         wanted = teacher.preprocessing.num_frames or len(frames)
         shown = to_tensor([frames[-wanted:]]).to(teacher.device)

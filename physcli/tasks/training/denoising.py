@@ -49,7 +49,9 @@ class DenoisingSteps(Steps):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         told = {name.removeprefix(TOLD): value for name, value in batch.items() if name.startswith(TOLD)}
-        conditioning = Conditioning(told) if self.text_encoder is None else self.generator.embed(told["ids"])
+        if self.text_encoder is not None:
+            told |= self.generator.embed(told.pop("ids"))
+        conditioning = Conditioning(told)
         latents, process = batch["latents"], self.generator.noise
         level = process.of_time(batch["time"])
         method = self.method if torch.is_grad_enabled() else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from physcli.benchmarks.objects import shows
+from physcli.data.clips import Clip
 from physcli.data.subsets import spread
 from physcli.hashing import seed_from
 from physcli.models.generator import Conditioning, Generator
@@ -20,6 +21,7 @@ from physcli.models.noise import Density
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.report.plots import contact_sheet
+from physcli.tasks.features import View, rate_at, stride_of
 from physcli.tasks.sheets import shorten
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
@@ -102,19 +104,28 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             "latents": torch.stack(latents),
             "noise": torch.stack(noise),
             "time": torch.stack(times),
-            **self._told(prompts),
+            **self._told(prompts, views),
             "measure": step % MEASURE_EVERY == 0,
         }
         batch |= {name: torch.stack(values.get(views)) for name, values in self._signals.items()}
         draws = [self.method.draw(sample, self.seed) for sample in samples] if self.method is not None else [{}]
         return batch | {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
-    def _told(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids [B, L] for a text encoder that is trained; of one that is not, what it gave, part by part."""
+    def _told(self, prompts: Sequence[str], views: Sequence[View]) -> dict[str, Tensor]:
+        """Token ids [B, L] for a text encoder that is trained; of one that is not, what it gave, part by part. And the
+        clips' frame rates [B], where the network is told."""
+        told: dict[str, Tensor] = {}
+        if self.generator.takes_frame_rates:
+            rates = [self._rate(view.clip, stride_of(view)) for view in views]
+            told["frame_rate_hz"] = torch.tensor(rates, dtype=torch.float32)
         if self.objective.text_encoder:
-            return {f"{TOLD}ids": torch.stack([self._prompts.tokens(prompt) for prompt in prompts])}
-        conditioning = Conditioning.stack([self._prompts.embedding(prompt) for prompt in prompts])
-        return {f"{TOLD}{name}": part for name, part in conditioning.items()}
+            told["ids"] = torch.stack([self._prompts.tokens(prompt) for prompt in prompts])
+        else:
+            told |= Conditioning.stack([self._prompts.embedding(prompt) for prompt in prompts])
+        return {f"{TOLD}{name}": part for name, part in told.items()}
+
+    def _rate(self, clip: Clip, stride: int) -> float:
+        return rate_at(clip, stride, self.generator.facts.frame_rate_hz)
 
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
         """The loss on held-out windows, and samples for held-out prompts: do they show what the prompt names?"""
@@ -125,7 +136,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             batch = {
                 "latents": torch.stack([draw_latents(self._latents, v, self.seed, "held-out", v.key) for v in some]),
                 "time": torch.stack([self.generator.noise.spread(seed_from(self.seed, "t", v.key)) for v in some]),
-                **self._told([prompt_of(v) for v in some]),
+                **self._told([prompt_of(v) for v in some], some),
             }
             batch["noise"] = torch.stack(
                 [noise_of(self.seed, "held-out noise", v.key, shape=batch["latents"].shape[1:]) for v in some]
@@ -150,14 +161,16 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         """Clips for held-out prompts by the stock pipeline; of simulated prompts, whether each shows its objects."""
         clips = spread(self._material.held_out, count)
         prompts = [prompt_at(clip, self.objective.strides[-1]) for clip in clips]
+        rates = [self._rate(clip, self.objective.strides[-1]) for clip in clips]
         height, width = self.generator.facts.size
         videos: list[np.ndarray] = []
         self.generator.need("vae", "text_encoder")
         for first in range(0, len(prompts), 8):
             some = prompts[first : first + 8]
             seeds = [seed_from(self.seed, prompt, 0) for prompt in some]
-            size: dict[str, Any] = {"num_frames": self.objective.frames, "height": height, "width": width}
-            videos += list(self.generator.sample(some, seeds, **size, steps=self.objective.sample_steps).frames)
+            shape: dict[str, Any] = {"num_frames": self.objective.frames, "height": height, "width": width}
+            shape["frame_rates_hz"] = rates[first : first + 8]
+            videos += list(self.generator.sample(some, seeds, **shape, steps=self.objective.sample_steps).frames)
         self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
         every = self.objective.frames // 4
         columns = [str(i) for i in range(0, self.objective.frames, every)]

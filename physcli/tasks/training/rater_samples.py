@@ -75,6 +75,7 @@ def sampled_videos(
         generator = load_generator(resolved, what="objective.sampled_from=", device=device)
         height, width = generator.facts.size
         shape: dict[str, Any] = {"num_frames": generator.facts.num_frames, "height": height, "width": width}
+        shape["frame_rates_hz"] = [FRAME_RATE_HZ / STRIDE]
         made = []
         with reporter.bar(f"Videos of {model}", len(prompts), "video") as bar:
             for first in range(0, len(prompts), _AT_ONCE):

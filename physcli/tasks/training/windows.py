@@ -11,7 +11,7 @@ from physcli.errors import DataError, UsageError
 from physcli.progress import Reporter
 from physcli.recipe import WindowChoice
 from physcli.simulation.prompts import RATES, with_rate
-from physcli.tasks.features import View, views_of
+from physcli.tasks.features import View, stride_of, views_of
 from physcli.tasks.training.clips import refuse_too_many_bad, rng_of, sample_order
 
 
@@ -102,11 +102,6 @@ class Windows:
     def first(self) -> list[View]:
         """One window of every clip and stride."""
         return [windows[0] for strides in self._by_clip for windows in strides]
-
-
-def stride_of(view: View) -> int:
-    """Frames of the clip from one that is seen to the next."""
-    return view.frames[1] - view.frames[0] if len(view.frames) > 1 else 1
 
 
 def prompt_of(view: View) -> str:

@@ -145,9 +145,12 @@ def test_what_a_guidance_sees(name):
     assert sigmas[0] > 0.95
     # The network's own outputs, asked once more with and without the prompts.
     step = mixing.seen[0]
+    level = step.level
+    if name == "wan-tiny":  # UniPC hands the network whole timesteps, and solves with the σ that they are cut from
+        level = level._replace(time=level.time.floor())
     with torch.no_grad():
         for prompts, output in ((PROMPTS, step.conditional), ([""] * 2, step.unconditional)):
-            again = generator.denoise(step.noisy, step.level, generator.encode_prompts(prompts)).output
+            again = generator.denoise(step.noisy, level, generator.encode_prompts(prompts)).output
             torch.testing.assert_close(again.float(), output, atol=2e-3, rtol=2e-3)
 
 

@@ -77,7 +77,12 @@ class LTX(DiffusersGenerator):
     @classmethod
     def read_facts(cls, configs: Mapping[str, Any], own: Mapping[str, Any], name: str) -> Facts:
         config = configs["transformer"]
-        native = {"size": (512, 704), "num_frames": 161, "frame_rate_hz": 25.0, "guidance_scale": 3.0} | dict(own)
+        native: dict[str, Any] = {
+            "size": (512, 704),
+            "num_frames": 161,
+            "frame_rate_hz": 25.0,
+            "guidance_scale": 3.0,
+        } | dict(own)
         return Facts(
             size=(native["size"][0], native["size"][1]),
             num_frames=native["num_frames"],

@@ -88,7 +88,6 @@ def step(generator):
             clean=latents.requires_grad_(),
             predicted_clean=generator.noise.clean(denoised.output, noisy, level),
             level=level,
-            time=timesteps.double() / 1000,
             signals={"teacher": teacher[clips].requires_grad_(), "saliency": salient[clips].byte()},
         )
         return loss, seen
@@ -237,7 +236,9 @@ def test_lamo(build, step, generator, reading, per_sample):
     loss, logs = method(seen)
     expected, _ = drift_loss(seen.clean, seen.predicted_clean, lag=1, reading="ratio_of_sums")
     if reading != "none":
-        weights = drift_weight(seen.time, seen.level.signal, seen.level.sigma, reading=reading, per_sample=per_sample)
+        weights = drift_weight(
+            seen.level.time.double() / 1000, seen.level.signal, seen.level.sigma, reading=reading, per_sample=per_sample
+        )
         assert (weights[0] != weights[1]) == per_sample
         torch.testing.assert_close(logs["noise_weight"], weights)
         expected = weights * expected
@@ -371,7 +372,6 @@ def test_one_whole_step_is_videorepas():
         clean=latents,
         predicted_clean=generator.noise.clean(denoised.output, noisy, level),
         level=level,
-        time=timesteps.double() / 1000,
         signals={"teacher": teacher},
     )
     trd, _ = method(seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from physcli.models.loading import load
 from physcli.recipe import Alignment, list_recipes, read_recipe
 from physcli.tasks.bench import finetune, full_size
 from physcli.tasks.bench.finetune import bench_finetune, recipes_for
-from physcli.tasks.bench.full_size import Checkpoint, RandomSteps, bench_full_size, build_random
+from physcli.tasks.bench.full_size import RandomSteps, bench_full_size, build_random
 from physcli.tasks.bench.kernels import bench_kernels, relations_by_copies
 from physcli.tasks.bench.sample import bench_sample
 from physcli.tasks.bench.timing import table_of
@@ -24,10 +26,10 @@ METRICS = ("step_over_sft", "measured_over_sft", "average_over_sft", "seconds_pe
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """The published checkpoints, 32 features wide and 18 blocks deep."""
-    for name, checkpoint in list(full_size.CHECKPOINTS.items()):
-        config = checkpoint.transformer | SMALL
-        small = Checkpoint(checkpoint.model, checkpoint.scaling_factor, checkpoint.snr_shift_scale, config)
+    """CogVideoX's published checkpoints, 32 features wide and 18 blocks deep."""
+    for name in ("2b", "5b"):
+        checkpoint = full_size.CHECKPOINTS[name]
+        small = dataclasses.replace(checkpoint, config=checkpoint.config | SMALL)
         monkeypatch.setitem(full_size.CHECKPOINTS, name, small)
 
 
@@ -40,8 +42,16 @@ def by_group(rows):
 
 def test_every_recipe_of_a_generator_is_timed():
     names = {n for n in list_recipes() if (r := read_recipe(n)).trains == "generator" and r.init == "pretrained"}
-    tiny, two, five = (set(recipes_for(m)) for m in ("cogvideox-tiny", "zai-org/CogVideoX-2b", "zai-org/CogVideoX-5b"))
-    assert tiny | {f"{n}-2b" for n in two} | {f"{n}-5b" for n in five} == names
+    models = {
+        "": "cogvideox-tiny",
+        "-2b": "zai-org/CogVideoX-2b",
+        "-5b": "zai-org/CogVideoX-5b",
+        "-wan-1.3b": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    }
+    timed = {end: set(recipes_for(model)) for end, model in models.items()}
+    assert {f"{n}{end}" for end, found in timed.items() for n in found} == {n for n in names if not n.endswith("-lora")}
+    tiny, two, wan = timed[""], timed["-2b"], timed["-wan-1.3b"]
+    assert wan == two
     assert tiny >= {"sft", "repa", "videorepa", "tsa", "m-tsa", "moalign", "lamo"}
     assert two >= {"sft", "repa", "videorepa", "tsa", "m-tsa", "moalign", "lamo"}
 
@@ -81,10 +91,15 @@ def test_steps_of_the_embedded_default(monkeypatch):
 def test_the_published_configurations():
     with torch.device("meta"):
         counts = {
-            name: sum(p.numel() for p in full_size.CogVideoXTransformer3DModel(**checkpoint.transformer).parameters())
+            name: sum(p.numel() for p in checkpoint.network(**checkpoint.config).parameters())
             for name, checkpoint in full_size.CHECKPOINTS.items()
         }
-    assert {name: round(count / 1e9, 2) for name, count in counts.items()} == {"2b": 1.69, "5b": 5.57}
+    assert {name: round(count / 1e9, 2) for name, count in counts.items()} == {
+        "2b": 1.69,
+        "5b": 5.57,
+        "wan-1.3b": 1.42,
+        "wan-14b": 14.29,
+    }
 
 
 @pytest.mark.parametrize("name", ["2b", "5b"])
@@ -100,7 +115,7 @@ def test_random_weights(narrow, name):
     positions = dict(transformer.named_buffers()).get("patch_embed.pos_embedding")
     assert (positions is None) == (name == "5b")
     if positions is not None:
-        plain = full_size.CogVideoXTransformer3DModel(**full_size.CHECKPOINTS[name].transformer)
+        plain = full_size.CogVideoXTransformer3DModel(**full_size.CHECKPOINTS[name].config)
         assert torch.equal(positions, plain.patch_embed.pos_embedding.bfloat16())
     assert generator.facts.size == (480, 720)
     assert generator.token_grid(49, 480, 720) == (13, 30, 45)

@@ -349,7 +349,7 @@ def test_the_recipe_s_settings_reach_the_paper_s_loss(settings, loss):
     alignment = TeacherAlignment(settings, **sizes)
     torch.rand(1)
     same(alignment.state_dict(), TeacherAlignment(settings, **sizes).state_dict())
-    seen = Pass(features, clean=None, predicted_clean=None, level=None, time=None, signals=signals)
+    seen = Pass(features, clean=None, predicted_clean=None, level=None, signals=signals)
     got, logs = alignment(seen)
     if loss == "salient":
         assert set(alignment.needs) == {"teacher", "saliency"}
@@ -370,7 +370,7 @@ def test_the_teacher_brought_to_the_student():
     student, teacher = torch.randn(2, 5, 2, 2, 8), torch.randn(2, 8, 4, 4, 6)
     sizes = {"taps": (0,), "student_dim": 8, "student_grid": (5, 2, 2), "seed": 0}
     alignment = TeacherAlignment(settings, teacher_shape=(8, 4, 4, 6), **sizes)
-    got = alignment(Pass({0: student}, None, None, None, None, {"teacher": teacher}))[0]
+    got = alignment(Pass({0: student}, None, None, None, {"teacher": teacher}))[0]
     projected = alignment.projectors["0"].mlp(student[:, 1:])
     torch.testing.assert_close(got, trd_loss(projected, resample(teacher, (4, 2, 2))))
     salient = Tsa(name="tsa", interpolate="teacher", queries="salient", **TEACHER)
@@ -386,7 +386,7 @@ def test_no_projector_at_all(tmp_path):
     sizes = {"taps": (0,), "student_dim": 8, "student_grid": (5, 4, 4), "teacher_shape": (4, 2, 2, 6), "seed": 0}
     alignment = TeacherAlignment(settings, **sizes)
     assert not list(alignment.parameters())
-    got, logs = alignment(Pass({0: student}, None, None, None, None, {"teacher": teacher}))
+    got, logs = alignment(Pass({0: student}, None, None, None, {"teacher": teacher}))
     torch.testing.assert_close(got, trd_loss(resample(student[:, 1:], (4, 2, 2), time="area"), teacher))
     assert logs == {}
     alignment.save(tmp_path)
@@ -401,7 +401,7 @@ def test_lamo_s_settings_reach_its_loss(noise_weight):
     clean, predicted, timesteps = torch.randn(2, 5, 4, 3, 3), torch.randn(2, 5, 4, 3, 3), torch.tensor([100, 800])
     process = VPrediction(torch.linspace(1, 0, 1000, dtype=torch.float64))
     level, time = process.of_time(timesteps), timesteps.double() / 1000
-    got, logs = MotionDrift(settings, process=process)(Pass({}, clean, predicted, level, time))
+    got, logs = MotionDrift(settings, process=process)(Pass({}, clean, predicted, level))
     expected = drift_loss(clean, predicted, lag=1, reading="add")[0]
     if noise_weight != "none":
         weights = drift_weight(time, level.signal, level.sigma, reading=noise_weight, per_sample=True)

@@ -26,6 +26,11 @@ from physcli.tasks.training.request import FinetuneRequest
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
+@pytest.fixture(scope="session")
+def simulated(few):
+    return few
+
+
 def finetune(recipe_name, *, resume=None, reporter=None, **given):
     return finetune_module.finetune(FinetuneRequest(recipe_name, **given), resume=resume, reporter=reporter)
 

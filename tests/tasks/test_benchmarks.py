@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from physcli.benchmarks import BENCHMARKS, find_benchmark
 from physcli.benchmarks.base import Answer, Context, Score
 from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, LARGEST_MOTION
+from physcli.cli import render
 from physcli.cli.app import app
 from physcli.data.video import write_video
 from physcli.data.video_sets import Video
@@ -51,6 +52,13 @@ def videos(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """160 columns, whatever was set when the command line was first imported."""
+    monkeypatch.setattr(render._stdout, "_width", 160)
+    monkeypatch.setattr(render._stderr, "_width", 160)
 
 
 def run(*arguments):

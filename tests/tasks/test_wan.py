@@ -216,9 +216,18 @@ def narrow(monkeypatch):
         monkeypatch.setitem(full_size.CHECKPOINTS, name, dataclasses.replace(checkpoint, config=config))
 
 
-@pytest.mark.parametrize(("name", "method"), [*(("wan-1.3b", method) for method in METHODS), ("wan-14b", "lamo")])
+_QUICK = ("sft", "lamo")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *(pytest.param("wan-1.3b", m, marks=() if m in _QUICK else pytest.mark.slow) for m in METHODS),
+        ("wan-14b", "lamo"),
+    ],
+)
 def test_a_step_of_the_full_size(narrow, name, method):
-    overrides = ["objective.frames=9", "train.batch_size=2"]
+    overrides = ["objective.frames=9", "train.batch_size=1"]
     rows = bench_full_size(name, methods=[method], overrides=overrides, height=64, width=96, rounds=1, device="cpu")
     assert list(dict.fromkeys(row["group"] for row in rows)) == [*([method] if method != "sft" else []), "sft", "all"]
     assert all(row["value"] > 0 for row in rows)

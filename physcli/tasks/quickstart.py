@@ -10,7 +10,7 @@ folder of its own, and a quickstart that was broken off goes on where it stopped
     OUT/probe-after/         generator and fine-tuned generator
     OUT/samples-*/           base, videorepa, guided: the same prompts and seeds
     OUT/laws-*/              their scores by the laws of the simulated world
-    OUT/videophy2-*/         and by the tiny rater, where the installation has a trained one
+    OUT/videophy2-*/         and by VideoPhy-2's questions to the tiny rater
     OUT/compare*/report.html against the base
 """
 
@@ -25,8 +25,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from physcli.data.clips import read_dataset
-from physcli.models.raters import TINY_RATER
-from physcli.models.tiny import asset_folder
 from physcli.progress import Reporter
 from physcli.report.plots import contact_sheet
 from physcli.tasks.compare import CompareSettings, compare
@@ -41,6 +39,7 @@ from physcli.tasks.simulate import ensure_simulated
 from physcli.tasks.training.request import FinetuneRequest
 
 ENCODER, GENERATOR, RECIPE = "videomae-tiny", "cogvideox-tiny", "videorepa"
+JUDGES = ("laws", "videophy2")
 _FRAMES = (0, 16, 24, 32, 48)
 T = TypeVar("T")
 
@@ -178,14 +177,6 @@ def quickstart(
                 for name, choices in sets.items()
             ],
         )
-        benchmarks = ["laws"]
-        if asset_folder(TINY_RATER) is not None:
-            benchmarks.append("videophy2")
-        else:
-            reporter.note(
-                f"VideoPhy-2's questions are left out: this installation has no trained {TINY_RATER}. A rater of your "
-                f"own: physcli eval videophy2 --videos {run.path / 'samples-base'} --rater DIR"
-            )
         scores = stage(
             "eval",
             "Scoring the videos: do they show what the prompt says, and obey the laws of the simulated world?",
@@ -198,7 +189,7 @@ def quickstart(
                     )
                     for name in sets
                 }
-                for benchmark in benchmarks
+                for benchmark in JUDGES
             },
         )
         comparisons = stage(

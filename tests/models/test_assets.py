@@ -10,6 +10,7 @@ from diffusers import CogVideoXPipeline
 from safetensors import safe_open
 from transformers import VideoMAEModel
 
+from physcli.benchmarks.videophy import QUESTIONS
 from physcli.data.clips import read_dataset
 from physcli.hashing import content_hash
 from physcli.methods.lamo import MotionField, field_loss
@@ -17,6 +18,10 @@ from physcli.methods.moalign import MotionProjector
 from physcli.models import BUILT_IN
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
+from physcli.models.names import fingerprint, resolve
+from physcli.models.loading import load
+from physcli.models.raters import TINY_RATER
+from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.models.tiny import ASSETS, architecture, asset_folder, vocabulary
 from physcli.recipe import read_recipe
 from physcli.simulation.prompts import with_rate
@@ -32,8 +37,6 @@ SHIPPED = [name for name in BUILT_IN if name != "wan-tiny"]  # whose weights are
 @pytest.mark.parametrize("name", [*SHIPPED, "motion-projector-tiny", "motion-field-tiny"])
 def test_whole_and_as_the_card_says(name):
     folder = asset_folder(name)
-    if folder is None and BUILT_IN[name].kind == "rater":
-        pytest.skip("not trained yet")
     assert folder is not None
     card = (folder / "README.md").read_text(encoding="utf-8")
     files = sorted(folder.rglob("*.safetensors"))
@@ -117,6 +120,19 @@ def test_the_motion_field_knows_how_latents_change(simulated):
     change = (latents[:, 1:] - latents[:, :-1]).square().mean()
     with torch.no_grad():
         assert field_loss(field, latents, prompts)[1]["mse"].mean() <= 0.8 * change
+
+
+def test_the_rater_passes_real_clips_and_refuses_still_ones(simulated):
+    rater = load_rater(TINY_RATER, device="cpu")
+    assert not rater.random_init
+    assert sum(p.numel() for p in rater.parameters()) <= 1.5e6
+    clips = read_dataset(simulated).clips
+    real = [clip.read(rater.frame_indices(49)) for clip in clips]
+    still = [frames[:1].repeat(len(frames), axis=0) for frames in real]
+    videos = torch.stack([rater.prepare(frames) for frames in (*real, *still)])
+    yes = rater.yes_probability(videos, [QUESTIONS["v1_pc"].segments()] * len(videos)) >= 0.5
+    assert yes[: len(clips)].float().mean() >= 0.4  # 0.83 of all seven scenarios
+    assert not yes[len(clips) :].any()
 
 
 def test_the_motion_projector_is_the_teacher_s():

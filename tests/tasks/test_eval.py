@@ -13,7 +13,6 @@ from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, ModelError, UsageError
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import load_rater
-from physcli.models.tiny import asset_folder
 from physcli.progress import Reporter
 from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
@@ -141,7 +140,6 @@ def test_raters(videos, tmp_path, benchmark):
     read_scored_run(str(tmp_path / "run"))
 
 
-@pytest.mark.skipif(asset_folder(TINY_RATER) is None, reason="not trained yet")
 @pytest.mark.parametrize("benchmark", ["videophy", "videophy2"])
 def test_videos_of_the_simulated_world_need_no_rater_named(videos, tmp_path, benchmark):
     heard = Heard()

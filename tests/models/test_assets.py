@@ -18,8 +18,6 @@ from physcli.methods.moalign import MotionProjector
 from physcli.models import BUILT_IN
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
-from physcli.models.names import fingerprint, resolve
-from physcli.models.loading import load
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.models.tiny import ASSETS, architecture, asset_folder, vocabulary

@@ -7,8 +7,6 @@ import dataclasses
 import pytest
 
 from physcli.models.raters import TINY_RATER
-from physcli.models.tiny import asset_folder
-from physcli.progress import Reporter
 from physcli.tasks.quickstart import QuickstartSettings, quickstart
 
 SIZES = {"num_test": 14, "num_trained": 2, "steps": 2, "batch_size": 2, "num_prompts": 3, "sample_steps": 2}

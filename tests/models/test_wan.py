@@ -366,7 +366,7 @@ def adapter(saved, tmp_path_factory):
 def test_a_lora_goes_round_through_plain_diffusers(saved, adapter):
     folder, expected = adapter
     pipeline = WanPipeline.from_pretrained(saved)
-    pipeline.load_lora_weights(folder)
+    pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
     pipeline.transformer.eval()
     generator = load_generator(str(saved))
     told = generator.encode_prompts(["a red ball falls"])
@@ -394,7 +394,7 @@ def test_a_loaded_lora_s_dropout_is_off_here_and_in_plain_diffusers(saved, adapt
     assert metadata["transformer.lora_alpha"] == 6
     assert metadata["transformer.lora_dropout"] == 0.0  # peft would leave it on for whoever loads the file
     pipeline = WanPipeline.from_pretrained(saved)
-    pipeline.load_lora_weights(folder)
+    pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
     text = loaded.encode_prompts(["a ball"]).text
     with torch.no_grad():
         outputs = [

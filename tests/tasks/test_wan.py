@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from physcli.errors import UsageError
 from physcli.guidance.lamo import check_field, read_field
 from physcli.hashing import settings_hash
+from physcli.models import LORA_FILE
 from physcli.models.device import quiet_libraries
 from physcli.models.loading import load, load_generator
 from physcli.models.tiny import architecture
@@ -118,7 +119,7 @@ def test_every_method_trains_it(run, base, name):
 def test_every_method_trains_a_lora(run, base, name):
     done = run(name, *LORA)
     pipeline = WanPipeline.from_pretrained(base)
-    pipeline.load_lora_weights(done.model)
+    pipeline.load_lora_weights(done.model, weight_name=LORA_FILE)
     ours = load(str(done.path), device="cpu")
     stock = load_generator(str(base))
     assert not torch.equal(velocity(ours), velocity(stock))

@@ -11,8 +11,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q --disable-pip-version-check 'torch==2.13.0' 'accelerate==1.15.0' 'safetensors==0.8.0' \
-    'numpy==2.4.6'
+"$folder/venv/bin/python" -m pip install -q --disable-pip-version-check \
+    'torch==2.13.0' 'accelerate==1.15.0' 'safetensors==0.8.0' 'numpy==2.4.6'
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
 import logging

@@ -17,6 +17,7 @@ import av
 import av.filter
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from physcli.errors import DataError
 from physcli.files import replacing
@@ -135,11 +136,13 @@ def read_video(path: str | os.PathLike[str], indices: Sequence[int] | None = Non
     last = None if indices is None else max(indices)
     frames: dict[int, np.ndarray] = {}
     count = 0
+    # A frame's own `to_ndarray(format=…)` prepares the conversion anew every time: of small frames, most of the time.
+    to_rgb = VideoReformatter()
     with _open(path) as container:
         for number, frame in enumerate(_decode(path, container)):
             count = number + 1
             if wanted is None or number in wanted:
-                frames[number] = frame.to_ndarray(format="rgb24")
+                frames[number] = to_rgb.reformat(frame, format="rgb24").to_ndarray()
             if number == last:
                 break
     if last is not None and last >= count:

@@ -230,9 +230,7 @@ class CogVideoX(DiffusersGenerator):
         }
         with tapped(self.transformer.transformer_blocks, taps, features_only=features_only) as hidden_states:
             output = self.transformer(**arguments)[0]
-        tokens = dict(sorted(hidden_states.items()))
-        features = {tap: hidden.unflatten(1, grid) for tap, hidden in tokens.items()}
-        return Denoised(None if features_only else output, features, tokens)
+        return self._denoised(None if features_only else output, hidden_states, grid)
 
 
 def _spatial(configs: Mapping[str, Any]) -> int:

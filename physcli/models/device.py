@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _BIG_BYTES = 1e9  # above this, weights are held in bfloat16 on accelerators
+_STATUS = Path("/proc/self/status")
 
 _DTYPES = {
     "float32": "float32",
@@ -129,3 +132,21 @@ def refuse_too_large(name: str, num_values: int, dtype: torch.dtype, device: tor
             expected="weights that fit into this machine's memory",
             fix=f"--dtype bfloat16 takes {half / 1e9:.1f} GB" if half < min(needed, free) else "use a larger machine",
         )
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes that were held: on a GPU reserved there, else by this process."""
+    import torch
+
+    return float(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else most_memory()
+
+
+def most_memory() -> float:
+    """Bytes of main memory that this process held at most."""
+    if _STATUS.is_file():  # Linux, where getrusage also counts what the process held that started this one
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return 1024.0 * int(line.split()[1])
+    import resource  # not on Windows
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

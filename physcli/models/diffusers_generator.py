@@ -18,6 +18,7 @@ import os
 import re
 import threading
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -320,10 +321,13 @@ class DiffusersGenerator(ABC):
 
     def release(self, *parts: str) -> None:
         """Give back the memory of parts whose weights are in files; they are read again when they are needed."""
+        released = []
         for part in parts:
             if part in self._folders and not is_empty(getattr(self.pipeline, part)):
+                released.append(weakref.ref(getattr(self.pipeline, part)))
                 self._put(part, empty_part(self.part_class(part, self._folders[part]), self._folders[part]))
-        gc.collect()
+        if any(there() is not None for there in released):  # in a circle of references, as hooks make them
+            gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -572,6 +576,12 @@ class DiffusersGenerator(ABC):
         frames, rows, columns = (size // part for size, part in zip(sides, self.facts.patch, strict=True))
         return frames, rows, columns
 
+    @staticmethod
+    def _denoised(output: Tensor | None, hidden_states: Mapping[int, Tensor], grid: tuple[int, int, int]) -> Denoised:
+        """`output` [B, F, C, H, W] with what `tapped` kept, tap → [B, F·H·W, D], on the token grid (F, H, W)."""
+        tokens = dict(sorted(hidden_states.items()))
+        return Denoised(output, {tap: hidden.unflatten(1, grid) for tap, hidden in tokens.items()}, tokens)
+
     # -- text --------------------------------------------------------------------------------------------------------
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
@@ -623,8 +633,11 @@ class DiffusersGenerator(ABC):
         if name not in self.facts.schedulers:
             raise unknown("scheduler", name, self.facts.schedulers)
         module, _, class_name = self.facts.schedulers[name].partition(":")
-        scheduler_class = getattr(importlib.import_module(module), class_name)
-        self.pipeline.scheduler = scheduler_class.from_config(self.pipeline.scheduler.config)
+        self.pipeline.scheduler = self._scheduler(getattr(importlib.import_module(module), class_name))
+
+    def _scheduler(self, scheduler_class: Any) -> Any:
+        """One of this class, of diffusers, on the checkpoint's own noise schedule."""
+        return scheduler_class.from_config(self.pipeline.scheduler.config)
 
     @property
     def scheduler_name(self) -> str:

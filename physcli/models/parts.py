@@ -79,7 +79,8 @@ def cast_part(part: nn.Module, dtype: torch.dtype) -> None:
 
 def is_empty(part: nn.Module | None) -> bool:
     """Whether a part's weights have not been read."""
-    return part is not None and any(parameter.is_meta for parameter in part.parameters())
+    first = None if part is None else next(part.parameters(), None)
+    return first is not None and first.is_meta
 
 
 def link_folder(source: Path, target: Path) -> None:

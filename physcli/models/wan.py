@@ -23,7 +23,7 @@ from diffusers import (
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from physcli.errors import ModelError, unknown
+from physcli.errors import ModelError
 from physcli.models.codec import ChannelCodec
 from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import tapped
@@ -145,24 +145,16 @@ class Wan(DiffusersGenerator):
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
-    def use_scheduler(self, name: str | None) -> None:
-        """As in every family; the flow's shift, which the two schedulers call differently, is kept."""
-        if name is None:
-            return
-        if name not in self.facts.schedulers:
-            raise unknown("scheduler", name, self.facts.schedulers)
+    def _scheduler(self, scheduler_class: Any) -> Any:
+        """The flow's shift, which the two classes call differently, is kept."""
         config = dict(self.pipeline.scheduler.config)
         shift = config.get("flow_shift") if config.get("use_flow_sigmas") else config.get("shift")
         steps = config["num_train_timesteps"]
-        if name == "euler":
-            self.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=shift)
-        else:
-            self.pipeline.scheduler = UniPCMultistepScheduler(
-                num_train_timesteps=steps,
-                prediction_type="flow_prediction",
-                use_flow_sigmas=True,
-                flow_shift=shift,
-            )
+        if scheduler_class is FlowMatchEulerDiscreteScheduler:
+            return scheduler_class(num_train_timesteps=steps, shift=shift)
+        return scheduler_class(
+            num_train_timesteps=steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+        )
 
     def _canonical(self, latents: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         return latents.transpose(1, 2)
@@ -197,9 +189,7 @@ class Wan(DiffusersGenerator):
                 encoder_hidden_states=conditioning.text.to(self.device, self.dtype).expand(len(noisy), -1, -1),
                 return_dict=False,
             )[0]
-        tokens = dict(sorted(hidden_states.items()))
-        features = {tap: hidden.unflatten(1, grid) for tap, hidden in tokens.items()}
-        return Denoised(None if features_only else output.transpose(1, 2), features, tokens)
+        return self._denoised(None if features_only else output.transpose(1, 2), hidden_states, grid)
 
 
 def _fixed(text: str) -> str:

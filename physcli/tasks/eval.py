@@ -13,7 +13,6 @@ every field, and is counted in `missing/video`. A run that was broken off scores
 from __future__ import annotations
 
 import csv
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -37,7 +36,16 @@ from physcli.progress import Reporter
 from physcli.rows import Metric, make_row, mean_row
 from physcli.tasks.processes import Processes
 from physcli.tasks.report import write_run_report
-from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, with_defaults, write_jsonl
+from physcli.tasks.run_dir import (
+    Complete,
+    RunDir,
+    append_row,
+    read_log,
+    read_metrics,
+    read_rows,
+    with_defaults,
+    write_jsonl,
+)
 
 if TYPE_CHECKING:  # a benchmark without a rater needs no transformers
     from physcli.models.raters.mplug_owl_video import MplugOwlVideo
@@ -46,8 +54,6 @@ LEAST_FRAMES = 5
 MISSING = Metric("missing/video", "rate", False, interval="none")
 _OTHER_FIELDS = {"video", "name", "caption", "prompt", "index", "seed", "group", "number", "error"}
 _LOGS = "items-*.part.jsonl"  # one a process
-# What runs of these recorded when all benchmarks had the same settings: a run that was broken off then goes on.
-_ONCE_RECORDED = {"laws": {"threshold": 0.5}, "videophy2": {"threshold": 0.5}}
 
 # The fields of a video in items.jsonl, or what is wrong with it.
 Scored = dict[str, Any] | DataError
@@ -134,7 +140,7 @@ def evaluate(
         out,
         f"eval {settings.benchmark}",
         _recorded(settings, benchmark),
-        complete=functools.partial(_completed, settings, benchmark),
+        complete=_completing(settings, benchmark),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,
@@ -201,14 +207,14 @@ def _benchmark(settings: EvalSettings) -> Benchmark:
 def _recorded(settings: EvalSettings, benchmark: Benchmark) -> dict[str, Any]:
     """The settings of run.json: the benchmark's own beside those that all have."""
     shared = {name: value for name, value in asdict(settings).items() if name != "options"}
-    return shared | _ONCE_RECORDED.get(benchmark.name, {}) | asdict(benchmark.settings)
+    return shared | asdict(benchmark.settings)
 
 
-def _completed(settings: EvalSettings, benchmark: Benchmark, then: Mapping[str, Any]) -> dict[str, Any]:
-    """An earlier run's settings, with the defaults of those that there were none of yet."""
-    known = dict(with_defaults(settings)(then))
-    known.pop("options", None)
-    return {**asdict(type(benchmark.settings)()), **known}
+def _completing(settings: EvalSettings, benchmark: Benchmark) -> Complete:
+    """How an earlier run's settings are read. All benchmarks had a `threshold` once, and most never used it."""
+    defaults = asdict(type(benchmark.settings)())
+    gone = {} if "threshold" in defaults else {"threshold": 0.5}
+    return with_defaults(settings, spread={"options": defaults}, gone=gone)
 
 
 def _logged(path: Path) -> dict[int, dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import math
 import os
@@ -109,7 +110,8 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     found = {"physcli": __version__}
     for name in _VERSIONED:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -307,12 +309,20 @@ class RunDir:
         write_json(self.path / "metrics.json", list(rows))
 
 
-def with_defaults(given: Any, resolved: Any = None) -> Complete:
+def with_defaults(
+    given: Any,
+    resolved: Any = None,
+    *,
+    spread: Mapping[str, Mapping[str, Any]] | None = None,
+    gone: Mapping[str, Any] | None = None,
+) -> Complete:
     """For `RunDir`: a setting that a run does not name counts as its default, or as what that is resolved to today.
 
     Args:
         given: A dataclass of settings as they were given: fields at their default are known by it.
         resolved: The same, as they are recorded; as given by default.
+        spread: Fields that are mappings, and stand in the record as their entries: name → those entries' defaults.
+        gone: Settings that there are none of any more → the value at which a run that names them is still the same.
     """
     now = asdict(given if resolved is None else resolved)
     defaults = {}
@@ -324,7 +334,11 @@ def with_defaults(given: Any, resolved: Any = None) -> Complete:
         else:
             continue  # was always there
         defaults[field.name] = now[field.name] if getattr(given, field.name) == default else default
-    return lambda then: {**defaults, **then}
+    for name, entries in (spread or {}).items():
+        defaults.pop(name)
+        defaults |= entries
+    left_out = dict(gone or {}).items()
+    return lambda then: {**defaults, **{name: value for name, value in then.items() if (name, value) not in left_out}}
 
 
 def same_settings(record: Mapping[str, Any], settings: Mapping[str, Any], complete: Complete) -> bool:

@@ -44,7 +44,16 @@ from physcli.rows import Metric, mean_row
 from physcli.simulation.prompts import RATES
 from physcli.simulation.types import FRAME_RATE_HZ
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, read_log, read_metrics, read_rows, with_defaults, write_jsonl
+from physcli.tasks.run_dir import (
+    Complete,
+    RunDir,
+    append_row,
+    read_log,
+    read_metrics,
+    read_rows,
+    with_defaults,
+    write_jsonl,
+)
 from physcli.tasks.sheets import draw_sheet, shorten
 
 # Over all pixels and pairs of frames. Not `motion_px` of `physcli eval`, which is of the longest 5 % of the flow.
@@ -83,19 +92,11 @@ class SampleSettings:
         chosen = guidance_class(self.guidance)
         return own | chosen.record(chosen.settings(given))
 
-    def complete(self, given: SampleSettings, then: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of an earlier run, with the defaults of those that there were none of yet.
-
-        Args:
-            given: These settings, as they came in.
-            then: As that run recorded them.
-        """
-        known = dict(with_defaults(given, self)(then))
-        known.pop("guidance_options", None)
-        if self.guidance == NONE:
-            return known
-        chosen = guidance_class(self.guidance)
-        return chosen.record(chosen.settings({})) | known
+    def completing(self, given: SampleSettings) -> Complete:
+        """How an earlier run's settings are read, for `RunDir`. `given`: these settings, as they came in."""
+        chosen = None if self.guidance == NONE else guidance_class(self.guidance)
+        defaults = {} if chosen is None else chosen.record(chosen.settings({}))
+        return with_defaults(given, self, spread={"guidance_options": defaults})
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def sample(
         out,
         "sample",
         settings.record,
-        complete=functools.partial(settings.complete, given),
+        complete=settings.completing(given),
         overwrite=overwrite,
         reporter=reporter,
         writes=processes.is_main,

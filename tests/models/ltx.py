@@ -178,10 +178,8 @@ class LTX(DiffusersGenerator):
                 rope_interpolation_scale=(seconds, spatial, spatial),
                 return_dict=False,
             )[0]
-        tokens = dict(sorted(hidden_states.items()))
-        features = {tap: hidden.unflatten(1, grid) for tap, hidden in tokens.items()}
         clean = None if features_only else self._canonical(output, (grid[0], noisy.shape[2], *grid[1:]))
-        return Denoised(clean, features, tokens)
+        return self._denoised(clean, hidden_states, grid)
 
 
 ARCHITECTURE: dict[str, Any] = {

@@ -33,7 +33,7 @@ def sampled(given):
     settings = sample._checked(given, "cpu", 1, Reporter())
     if settings.guidance_scale is None:
         settings = replace(settings, guidance_scale=read_facts(resolve(settings.model)).guidance_scale)
-    return settings.record, partial(settings.complete, given)
+    return settings.record, settings.completing(given)
 
 
 @pytest.mark.parametrize(

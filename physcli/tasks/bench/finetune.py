@@ -15,6 +15,7 @@ from physcli.data.clips import read_dataset
 from physcli.errors import UsageError, unknown
 from physcli.methods.moalign import MotionProjector
 from physcli.models import loading
+from physcli.models.device import peak_memory
 from physcli.models.fingerprints import hash_module
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe, MoAlign, MotionProjectorRecipe, Train, list_recipes, read_recipe
@@ -24,7 +25,7 @@ from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
-from physcli.tasks.training.loop import build_accelerator, peak_memory
+from physcli.tasks.training.loop import build_accelerator
 from physcli.tasks.training.optimization import build_optimizer
 from physcli.tasks.training.step import OptimizerStep, to_device
 from physcli.tasks.training.trainee import Steps

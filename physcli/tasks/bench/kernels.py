@@ -15,11 +15,10 @@ from torch import Tensor
 from physcli.methods.grids import Grid
 from physcli.methods.similarity import unit
 from physcli.methods.videorepa import trd_loss
-from physcli.models import loading
+from physcli.models.device import peak_memory, pick_device
 from physcli.progress import Reporter
 from physcli.tasks.bench.timing import alternate, ratio, row
 from physcli.tasks.processes import on_cpu
-from physcli.tasks.training.loop import peak_memory
 
 MARGIN = 0.1
 TEACHER_GRID: Grid = (24, 10, 15)  # 3,600 tokens: where VideoREPA compares
@@ -53,7 +52,7 @@ def bench_kernels(
         CPU that of a process that does nothing else.
     """
     reporter = reporter or Reporter()
-    chosen = loading.pick_device("cpu" if on_cpu(device) else device)
+    chosen = pick_device("cpu" if on_cpu(device) else device)
     student, teacher = _features(teacher_grid, dim, chosen, seed)
     num_tokens = student.shape[1] * student.shape[2] * student.shape[3]
     slope = torch.ones(num_tokens, num_tokens, device=chosen)

@@ -11,9 +11,7 @@ import contextlib
 import itertools
 import json
 import logging
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -29,7 +27,7 @@ from accelerate.tracking import get_available_trackers
 
 from physcli.errors import MissingExtra, UsageError
 from physcli.files import write_text
-from physcli.models.device import computes_in_bfloat16, pick_device
+from physcli.models.device import computes_in_bfloat16, most_memory, pick_device
 from physcli.progress import Reporter
 from physcli.recipe import Train
 from physcli.tasks.processes import on_cpu
@@ -39,7 +37,6 @@ from physcli.tasks.training.step import OptimizerStep, TrainingError
 from physcli.tasks.training.trainee import Trainee
 
 _BATCHES_AHEAD = 2
-_STATUS = Path("/proc/self/status")
 _TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
 
 
@@ -308,20 +305,6 @@ class _Loop:
         else:
             memory = most_memory() / 1e9
         return f"loss {row['loss']:.4g} · grad {row['grad_norm']:.3g} · lr {row['lr']:.2g} · {memory:.1f} GB"
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most bytes that were held: on a GPU reserved there, else by this process."""
-    return float(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else most_memory()
-
-
-def most_memory() -> float:
-    """Bytes of main memory that this process held at most."""
-    if _STATUS.is_file():  # Linux, where getrusage also counts what the process held that started this one
-        for line in _STATUS.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM"):
-                return 1024.0 * int(line.split()[1])
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 def _whole(lines: list[str]) -> Iterator[str]:

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from physcli.data.clips import Clip, read_dataset
-from physcli.models.device import pick_device
+from physcli.models.device import peak_memory, pick_device
 from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, Train
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate, suite_size
 from physcli.tasks.training.build import build_trainee, twins_wanted
 from physcli.tasks.training.clips import read_clips
-from physcli.tasks.training.loop import build_accelerator, peak_memory
+from physcli.tasks.training.loop import build_accelerator
 from physcli.tasks.training.step import OptimizerStep
 from physcli.tasks.training.trainee import Steps
 

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, binomtest, rankdata, spearmanr
-from scipy.stats import t as student
+import scipy  # its `stats` takes a second to import, and is when it is first used
 
 from physcli.hashing import seed_from
 
@@ -56,7 +55,7 @@ def share_interval(value: float, stderr: float | None, n: int) -> tuple[float, f
     if n < 1 or not 0 <= value <= 1:
         raise ValueError(f"value {value} of {n} items; expected a share of at least one")
     size = min(n, value * (1 - value) / stderr**2) if stderr else n
-    quantile = float(student.ppf(0.975, math.inf))
+    quantile = float(scipy.stats.t.ppf(0.975, math.inf))
     middle = (value + quantile**2 / (2 * size)) / (1 + quantile**2 / size)
     half = quantile / (1 + quantile**2 / size) * math.sqrt(value * (1 - value) / size + quantile**2 / (4 * size**2))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -84,7 +83,7 @@ class Difference:
 
 def mcnemar_exact(wins: int, losses: int) -> float:
     """Two-sided exact p that wins and losses are equally likely (binomial with one half)."""
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def paired_difference(
@@ -193,7 +192,7 @@ def minimum_detectable_effect(
     """
     if not stderr > 0:
         return math.nan
-    quantiles = student.ppf(1 - alpha / 2, degrees_of_freedom) + student.ppf(power, degrees_of_freedom)
+    quantiles = scipy.stats.t.ppf(1 - alpha / 2, degrees_of_freedom) + scipy.stats.t.ppf(power, degrees_of_freedom)
     return float(quantiles * stderr)
 
 
@@ -212,13 +211,13 @@ def minimum_detectable_effect_of_mcnemar(discordant: int, n: int, *, alpha: floa
     """
     counts = np.arange(n + 1)
     # The fewest wins (or losses) among so many discordant items that are significant: 2·P(X ≥ k) ≤ α.
-    needed = binom.isf(alpha / 2, counts, 0.5) + 1
+    needed = scipy.stats.binom.isf(alpha / 2, counts, 0.5) + 1
 
     def power_at(difference: float) -> float:
         share = min(1.0, max(discordant / n, difference))
         wins = 0.5 * (1 + difference / share)
-        found = binom.sf(needed - 1, counts, wins) + binom.cdf(counts - needed, counts, wins)
-        return float(np.sum(binom.pmf(counts, n, share) * found))
+        found = scipy.stats.binom.sf(needed - 1, counts, wins) + scipy.stats.binom.cdf(counts - needed, counts, wins)
+        return float(np.sum(scipy.stats.binom.pmf(counts, n, share) * found))
 
     if n < 1 or power_at(1.0) < power:
         return math.inf
@@ -305,13 +304,13 @@ def seeds_difference(
     parts.append((float(prompts_only.var(ddof=1)), max(1, num_clusters - 1)))
     weights = sum(variance**2 / freedom for variance, freedom in parts)
     freedom = sum(variance for variance, _ in parts) ** 2 / weights if weights > 0 else float(num_clusters - 1)
-    stretch = float(student.ppf(0.975, freedom) / student.ppf(0.975, math.inf)) if freedom > 0 else math.nan
+    stretch = float(scipy.stats.t.ppf(0.975, freedom) / scipy.stats.t.ppf(0.975, math.inf)) if freedom > 0 else math.nan
     return SeedsDifference(
         value=value,
         low=value + stretch * (float(np.quantile(draws, 0.025)) - value),
         high=value + stretch * (float(np.quantile(draws, 0.975)) - value),
         stderr=stderr,
-        p=1.0 if value == 0 else float(2 * student.sf(abs(value) / stderr, freedom)) if stderr > 0 else math.nan,
+        p=1.0 if value == 0 else float(2 * scipy.stats.t.sf(abs(value) / stderr, freedom)) if stderr > 0 else math.nan,
         wins=wins,
         losses=losses,
         n=num_items,
@@ -333,7 +332,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:  # scipy would warn, at every draw of a bootstrap
         return math.nan
-    return float(spearmanr(a, b).statistic)
+    return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def roc_auc(grades: np.ndarray, passes: np.ndarray) -> float:
@@ -352,7 +351,7 @@ def roc_auc(grades: np.ndarray, passes: np.ndarray) -> float:
     above, below = int(passes.sum()), int((~passes).sum())
     if not above or not below:
         return math.nan
-    return float((rankdata(grades)[passes].sum() - above * (above + 1) / 2) / (above * below))
+    return float((scipy.stats.rankdata(grades)[passes].sum() - above * (above + 1) / 2) / (above * below))
 
 
 def cohens_kappa(a: np.ndarray, b: np.ndarray) -> float:

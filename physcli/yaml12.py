@@ -75,10 +75,10 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, _StrictLoader)
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Resolves scalars by YAML 1.2's core schema and refuses repeated or non-text keys."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (not the base class's, which are YAML 1.1)
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (not the base class's, which are YAML 1.1)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import dataclasses
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -18,12 +19,19 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from physcli.data.video import write_video
 from physcli.progress import Bar, Reporter
 from physcli.tasks.simulate import SimulateSettings, simulate
 
 SMALL = SimulateSettings(num_train=28, num_test=12, scenarios=("collide", "roll"), seed=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_search_of_libraries_for_garbage():
+    """A search for circles of references takes 0.3 s among all that torch and diffusers make on import."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +47,23 @@ def session_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def simulated(tmp_path_factory):
-    """40 simulated clips, made by one process."""
-    folder = tmp_path_factory.mktemp("data") / "simulated"
-    simulate(SMALL, out=folder, workers=1)
-    return folder
+def made_once(tmp_path_factory):
+    """`made_once("name", settings)`: a simulated dataset, made by one process for all test workers."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
+
+    def go(name, settings):
+        with FileLock(shared / f"{name}.lock"):
+            simulate(settings, out=shared / name, workers=1)  # a finished one is left as it is
+        return shared / name
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def simulated(made_once):
+    """40 simulated clips."""
+    return made_once("simulated", SMALL)
 
 
 class Listener(Reporter):
@@ -87,16 +107,15 @@ def listener():
 
 
 @pytest.fixture(scope="session")
-def few(tmp_path_factory):
+def few(made_once):
     """12 simulated clips, 8 of them for training: where every held-out clip costs something."""
-    folder = tmp_path_factory.mktemp("data") / "few"
-    simulate(dataclasses.replace(SMALL, num_train=8, num_test=4), out=folder, workers=1)
-    return folder
+    return made_once("few", dataclasses.replace(SMALL, num_train=8, num_test=4))
 
 
 # What a process of `start` runs: `code`, as if by `python -c`, in this environment, with both outputs in files.
 _CHILD = """
-import os, sys
+import gc, os, sys
+gc.freeze()
 os.environ.clear()
 os.environ.update(environment)
 os.chdir(cwd)

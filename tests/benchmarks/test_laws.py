@@ -41,7 +41,7 @@ class Film:
     def __init__(self, num_frames=49):
         rows, columns = np.indices((64, 64)) // 8
         floor = np.where(((rows + columns) % 2)[..., None] == 1, (150, 152, 156), (165, 167, 172)).astype(np.uint8)
-        self.frames = np.stack([np.kron(floor, np.ones((FINE, FINE, 1), np.uint8)) for _ in range(num_frames)])
+        self.frames = np.stack([floor.repeat(FINE, axis=0).repeat(FINE, axis=1)] * num_frames)
 
     def ball(self, path, color=RED, radius=BALL_PX):
         """Centres [T, 2] in pixels, NaN where it is not there."""

@@ -22,6 +22,10 @@ def test_a_fresh_interpreter(tmp_path):
     script = Path(sys.executable).with_name("physcli")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"physcli {physcli.__version__}", "")
+
+
+@pytest.mark.slow
+def test_a_command_in_a_fresh_interpreter(tmp_path):
     command = [sys.executable, "-m", "physcli", "sample", "--prompt", "a ball", "--model", "videomae-tiny"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -105,6 +109,7 @@ def test_completion_knows_the_commands(run):
     assert "probe" in done.stdout
 
 
+@pytest.mark.slow
 def test_bench_gives_rows(run, tmp_path):
     rows = json.loads(run("bench", "simulate", "--num-pairs", 1, "--out", tmp_path / "b", "--json").stdout)["rows"]
     assert {row["metric"] for row in rows} >= {"physics_ms_per_clip", "draw_ms_per_clip", "clips_per_second_per_core"}

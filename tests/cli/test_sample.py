@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -64,7 +61,7 @@ def test_a_list_without_prompts(run, tmp_path, text, said):
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_processes_make_the_set_of_one(run, tmp_path):
+def test_two_processes_make_the_set_of_one(run, start_physcli, two_processes, tmp_path):
     (tmp_path / "list.csv").write_text(
         "caption,detailed_caption,kind\n" + "".join(f"c{i},ball {i},k{i}\n" for i in range(5))
     )
@@ -83,15 +80,9 @@ def test_two_processes_make_the_set_of_one(run, tmp_path):
     )
     done = run(*made, "--out", tmp_path / "one")
     assert done.returncode == 0, done.stderr
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    done = subprocess.run(
-        [*launch, "physcli", "sample", *map(str, made), "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ("sample", *made, "--out", tmp_path / "two")
+    for done in two_processes(lambda environment: start_physcli(*words, env=environment)):
+        assert done.returncode == 0, done.stderr
     one, two = ((tmp_path / name / "videos.jsonl").read_text() for name in ("one", "two"))
     assert one == two
     rows = [json.loads(line) for line in one.splitlines()]

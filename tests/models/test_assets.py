@@ -97,6 +97,7 @@ def seen(clips):
     return frames.permute(0, 1, 4, 2, 3).float() / 255
 
 
+@pytest.mark.slow
 def test_the_vae_keeps_clips_and_gives_latents_of_unit_size(simulated):
     generator = load("cogvideox-tiny", device="cpu")
     frames = seen(read_dataset(simulated).clips[::5])
@@ -107,6 +108,7 @@ def test_the_vae_keeps_clips_and_gives_latents_of_unit_size(simulated):
     assert 0.85 < latents.std() < 1.15
 
 
+@pytest.mark.slow
 def test_the_motion_field_knows_how_latents_change(simulated):
     """Clips of another stream than its own: it must beat predicting no change by a fifth."""
     generator, clips = load("cogvideox-tiny", device="cpu"), read_dataset(simulated).clips[::2]

@@ -483,13 +483,17 @@ def test_guidance_is_shown_the_networks_outputs(generator, shape):
         close(step.clean(step.output), generator.noise.clean(step.output, step.noisy, step.level), 1e-6)
 
 
-def test_every_scheduler_samples(generator, shape):
+def test_every_scheduler_samples(generator, batch, shape):
+    """And leaves the noise of training alone: a flow scheduler that has sampled adds none at all by itself."""
     before = generator.pipeline.scheduler
+    clean, noise = batch["noisy"], torch.ones_like(batch["noisy"])
+    noisy = generator.noise.add_noise(clean, noise, batch["level"])
     try:
         for name, place in generator.facts.schedulers.items():
             generator.use_scheduler(name)
             assert generator.scheduler_name == place.partition(":")[2]
             assert generator.sample(PROMPTS[:1], SEEDS[:1], **shape, steps=2).frames.std() > 0
+            assert torch.equal(generator.noise.add_noise(clean, noise, batch["level"]), noisy)
             kept = generator.pipeline.scheduler
             generator.use_scheduler(None)
             assert generator.pipeline.scheduler is kept

@@ -81,6 +81,7 @@ def arrays(samples: list[Sample]) -> tuple[np.ndarray, ...]:
     )
 
 
+@pytest.mark.slow
 def test_state_predicts_the_outcome() -> None:
     train = [arrays(clips(scenario, "probe-train", 16)) for scenario in ("link", "roll")]
     test = [arrays(clips(scenario, "probe-test", 8)) for scenario in ("link", "roll")]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from physcli.errors import PhyscliError
-from physcli.stats import cohens_kappa, roc_auc
+from physcli.stats import bootstrap_interval, cohens_kappa, roc_auc
+from physcli.tasks import agreement as task
 from physcli.tasks.agreement import AgreementSettings, agreement, grade
 
 TRUE = {
@@ -30,7 +32,8 @@ SAID = {
 
 
 @pytest.fixture
-def runs(tmp_path, eval_run):
+def runs(tmp_path, eval_run, monkeypatch):
+    monkeypatch.setattr(task, "bootstrap_interval", partial(bootstrap_interval, num_resamples=300))
     eval_run(tmp_path / "truth", TRUE, videos=True)
     eval_run(tmp_path / "judge", SAID, videos=True, benchmark="videophy2", rater="a rater")
     return tmp_path

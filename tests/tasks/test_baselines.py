@@ -33,6 +33,7 @@ def test_static_repeats_first_frames_and_keeps_what_belongs_to_them(sampled, tmp
     assert [row["video"] for row in from_list.videos] == [sampled.videos[i]["video"] for i in (0, 2)]
 
 
+@pytest.mark.slow
 def test_real_clips_through_the_vae(simulated, tmp_path):
     done = repeat_real(BaselineSettings("repeat-real", str(simulated), limit=3), out=tmp_path / "run", device="cpu")
     clips = {str(clip.path): clip for clip in read_dataset(simulated).clips}

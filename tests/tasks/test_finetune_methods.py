@@ -557,7 +557,12 @@ finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("videorepa", ()), ("lamo", (*FIELD, "method.per_sample=true")), ("lamo-field", ())]
+    ("name", "changes"),
+    [
+        ("videorepa", ()),
+        ("lamo", (*FIELD, "method.per_sample=true")),
+        pytest.param("lamo-field", (), marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_are_twice_the_batch(run, small, start, two_processes, tmp_path, name, changes):
     one = run(name, "one", *EXACT, *changes)

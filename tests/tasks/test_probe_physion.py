@@ -230,9 +230,9 @@ def test_a_few_bad_videos_are_skipped_many_are_not(simulated, session_cache, tmp
 
 
 def test_physion_v15_unfiltered_gives_rows_filtered_says_too_few(session_cache, tmp_path):
-    settings = ProbeSettings(models=("videomae-tiny", "cogvideox-tiny"), data=str(GOLDEN / "tiny_mp4"), unfiltered=True)
+    settings = ProbeSettings(models=("videomae-tiny",), data=str(GOLDEN / "tiny_mp4"), unfiltered=True)
     result = probe_physion(settings, out=tmp_path / "a", cache_dir=session_cache)
-    assert result.subjects == ["videomae-tiny", "cogvideox-tiny", "pixels"]
+    assert result.subjects == ["videomae-tiny", "pixels"]
     assert len({row["group"] for row in result.rows if row["metric"] == "accuracy"}) == 8
     published = {row["subject"]: row["value"] for row in result.rows if row["metric"] == "published_accuracy"}
     assert published["human"] == 0.798
@@ -277,6 +277,7 @@ def test_models_with_one_last_name_keep_their_paths():
     }
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(simulated, session_cache, start_physcli, two_processes, tmp_path):
     settings = ProbeSettings(models=("videomae-tiny",), data=str(simulated), pool="mean")
     alone = probe_physion(settings, out=tmp_path / "one", cache_dir=session_cache)

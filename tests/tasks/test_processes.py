@@ -95,6 +95,7 @@ def test_nothing_is_started(launched, command, environment):
     assert launched(command, **environment) is None
 
 
+@pytest.mark.slow
 def test_accelerate_itself():
     """The real launcher; its one process becomes two, each of which says its version."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]

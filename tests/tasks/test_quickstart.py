@@ -28,6 +28,7 @@ def made_by(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".mp4", ".safetensors")}
 
 
+@pytest.mark.slow
 def test_the_whole_story(tmp_path, run_physcli, listener):
     heard = listener()
     done = quickstart(SMALL, out=tmp_path / "run", cache_dir=tmp_path / "cache", reporter=heard)

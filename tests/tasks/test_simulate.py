@@ -82,7 +82,7 @@ def test_parallel_makes_the_same_bytes_as_serial(small, tmp_path):
 
 def test_a_killed_run_goes_on_where_it_was(small, start_physcli, run_physcli, tmp_path):
     out = tmp_path / "out"
-    words = ["data", "simulate", "--num-clips", 20, "--seed", 3, "--scenario", "collide", "--scenario", "roll"]
+    words = ["data", "simulate", "--num-clips", 12, "--seed", 3, "--scenario", "collide", "--scenario", "roll"]
     words += ["--out", out]
     process = start_physcli(*words)
     journal = out / "pairs.jsonl.part"
@@ -99,12 +99,13 @@ def test_a_killed_run_goes_on_where_it_was(small, start_physcli, run_physcli, tm
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
     kept = [path for path, stamp in made.items() if path.stat().st_mtime_ns == stamp]
     assert kept
-    split = split_total(20)
+    split = split_total(12)
     reference = dataclasses.replace(small, num_train=split[0], num_test=split[1])
     simulate(reference, out=tmp_path / "whole", workers=1)
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_make_a_cached_suite_once(start, tmp_path):
     code = (
         "from pathlib import Path; from physcli.progress import Reporter\n"

@@ -167,6 +167,7 @@ def test_the_shares_are_as_asked_and_the_answers_what_is_known(trainee):
         trainee(twins=0.7, static=0.4)
 
 
+@pytest.mark.slow
 def test_sampled_videos_are_made_once_and_judged_by_the_laws(clips, sampled):
     first, again = sampled(clips[0]), sampled(clips[0])
     assert len(first) == len({clip.prompt for clip in clips[0]})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,3 +119,19 @@ def read_json_object(path: Path, *, error: type[PhyscliError] = DataError, fix: 
     if not isinstance(content, dict):
         raise error(f"{path} holds a {type(content).__name__}.", expected="a JSON object", fix=fix)
     return content
+
+
+def short_names(paths: Sequence[Path], root: Path, *, suffixes: bool = True) -> list[str]:
+    """Names that tell files apart: of each its own where no other has it, else its path from `root` on.
+
+    Args:
+        paths: The files, below `root`.
+        root: The folder that a path is told from.
+        suffixes: False for names without them; a path from `root` keeps its own.
+    """
+    names = [path.name if suffixes else path.stem for path in paths]
+    counts = Counter(names)
+    return [
+        name if counts[name] == 1 else Path(os.path.relpath(path, root)).as_posix()
+        for name, path in zip(names, paths, strict=True)
+    ]

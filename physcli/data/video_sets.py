@@ -1,9 +1,10 @@
 """Sets of videos to score: what `physcli sample` leaves, a list of videos, a folder of clips.
 
 A list is `videos.jsonl`, another `.jsonl` or a `.csv`, such as VideoPhy's and VideoPhy-2's; a row has a video (`video`,
-`videopath`, `file_name`, `path`) and its texts as `physcli.data.prompts` reads them. Videos are looked for as the row
-says, from the list's folder on, and then by their name alone beside the list: the official lists name a folder that is
-somewhere else by the time they are used.
+`videopath`, `file_name`, `path`) and its texts as `physcli.data.prompts` reads them. Videos are where the row says,
+from the list's folder on. The official lists name a folder that is somewhere else by the time they are used: where not
+one of a list's videos is as it says, and no two have the same name, they are looked for by their names beside the list
+and in `videos/`. What is in neither place is missing, whatever else has its name.
 
 A list may have physical rules to be judged, one a row (`rule`), a video in as many rows as it has rules; with no other
 text, as VideoPhy-2's `rule.csv`, there is no caption.
@@ -12,7 +13,7 @@ text, as VideoPhy-2's `rule.csv`, there is no caption.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from physcli.data.captions import READERS, first_of
 from physcli.data.clips import TWINS_LIST, read_dataset
 from physcli.data.prompts import DETAILED_COLUMNS, SHORT_COLUMNS, prompt_of_row
 from physcli.errors import DataError
+from physcli.files import short_names
 
 LIST = "videos.jsonl"
 VIDEO_COLUMNS = ("video", "videopath", "file_name", "path", "video_path")
@@ -85,7 +87,10 @@ def read_video_set(source: Path) -> VideoSet:
 
 
 def add_rules(videos: VideoSet, path: Path) -> VideoSet:
-    """The same set, each video with its rules of a list (a video and a `rule` a row), found by the file's name.
+    """The same set, each video with its rules of a list (a video and a `rule` a row).
+
+    A rule goes to the video that has the path it names, as its own list has it or from the rules' folder on; else to
+    the one with that file name, if only one video has it and the rules name it by one path.
 
     Raises:
         DataError: the list cannot be read, has a row without a video or rule, or no rule for any of these videos.
@@ -99,22 +104,47 @@ def add_rules(videos: VideoSet, path: Path) -> VideoSet:
                 expected="a column `rule`",
                 fix="rename the column",
             )
-        told = rules.setdefault(Path(video).name, [])
+        told = rules.setdefault(video, [])
         if rule not in told:
             told.append(rule)
+    by_name, by_file = _groups(item.name for item in videos.items), _groups(rules)
+    owners: dict[str, str] = {}  # the video's name in the rules → in the set
+    for video in rules:
+        exact = {i.name for i in videos.items if i.name == video or _same(i.path, path.parent / video)}
+        alike = by_name.get(Path(video).name, set())
+        if exact or (len(alike) == 1 and len(by_file[Path(video).name]) == 1):
+            owners[video] = next(iter(exact or alike))
+    added: dict[str, list[str]] = {}
+    for video, owner in owners.items():
+        added.setdefault(owner, []).extend(rules[video])
     items = tuple(
-        replace(item, rules=tuple(dict.fromkeys((*item.rules, *rules.get(Path(item.name).name, ())))))
-        for item in videos.items
+        replace(item, rules=tuple(dict.fromkeys((*item.rules, *added.get(item.name, ()))))) for item in videos.items
     )
-    unknown = rules.keys() - {Path(item.name).name for item in items}
-    if len(unknown) == len(rules):
+    unknown = rules.keys() - owners.keys()
+    if not owners:
         raise DataError(
             f"{path} has no rule for any of the {len(items)} videos of {videos.subject}.",
             expected=f"rows with names such as {Path(items[0].name).name}",
             fix="give the list that belongs to these videos",
         )
-    lost = tuple(f"the rules of {name} in {path.name}, for no such video is here" for name in sorted(unknown))
+    lost = tuple(
+        f"the rules of {name} in {path.name}, for "
+        + ("several videos have that name" if by_name.get(Path(name).name) else "no such video is here")
+        for name in sorted(unknown)
+    )
     return replace(videos, items=items, problems=videos.problems + lost)
+
+
+def _groups(names: Iterable[str]) -> dict[str, set[str]]:
+    """File name → the paths that end in it."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        found.setdefault(Path(name).name, set()).add(name)
+    return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _from_list(path: Path, name: str) -> VideoSet:
@@ -122,7 +152,12 @@ def _from_list(path: Path, name: str) -> VideoSet:
     problems: list[str] = []
     models: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    for number, row in _rows(path):
+    rows = list(_rows(path))
+    listed = {row[_video_column(path, number, row)] for number, row in rows}
+    places = {name: _places(path.parent, names) for name, names in _named_files(rows).items()} | {
+        "video": _places(path.parent, listed)
+    }
+    for number, row in rows:
         column, rule = _video_column(path, number, row), _rule_of(path, number, row)
         video = row[column]
         texts = {key: value for key, value in row.items() if key not in (column, RULE_COLUMN)}
@@ -132,7 +167,7 @@ def _from_list(path: Path, name: str) -> VideoSet:
             read = prompt_of_row(path, number, texts)
             prompt, caption, columns = read.text, read.caption, dict(read.columns)
         named = {what: columns[what] for what in FILE_COLUMNS if isinstance(columns.get(what), str)}
-        columns |= {what: str(_find(path.parent, file)) for what, file in named.items()}
+        columns |= {what: str(places[what][file]) for what, file in named.items()}
         key = (video, prompt, caption)
         if (known := items.get(key)) is not None:
             if rule is None or rule in known.rules:
@@ -140,14 +175,14 @@ def _from_list(path: Path, name: str) -> VideoSet:
             else:
                 items[key] = replace(known, rules=(*known.rules, rule))
             continue
-        index = row.get("index")
+        index = _whole(row.get("index"))
         items[key] = Video(
             name=video,
-            path=_find(path.parent, video),
+            path=places["video"][video],
             caption=caption,
             prompt=prompt,
-            index=index if isinstance(index, int) else counts[prompt],
-            seed=row.get("seed") if isinstance(row.get("seed"), int) else None,
+            index=counts[prompt] if index is None else index,
+            seed=_whole(row.get("seed")),
             simulated=row.get("simulated_world") is True or "violation" in row,
             columns={**columns, **(row.get("columns") or {})},
             rules=() if rule is None else (rule,),
@@ -191,9 +226,34 @@ def _rule_of(path: Path, number: int, row: Mapping[str, Any]) -> str | None:
     return str(row[RULE_COLUMN])
 
 
-def _find(folder: Path, name: str) -> Path:
-    places = [folder / name, folder / Path(name).name, folder / "videos" / Path(name).name]
-    return next((place for place in places if place.is_file()), places[0])
+def _whole(value: Any) -> int | None:
+    """A whole number, which is text in a CSV file; None of anything else."""
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _named_files(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, set[str]]:
+    """Column of `FILE_COLUMNS` → the files that are named in it."""
+    found: dict[str, set[str]] = {what: set() for what in FILE_COLUMNS}
+    for _, row in rows:
+        for what in FILE_COLUMNS:
+            if isinstance(row.get(what), str):
+                found[what].add(row[what])
+    return found
+
+
+def _places(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """Where listed files are, there or not; by their names alone only where the whole list names another folder."""
+    as_said = {name: folder / name for name in names}
+    unlike = len({Path(name).name for name in names}) == len(names)
+    if not unlike or any(place.is_file() for place in as_said.values()):
+        return as_said
+    found = {}
+    for name, place in as_said.items():
+        nearby = (folder / Path(name).name, folder / "videos" / Path(name).name)
+        found[name] = next((one for one in nearby if one.is_file()), place)
+    return found
 
 
 def _from_folder(folder: Path) -> VideoSet:
@@ -207,8 +267,10 @@ def _from_folder(folder: Path) -> VideoSet:
             expected="a caption for each: metadata.csv, or x.txt beside x.mp4",
             fix="add them; scores are about what a video was to show",
         )
+    names = short_names([clip.path for clip in clips], folder)
     items = [
-        Video(clip.path.name, clip.path, clip.prompt, clip.prompt, simulated=clip.kind == "simulated") for clip in clips
+        Video(name, clip.path, clip.prompt, clip.prompt, simulated=clip.kind == "simulated")
+        for name, clip in zip(names, clips, strict=True)
     ]
     problems = tuple(f"{problem.path}: {problem.message}" for problem in dataset.problems)
     notes = []

@@ -21,6 +21,7 @@ from physcli.data.clips import Clip, read_dataset
 from physcli.data.subsets import thin
 from physcli.data.video import frame_rate, read_video, resize, video_info
 from physcli.errors import DataError, UsageError
+from physcli.files import short_names
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.loading import load_generator
 from physcli.models.names import fingerprint, resolve
@@ -104,10 +105,13 @@ def repeat_real(
             settings.videos, cache=cache_root(cache_dir), processes=Processes(device), reporter=reporter
         )
         clips = thin([clip for clip in read_dataset(folder).clips if clip.split == "test"], settings.limit)
+        names = short_names([clip.path for clip in clips], folder, suffixes=False)
         run.check_inputs(
             {
                 "model": fingerprint(resolved, part="vae"),
-                "videos": settings_hash({clip.name: content_hash(clip.path) for clip in clips}),
+                "videos": settings_hash(
+                    {name: content_hash(clip.path) for name, clip in zip(names, clips, strict=True)}
+                ),
             }
         )
         if run.already_finished:
@@ -118,11 +122,11 @@ def repeat_real(
         generator.codec.check(num_frames, decoding=True)
         made, short = [], []
         with reporter.bar("Through the VAE", len(clips), "clip") as bar:
-            for clip in clips:
+            for name, clip in zip(names, clips, strict=True):
                 bar.advance()
                 frames = _frames(clip, num_frames)
                 if frames is None:
-                    short.append(clip.name)
+                    short.append(name)
                     continue
                 real, rate, prompt = frames
                 pixels = to_tensor([resize(real, *generator.facts.size)])
@@ -131,7 +135,7 @@ def repeat_real(
                 video = (decoded.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
                 height, width = generator.facts.size
                 row = {
-                    "video": video_name(clip.name, 0),
+                    "video": video_name(name, 0),
                     "caption": prompt,
                     "prompt": prompt,
                     "seed": None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from physcli.data.clips import Clip
 from physcli.errors import UsageError
 from physcli.files import write_text
-from physcli.hashing import settings_hash
+from physcli.hashing import content_hash, settings_hash
 from physcli.models import KNOWN_HUB, loading
 from physcli.models.device import computes_in_bfloat16
 from physcli.progress import Reporter
@@ -113,11 +114,10 @@ def finetune(
     )
     with run:
         run.path = Path(processes.tell(str(run.path)))
-        if processes.tell(run.already_finished):
-            reporter.note(f"{run.path} already holds this run, finished.")
-            processes.finish()
-            return _read_result(run.path, processes.is_main)
         cache = cache_root(request.cache_dir)
+        finished = processes.tell(run.already_finished)
+        if finished and not Path(recipe.data.source).expanduser().is_dir():
+            return _finished(run, processes, reporter)  # what its name stands for does not change
         accelerator = build_accelerator(recipe.train, device=device, folder=run.path)
         training, held_out = read_clips(
             recipe.data,
@@ -128,7 +128,11 @@ def finetune(
         )
         if commit := pinned(recipe.data.source):
             run.record["dataset"] = commit
-        run.check_inputs({"clips": _clips_in_words(training, held_out)})  # the order of samples hangs on them
+        inputs = processes.tell(_inputs(training, held_out) if processes.is_main else {})
+        run.check_inputs(inputs, new=["contents"])
+        _refuse_other_data(start, inputs)
+        if finished:
+            return _finished(run, processes, reporter)
         trainee = build_trainee(recipe, training, held_out, seed, cache, accelerator.device, processes, reporter)
         count = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
         per_step = recipe.train.batch_size * recipe.train.accumulate * accelerator.num_processes
@@ -154,6 +158,7 @@ def finetune(
                 "settings": settings,
                 "settings_version": SETTINGS_VERSION,
                 "recipe": recipe.model_dump(mode="json"),
+                "inputs": inputs,
             },
             reporter=reporter,
         )
@@ -258,10 +263,39 @@ def _starting_point(
     return checkpoint
 
 
-def _clips_in_words(training: list[Clip], held_out: list[Clip]) -> str:
-    """How many clips, and a hash of which in what order."""
+def _inputs(training: list[Clip], held_out: list[Clip]) -> dict[str, str]:
+    """`clips`: how many, and a hash of which in what order, for the order of samples hangs on them; `contents`: a hash
+    of their files, captions, labels and splits."""
     names = {"training": [clip.name for clip in training], "held out": [clip.name for clip in held_out]}
-    return f"{len(training)} for training, {len(held_out)} held out: {settings_hash(names)}"
+    clips = [*training, *held_out]
+    files = sorted({path for clip in clips for path in (clip.path, clip.arrays) if path is not None and path.is_file()})
+    with ThreadPoolExecutor() as pool:
+        hashes = dict(zip(files, pool.map(content_hash, files), strict=True))
+    contents = [
+        [hashes.get(clip.path), clip.arrays and hashes.get(clip.arrays), clip.split, clip.prompt, clip.label]
+        for clip in clips
+    ]
+    return {
+        "clips": f"{len(training)} for training, {len(held_out)} held out: {settings_hash(names)}",
+        "contents": settings_hash({"clips": contents}),
+    }
+
+
+def _refuse_other_data(checkpoint: Path | None, inputs: Mapping[str, str]) -> None:
+    """Raises UsageError: the checkpoint is of a run on other clips, or on these before they changed."""
+    then = {} if checkpoint is None else read_manifest(checkpoint).get("inputs", {})
+    if any(then[name] != inputs.get(name) for name in then):
+        raise UsageError(
+            f"{checkpoint} is of a run on other data: clips, captions or splits have changed since.",
+            expected="the data that it was trained on",
+            fix="restore them, or start from its weights with --model",
+        )
+
+
+def _finished(run: RunDir, processes: Processes, reporter: Reporter) -> FinetuneResult:
+    reporter.note(f"{run.path} already holds this run, finished.")
+    processes.finish()
+    return _read_result(run.path, processes.is_main)
 
 
 def _export(

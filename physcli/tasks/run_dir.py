@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
 from importlib import metadata
 from pathlib import Path
@@ -204,14 +204,20 @@ class RunDir:
         if not self._is_finished():
             self._begin()
 
-    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+    def check_inputs(self, inputs: Mapping[str, str], *, new: Collection[str] = ()) -> None:
         """Say what went in, as content hashes; they count as settings.
+
+        Args:
+            inputs: Name → hash.
+            new: Those of them that earlier versions did not record: an earlier run without one is not held against it.
 
         Raises:
             UsageError: the folder holds a run of the same settings on other inputs.
         """
         self.record["inputs"] = dict(inputs)
         if self._previous is not None and self._previous.get("inputs"):
+            for name in set(new) & inputs.keys() - self._previous["inputs"].keys():
+                self._previous["inputs"][name] = inputs[name]
             try:
                 self._refuse_if_different("inputs")
             except UsageError:

@@ -54,6 +54,44 @@ def test_an_official_list_names_another_folder(folder):
     assert found.subject == "sa_pc"
 
 
+def beside(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((folder / "videos" / "a.mp4").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("names", "there"),
+    [
+        # Some are as the list says: the others are not replaced by what has their name.
+        (["modelA/0001.mp4", "modelB/0001.mp4", "modelC/0002.mp4"], {"modelA/0001.mp4", "modelB/0001.mp4", "0002.mp4"}),
+        (["modelC/0002.mp4", "modelD/0001.mp4"], {"modelC/0002.mp4", "0001.mp4"}),
+        # None is, and two have one name: either could be meant.
+        (["modelC/0002.mp4", "modelD/0002.mp4"], {"0002.mp4"}),
+        (["/gone/modelC/0002.mp4", "modelD/0002.mp4"], {"videos/0002.mp4"}),
+    ],
+)
+def test_an_absent_video_is_missing_whatever_has_its_name(folder, names, there):
+    beside(folder, *there)
+    found = read_video_set(write_csv(folder / "list.csv", ["caption", "videopath"], *(["x", name] for name in names)))
+    assert {item.name for item in found.items if item.path.is_file()} == there & set(names)
+    assert all(item.path == folder / item.name for item in found.items)
+
+
+def test_seed_and_index_of_a_csv(folder):
+    rows = [["caption", "videopath", "seed", "index"], ["x", "a.mp4", "7", "1"], ["x", "b.mp4", "8", "0"]]
+    found = read_video_set(write_csv(folder / "list.csv", *rows, ["x", "c.mp4", "", "two"]))
+    assert [(item.seed, item.index) for item in found.items] == [(7, 1), (8, 0), (None, 2)]
+
+
+def test_files_of_one_name_in_several_folders(folder):
+    beside(folder, "set/x/1.mp4", "set/y/1.mp4", "set/y/2.mp4")
+    for path in (folder / "set").rglob("*.mp4"):
+        path.with_suffix(".txt").write_text("a caption")
+    found = read_video_set(folder / "set")
+    assert [item.name for item in found.items] == ["x/1.mp4", "y/1.mp4", "2.mp4"]
+
+
 def test_a_row_that_comes_twice_counts_once(folder):
     rows = [["caption", "videopath"], ["x", "a.mp4"], ["x", "a.mp4"], ["y", "a.mp4"]]
     found = read_video_set(write_csv(folder / "list.csv", *rows))
@@ -114,6 +152,19 @@ def test_rules_are_added_by_the_name_of_the_file(folder):
     found = add_rules(videos, write_csv(folder / "rule.csv", *rows))
     assert [(item.caption, item.rules) for item in found.items] == [("x", ()), ("y", ("It floats.",))]
     assert found.problems == ("the rules of c.mp4 in rule.csv, for no such video is here",)
+
+
+def test_rules_go_to_the_path_they_name(folder):
+    names = ["modelA/1.mp4", "modelB/1.mp4", "modelB/2.mp4"]
+    beside(folder, *names)
+    videos = read_video_set(write_csv(folder / "list.csv", ["caption", "videopath"], *(["x", name] for name in names)))
+    rules = [["modelA/1.mp4", "It falls."], ["modelB/1.mp4", "It rolls."], ["other/2.mp4", "It stops."]]
+    found = add_rules(videos, write_csv(folder / "rule.csv", ["videopath", "rule"], *rules))
+    assert [item.rules for item in found.items] == [("It falls.",), ("It rolls.",), ("It stops.",)]
+    by_name = [["1.mp4", "It falls."], ["2.mp4", "It stops."]]
+    found = add_rules(videos, write_csv(folder / "rule.csv", ["videopath", "rule"], *by_name))
+    assert [item.rules for item in found.items] == [(), (), ("It stops.",)]
+    assert found.problems == ("the rules of 1.mp4 in rule.csv, for several videos have that name",)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,21 @@ def test_plain_videos_are_taken_from_their_first_frame(tmp_path):
     assert (row["caption"], row["fps"], row["num_frames"]) == ("a long video", 12, 17)
 
 
+def test_a_video_a_clip_whatever_their_names(tmp_path):
+    """One file for each: same name in two folders, same name with another ending."""
+    levels = {"x/1.mp4": 60, "y/1.mp4": 110, "a.mp4": 160, "a.webm": 210}
+    for name, level in levels.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "whole.mp4", np.full((9, 64, 64, 3), level, np.uint8), 12)
+        path.write_bytes((tmp_path / "whole.mp4").read_bytes())  # FFmpeg looks at the content, not at the name
+    settings = BaselineSettings("repeat-real", str(tmp_path / "data"), num_frames=9)
+    done = repeat_real(settings, out=tmp_path / "run", device="cpu")
+    assert len({row["video"] for row in done.videos}) == len(done.videos) == 4
+    shown = {row["of"]: read_video(done.path / row["video"]).mean() for row in done.videos}
+    assert sorted(shown, key=shown.get) == [str(tmp_path / "data" / name) for name in levels]  # darkest first
+
+
 @pytest.mark.parametrize("videos", ["nowhere", "{tmp}"])
 def test_no_sampled_set(tmp_path, videos):
     with pytest.raises(UsageError, match="is no sampled set"):

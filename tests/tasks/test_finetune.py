@@ -17,6 +17,7 @@ import torch
 import torch.utils.checkpoint
 from safetensors.torch import load_file, save_file
 
+from physcli.data.clips import read_dataset
 from physcli.errors import DataError, MissingExtra, PhyscliError, UsageError
 from physcli.models.encoders.base import Encoder
 from physcli.models.loading import load
@@ -634,3 +635,41 @@ def test_loss_curve(tmp_path):
     loss_curve(tmp_path / "terms.png", rows, title="A run", terms=("denoising", "trd"), control="nothing")
     heights = [plt.imread(tmp_path / f"{name}.png").shape[0] for name in ("whole", "terms")]
     assert heights[1] > 1.3 * heights[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: (folder / "c.mp4").write_bytes((folder / "a.mp4").read_bytes()), "contents was"),
+        (lambda folder: (folder / "b.txt").write_text("another caption"), "contents was"),
+        (lambda folder: (folder / "d.mp4").write_bytes((folder / "a.mp4").read_bytes()), "clips was"),
+    ],
+)
+def test_data_that_changed(recipes, simulated, session_cache, tmp_path, change, said):
+    """Of a finished run, and of one that is to go on, here or from its checkpoint alone."""
+    (tmp_path / "data").mkdir()
+    clips = [clip for clip in read_dataset(simulated).clips if clip.split == "train"]
+    for name, clip in zip("abc", clips, strict=False):
+        shutil.copy(clip.path, tmp_path / "data" / f"{name}.mp4")
+        (tmp_path / "data" / f"{name}.txt").write_text(clip.prompt)
+    given = {"data": str(tmp_path / "data"), "device": "cpu", "cache_dir": session_cache}
+    given["overrides"] = ("data.limit=null",)
+
+    def run(steps, out, resume=None):
+        name = str(recipes["generator"])
+        return finetune(name, resume=resume, steps=steps, out=tmp_path / out, **given)
+
+    whole = run(2, "run")
+    assert run(2, "run").steps == whole.steps  # as it was: it is read
+    earlier = json.loads((whole.path / "run.json").read_text())
+    earlier["inputs"].pop("contents")
+    (tmp_path / "earlier").mkdir()
+    shutil.copytree(whole.path, tmp_path / "earlier", dirs_exist_ok=True)
+    (tmp_path / "earlier" / "run.json").write_text(json.dumps(earlier))
+    change(tmp_path / "data")
+    with pytest.raises(UsageError, match=said):
+        run(2, "run")
+    with pytest.raises(UsageError, match="of a run on other data"):
+        run(2, "more", resume=str(whole.path / "checkpoint-2"))
+    if said.startswith("contents"):  # which the earlier version did not record
+        assert run(2, "earlier").steps == whole.steps

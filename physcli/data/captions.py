@@ -7,14 +7,17 @@ The first of these that is there counts:
 - any other single `*.csv` with such columns: OpenVid's (`video,caption`);
 - `prompts.txt` and `videos.txt`: line by line;
 - `x.txt` beside `x.mp4`.
+
+Tables are separated by commas, semicolons or tabs. Tables that are not used are named, and what is not used of one.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +29,13 @@ PROMPT_COLUMNS = ("prompt", "caption", "text")
 
 class Captions(NamedTuple):
     """`rows`: video → its row, the caption under "prompt". `source`: the file they are from, or None. Where there is
-    one, a video without a row has no caption there."""
+    one, a video without a row has no caption there. `lines`: video → the row's line in it. `problems`: a file, and what
+    is not used of it."""
 
     rows: dict[Path, dict[str, Any]]
     source: Path | None
+    lines: Mapping[Path, int] = {}
+    problems: tuple[tuple[Path, str], ...] = ()
 
 
 def read_captions(root: Path, videos: Sequence[Path]) -> Captions:
@@ -43,21 +49,41 @@ def read_captions(root: Path, videos: Sequence[Path]) -> Captions:
         DataError: a table without the columns that are needed, lists of different length, or a file that cannot be
             read.
     """
-    for name, read in (("metadata.jsonl", read_jsonl), ("metadata.csv", read_csv)):
-        if (root / name).is_file():
-            return _from_table(root, root / name, read(root / name))
+    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in READERS and path.is_file())
+    for name in ("metadata.jsonl", "metadata.csv"):
+        if (root / name) in tables:
+            return _beside_others(_from_table(root, root / name), tables)
     lists = root / "prompts.txt", root / "videos.txt"
     if all(path.is_file() for path in lists):
-        return _from_lists(root, *lists)
-    tables = sorted(root.glob("*.csv"))
-    if len(tables) == 1:
-        with tables[0].open(encoding="utf-8", newline="") as file:
-            columns = next(csv.reader(file), [])
-        if first_of(columns, VIDEO_COLUMNS) and first_of(columns, PROMPT_COLUMNS):  # or it is of something else
-            return _from_table(root, tables[0], read_csv(tables[0]))
+        return _beside_others(_from_lists(root, *lists), tables)
+    usable = [path for path in tables if path.suffix.lower() == ".csv" and _has_captions(path)]
+    if len(usable) == 1:
+        return _beside_others(_from_table(root, usable[0]), tables)
     beside = {path: path.with_suffix(".txt") for path in videos}
     found = {path: {"prompt": read_text(text).strip()} for path, text in beside.items() if text.is_file()}
-    return Captions(found, None)
+    return _beside_others(Captions(found, None), tables)
+
+
+def _has_captions(table: Path) -> bool:
+    """Whether a CSV file's head names videos and captions; or it is of something else."""
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        columns = _columns(file.readline())
+    return bool(first_of(columns, VIDEO_COLUMNS) and first_of(columns, PROMPT_COLUMNS))
+
+
+def _beside_others(captions: Captions, tables: Sequence[Path]) -> Captions:
+    """The same captions; the other tables are named."""
+    others = [path for path in tables if path != captions.source]
+    if captions.source is not None:
+        why = f"not read: the captions are from {captions.source.name}"
+    elif len(usable := [path for path in others if path.suffix.lower() == ".csv" and _has_captions(path)]) > 1:
+        why = f"not read: {len(usable)} tables have captions; call the one to use metadata.csv"
+    else:
+        why = (
+            f"not read: no table called metadata.csv, and none whose head has one of {', '.join(VIDEO_COLUMNS)} "
+            f"and one of {', '.join(PROMPT_COLUMNS)}"
+        )
+    return captions._replace(problems=(*captions.problems, *((path, why) for path in others)))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -83,22 +109,46 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) of every row below the head line; a text may hold commas, quotes and line breaks.
+    """(line number from 1, row) of every row below the head line; a text may hold separators, quotes and line breaks.
 
     Raises:
-        DataError: not a CSV table in UTF-8.
+        DataError: not a CSV table in UTF-8, or a row with more cells than the head.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    columns = _columns(text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
     try:
-        for row in reader:
-            yield reader.line_num, dict(row)
+        next(reader, None)
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) > len(columns):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells below a head of {len(columns)}.",
+                    expected="as many as in the head",
+                    fix='put a text that holds the separator in quotes: "a red ball, rolling"',
+                )
+            yield reader.line_num, dict(itertools.zip_longest(columns, cells))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.", expected="a CSV table with a head line") from error
 
 
-def _from_table(root: Path, path: Path, table: Iterator[tuple[int, dict[str, Any]]]) -> Captions:
+def _columns(text: str) -> list[str]:
+    """The names in a CSV table's head, without spaces around them."""
+    return [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text)), [])]
+
+
+def _separator(text: str) -> str:
+    """Comma, semicolon or tab, whichever the head has most of."""
+    head = text.partition("\n")[0]
+    return max((",", ";", "\t"), key=head.count)
+
+
+def _from_table(root: Path, path: Path) -> Captions:
     rows: dict[Path, dict[str, Any]] = {}
-    for number, row in table:
+    lines: dict[Path, int] = {}
+    problems: list[tuple[Path, str]] = []
+    for number, row in READERS[path.suffix.lower()](path):
         video, prompt = first_of(row, VIDEO_COLUMNS), first_of(row, PROMPT_COLUMNS)
         if video is None or not isinstance(row[video], str) or not row[video]:
             raise DataError(
@@ -112,8 +162,11 @@ def _from_table(root: Path, path: Path, table: Iterator[tuple[int, dict[str, Any
         text = row[prompt] if prompt is not None else ""
         if not isinstance(text, str):
             raise DataError(f"{path}, line {number}: {prompt} is {text!r}.", expected="text")
-        rows[place] = {**row, "prompt": text}
-    return Captions(rows, path)
+        if place in rows:
+            problems.append((path, f"line {number} names {row[video]} again; line {lines[place]} counts"))
+            continue
+        rows[place], lines[place] = {**row, "prompt": text}, number
+    return Captions(rows, path, lines, tuple(problems))
 
 
 def _from_lists(root: Path, prompts: Path, videos: Path) -> Captions:

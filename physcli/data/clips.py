@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from physcli.data.captions import read_captions, read_jsonl
+from physcli.data.captions import Captions, read_captions, read_jsonl
 from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, read_video, video_info
 from physcli.errors import DataError, MissingExtra
 from physcli.files import read_json
@@ -549,20 +549,55 @@ def _read_v1(root: Path, paths: Sequence[Path]) -> Dataset:
 # --- plain videos ---
 
 
+# What public datasets call their parts; validation is held out here as a test part is.
+_SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(
+    ("test", "testing", "validation", "valid", "val", "dev", "eval"), "test"
+)
+
+
 def _read_videos(root: Path, paths: Sequence[Path]) -> Dataset:
     captions = read_captions(root, paths)
-    clips = tuple(
-        Clip(
-            name=path.stem,
-            split=str(captions.rows.get(path, {}).get("split") or "test"),
-            path=path,
-            kind="video",
-            prompt=captions.rows.get(path, {}).get("prompt", ""),
-            record=captions.rows.get(path, {}),
+    clips = []
+    for path in paths:
+        row = captions.rows.get(path, {})
+        clips.append(
+            Clip(
+                name=path.stem,
+                split=_split_of(root, path, row, captions),
+                path=path,
+                kind="video",
+                prompt=row.get("prompt", ""),
+                record=row,
+            )
         )
-        for path in paths
-    )
     source = captions.source.name if captions.source else ""
     absent = sorted(captions.rows.keys() - set(paths))
-    problems = tuple(Problem(path, f"in {source}, but the video is not there") for path in absent)
-    return Dataset("video", root, clips, problems)
+    problems = [
+        Problem(
+            path,
+            f"in {source}{f', line {captions.lines[path]}' if path in captions.lines else ''}, "
+            "but the video is not there",
+        )
+        for path in absent
+    ]
+    problems += [Problem(path, message) for path, message in captions.problems]
+    return Dataset("video", root, tuple(clips), tuple(problems))
+
+
+def _split_of(root: Path, path: Path, row: Mapping[str, Any], captions: Captions) -> str:
+    """ "train" or "test": as the video's row says, else as the folder is called that it is in, else test.
+
+    Raises:
+        DataError: the row says something else.
+    """
+    if row.get("split") not in (None, ""):
+        found = _SPLIT_NAMES.get(str(row["split"]).strip().lower())
+        if found is None:
+            raise DataError(
+                f"{captions.source}, line {captions.lines[path]}: the split is {row['split']!r}.",
+                expected=f"one of {', '.join(_SPLIT_NAMES)}",
+                fix="correct it, or leave the column out",
+            )
+        return found
+    folders = path.relative_to(root).parts[:-1]
+    return next((_SPLIT_NAMES[name.lower()] for name in folders if name.lower() in _SPLIT_NAMES), "test")

@@ -137,7 +137,8 @@ def finetune(
         count = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
         per_step = recipe.train.batch_size * recipe.train.accumulate * accelerator.num_processes
         reporter.note(
-            f"Training {count / 1e6:.2f} M parameters on {len(training):,} clips, {per_step} a step, "
+            f"Training {count / 1e6:.2f} M parameters on {len(training):,} clips ({len(held_out):,} held out), "
+            f"{per_step} a step, "
             f"{recipe.train.steps:,} steps, on {accelerator.device} in {_PRECISIONS[accelerator.mixed_precision]}."
         )
         if accelerator.mixed_precision == "bf16" and not computes_in_bfloat16(accelerator.device):

@@ -93,5 +93,72 @@ def test_rows_without_a_video_are_named_and_splits_are_kept(folder):
         ("c", "", "test"),
     ]
     assert [(problem.path.name, problem.message) for problem in dataset.problems] == [
-        ("gone.mp4", "in metadata.jsonl, but the video is not there")
+        ("gone.mp4", "in metadata.jsonl, line 2, but the video is not there")
     ]
+
+
+def problems(folder):
+    return [(problem.path.name, problem.message) for problem in read_dataset(folder).problems]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffvideo,caption\na.mp4,cap a\nb.mp4,cap b\n",
+        "video, caption\na.mp4,cap a\nb.mp4,cap b\n",
+        "video;caption\na.mp4;cap a\nb.mp4;cap b\n",
+        "video\tcaption\tmore, words\na.mp4\tcap a\t\nb.mp4\tcap b\t\n",
+    ],
+    ids=["mark", "space in the head", "semicolons", "tabs"],
+)
+@pytest.mark.parametrize("name", ["metadata.csv", "OpenVid.csv"])
+def test_tables_as_people_write_them(folder, text, name):
+    (folder / name).write_text(text, encoding="utf-8")
+    assert captions(folder) == ({"a.mp4": "cap a", "b.mp4": "cap b"}, folder / name)
+    assert problems(folder) == []
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "OpenVid.csv"])
+def test_bare_commas_are_refused(folder, name):
+    (folder / name).write_text("video,caption\na.mp4,a red ball, rolling, fast\nb.mp4,cap b\n")
+    with pytest.raises(DataError, match="line 2: 4 cells below a head of 2"):
+        read_dataset(folder)
+
+
+def test_a_video_in_two_rows_has_the_first_caption(folder):
+    (folder / "metadata.csv").write_text("video,caption\na.mp4,first\nb.mp4 ,cap b\na.mp4,second\n")
+    assert captions(folder)[0]["a.mp4"] == "first"
+    assert problems(folder) == [
+        ("b.mp4 ", "in metadata.csv, line 3, but the video is not there"),
+        ("metadata.csv", "line 4 names a.mp4 again; line 2 counts"),
+    ]
+
+
+def test_tables_that_are_not_read_are_named(folder):
+    (folder / "one.csv").write_text("video,caption\na.mp4,x\n")
+    (folder / "two.csv").write_text("video,caption\na.mp4,y\n")
+    assert captions(folder) == ({}, None)
+    assert problems(folder) == [
+        (name, "not read: 2 tables have captions; call the one to use metadata.csv") for name in ("one.csv", "two.csv")
+    ]
+    (folder / "metadata.csv").write_text("video,caption\na.mp4,z\n")
+    assert captions(folder)[0] == {"a.mp4": "z"}
+    assert [message for _, message in problems(folder)] == ["not read: the captions are from metadata.csv"] * 2
+
+
+@pytest.mark.parametrize(
+    ("word", "split"), [("validation", "test"), ("Val", "test"), ("DEV", "test"), ("Train", "train")]
+)
+def test_splits_by_the_words_of_public_datasets(folder, word, split):
+    (folder / "metadata.csv").write_text(f"video,caption,split\na.mp4,x,{word}\n")
+    assert {clip.name: clip.split for clip in read_dataset(folder).clips}["a"] == split
+    (folder / "metadata.csv").unlink()
+    (folder / word).mkdir()
+    (folder / "a.mp4").rename(folder / word / "a.mp4")
+    assert {clip.name: clip.split for clip in read_dataset(folder).clips}["a"] == split
+
+
+def test_an_unknown_split_is_refused(folder):
+    (folder / "metadata.csv").write_text("video,caption,split\na.mp4,x,training set\n")
+    with pytest.raises(DataError, match="line 2: the split is 'training set'"):
+        read_dataset(folder)

@@ -165,7 +165,7 @@ def _from_table(root: Path, path: Path) -> Captions:
         if place in rows:
             problems.append((path, f"line {number} names {row[video]} again; line {lines[place]} counts"))
             continue
-        rows[place], lines[place] = {**row, "prompt": text}, number
+        rows[place], lines[place] = {**row, "prompt": text.strip()}, number
     return Captions(rows, path, lines, tuple(problems))
 
 

@@ -59,6 +59,15 @@ _OWN_FACTS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def _other_half(name: str) -> str:
+    """The weight that belongs to one of a LoRA's two, in the names of diffusers and of others; of others, itself."""
+    for one, other in (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up")):
+        for part, counterpart in ((one, other), (other, one)):
+            if part in name:
+                return name.replace(part, counterpart)
+    return name
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -445,12 +454,17 @@ class DiffusersGenerator(ABC):
             file /= LORA_FILE
         before = self._count_lora()
         try:
+            names = {name for name in read_shapes(file) if not name.endswith("alpha")}
+            if half := min((name for name in names if _other_half(name) not in names), default=None):
+                raise ValueError(f"it has {half} and no {_other_half(half)}")
             with quiet_libraries(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of layers without an update, which may be meant
                 # Offline, diffusers must be told the name.
-                self.pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-            loaded = self._count_lora() - before
-            held = sum(not name.endswith("alpha") for name in read_shapes(file))
+                try:
+                    self.pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+                except (IndexError, TypeError, AttributeError) as error:  # how it meets names that it does not expect
+                    raise ValueError(f"diffusers cannot read weights with names such as {min(names, default="none")}") from error
+            loaded, held = self._count_lora() - before, len(names)
             if loaded != held:  # diffusers passes over weights that find no layer
                 raise ValueError(f"{held - loaded} of its {held} weights are of layers that this model does not have")
         except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, ModelError) as error:

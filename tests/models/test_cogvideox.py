@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from physcli.errors import ModelError, UsageError
 from physcli.models import LORA_FILE
@@ -381,6 +381,31 @@ def test_a_lora_for_another_model_is_refused(small, tmp_path, capfd, change, sai
     with pytest.raises(ModelError, match=f"does not load onto other: .*{said}"):
         other.load_adapter(tmp_path / "adapter")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        (lambda name: name if "lora_A" in name else None, r"it has \S+lora_A.weight and no \S+lora_B.weight"),
+        (lambda name: name if "lora_B" in name else None, r"it has \S+lora_B.weight and no \S+lora_A.weight"),
+        (
+            lambda name: name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"),
+            "diffusers cannot read weights with names such as transformer.*lora_down",
+        ),
+    ],
+    ids=["half", "the other half", "other names"],
+)
+def test_a_lora_that_is_no_whole_one_of_diffusers_is_refused(small, tmp_path, rename, said):
+    small.add_lora(rank=2, alpha=6, targets=("to_q",))
+    small.save_lora(tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / LORA_FILE)
+    renamed = {new: weight for name, weight in weights.items() if (new := rename(name)) is not None}
+    save_file(renamed, tmp_path / "adapter.safetensors")
+    model = architecture("cogvideox-tiny")
+    model["transformer"] |= {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+    other = CogVideoX(build_cogvideox(model), name="other")
+    with pytest.raises(ModelError, match=f"does not load onto other: {said}"):
+        other.load_adapter(tmp_path / "adapter.safetensors")
 
 
 # -- the guidance scale ------------------------------------------------------------------------------------------

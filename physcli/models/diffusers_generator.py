@@ -463,7 +463,9 @@ class DiffusersGenerator(ABC):
                 try:
                     self.pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
                 except (IndexError, TypeError, AttributeError) as error:  # how it meets names that it does not expect
-                    raise ValueError(f"diffusers cannot read weights with names such as {min(names, default="none")}") from error
+                    raise ValueError(
+                        f"diffusers cannot read weights with names such as {min(names, default='none')}"
+                    ) from error
             loaded, held = self._count_lora() - before, len(names)
             if loaded != held:  # diffusers passes over weights that find no layer
                 raise ValueError(f"{held - loaded} of its {held} weights are of layers that this model does not have")

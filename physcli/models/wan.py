@@ -40,6 +40,9 @@ _WAN22_TI2V: dict[str, Any] = {"size": (704, 1280), "num_frames": 121, "frame_ra
 # Taken from the log variance of a random VAE's posteriors.
 _RANDOM_LOG_VARIANCE = 8.0
 
+# In mixed precision the norms' weights are float32 and what they scale is not: torch says that it takes no shortcut.
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
+
 
 class Wan(DiffusersGenerator):
     """A `WanPipeline` as a generator.

@@ -61,7 +61,7 @@ def read_captions(root: Path, videos: Sequence[Path]) -> Captions:
         return _beside_others(_from_table(root, usable[0]), tables)
     beside = {path: path.with_suffix(".txt") for path in videos}
     found = {path: {"prompt": read_text(text).strip()} for path, text in beside.items() if text.is_file()}
-    return _beside_others(Captions(found, None), tables)
+    return _beside_others(Captions(found, None), tables, num_usable=len(usable))
 
 
 def _has_captions(table: Path) -> bool:
@@ -71,13 +71,13 @@ def _has_captions(table: Path) -> bool:
     return bool(first_of(columns, VIDEO_COLUMNS) and first_of(columns, PROMPT_COLUMNS))
 
 
-def _beside_others(captions: Captions, tables: Sequence[Path]) -> Captions:
-    """The same captions; the other tables are named."""
+def _beside_others(captions: Captions, tables: Sequence[Path], *, num_usable: int = 1) -> Captions:
+    """The same captions; the other tables are named. `num_usable`: how many of them could have been read."""
     others = [path for path in tables if path != captions.source]
     if captions.source is not None:
         why = f"not read: the captions are from {captions.source.name}"
-    elif len(usable := [path for path in others if path.suffix.lower() == ".csv" and _has_captions(path)]) > 1:
-        why = f"not read: {len(usable)} tables have captions; call the one to use metadata.csv"
+    elif num_usable > 1:
+        why = f"not read: {num_usable} tables have captions; call the one to use metadata.csv"
     else:
         why = (
             f"not read: no table called metadata.csv, and none whose head has one of {', '.join(VIDEO_COLUMNS)} "

@@ -107,13 +107,17 @@ def add_rules(videos: VideoSet, path: Path) -> VideoSet:
         told = rules.setdefault(video, [])
         if rule not in told:
             told.append(rule)
-    by_name, by_file = _groups(item.name for item in videos.items), _groups(rules)
+    by_file, rules_by_file = _groups(item.name for item in videos.items), _groups(rules)
+    by_path = {item.path.resolve(): item.name for item in videos.items}
+    names = {item.name for item in videos.items}
     owners: dict[str, str] = {}  # the video's name in the rules → in the set
     for video in rules:
-        exact = {i.name for i in videos.items if i.name == video or _same(i.path, path.parent / video)}
-        alike = by_name.get(Path(video).name, set())
-        if exact or (len(alike) == 1 and len(by_file[Path(video).name]) == 1):
-            owners[video] = next(iter(exact or alike))
+        exact = video if video in names else by_path.get((path.parent / video).resolve())
+        alike = by_file.get(Path(video).name, set())
+        if exact is not None:
+            owners[video] = exact
+        elif len(alike) == len(rules_by_file[Path(video).name]) == 1:
+            [owners[video]] = alike
     added: dict[str, list[str]] = {}
     for video, owner in owners.items():
         added.setdefault(owner, []).extend(rules[video])
@@ -129,7 +133,7 @@ def add_rules(videos: VideoSet, path: Path) -> VideoSet:
         )
     lost = tuple(
         f"the rules of {name} in {path.name}, for "
-        + ("several videos have that name" if by_name.get(Path(name).name) else "no such video is here")
+        + ("several videos have that name" if by_file.get(Path(name).name) else "no such video is here")
         for name in sorted(unknown)
     )
     return replace(videos, items=items, problems=videos.problems + lost)
@@ -143,19 +147,16 @@ def _groups(names: Iterable[str]) -> dict[str, set[str]]:
     return found
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
 def _from_list(path: Path, name: str) -> VideoSet:
     items: dict[tuple[str, str, str], Video] = {}
     problems: list[str] = []
     models: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     rows = list(_rows(path))
-    listed = {row[_video_column(path, number, row)] for number, row in rows}
-    places = {name: _places(path.parent, names) for name, names in _named_files(rows).items()} | {
-        "video": _places(path.parent, listed)
+    videos = _places(path.parent, {row[_video_column(path, number, row)] for number, row in rows})
+    others = {
+        what: _places(path.parent, {row[what] for _, row in rows if isinstance(row.get(what), str)})
+        for what in FILE_COLUMNS
     }
     for number, row in rows:
         column, rule = _video_column(path, number, row), _rule_of(path, number, row)
@@ -167,7 +168,7 @@ def _from_list(path: Path, name: str) -> VideoSet:
             read = prompt_of_row(path, number, texts)
             prompt, caption, columns = read.text, read.caption, dict(read.columns)
         named = {what: columns[what] for what in FILE_COLUMNS if isinstance(columns.get(what), str)}
-        columns |= {what: str(places[what][file]) for what, file in named.items()}
+        columns |= {what: str(others[what][file]) for what, file in named.items()}
         key = (video, prompt, caption)
         if (known := items.get(key)) is not None:
             if rule is None or rule in known.rules:
@@ -178,7 +179,7 @@ def _from_list(path: Path, name: str) -> VideoSet:
         index = _whole(row.get("index"))
         items[key] = Video(
             name=video,
-            path=places["video"][video],
+            path=videos[video],
             caption=caption,
             prompt=prompt,
             index=counts[prompt] if index is None else index,
@@ -231,16 +232,6 @@ def _whole(value: Any) -> int | None:
     if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _named_files(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, set[str]]:
-    """Column of `FILE_COLUMNS` → the files that are named in it."""
-    found: dict[str, set[str]] = {what: set() for what in FILE_COLUMNS}
-    for _, row in rows:
-        for what in FILE_COLUMNS:
-            if isinstance(row.get(what), str):
-                found[what].add(row[what])
-    return found
 
 
 def _places(folder: Path, names: Collection[str]) -> dict[str, Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -31,17 +30,11 @@ from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
 from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 
-# Under autocast the norms of queries and keys get half-precision inputs and have float32 weights, which is meant.
-warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
-
 # What the released models were trained on: (height, width), frames, frames a second. Their configs do not say.
 _WAN21: dict[str, Any] = {"size": (480, 832), "num_frames": 81, "frame_rate_hz": 16.0}
 _WAN22_TI2V: dict[str, Any] = {"size": (704, 1280), "num_frames": 121, "frame_rate_hz": 24.0}
 # Taken from the log variance of a random VAE's posteriors.
 _RANDOM_LOG_VARIANCE = 8.0
-
-# In mixed precision the norms' weights are float32 and what they scale is not: torch says that it takes no shortcut.
-warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
 
 class Wan(DiffusersGenerator):

@@ -1,7 +1,7 @@
 """Video files through PyAV: facts, decoding, lossless-enough encoding.
 
-Arrays are uint8 [T, H, W, 3] RGB. Frames are counted from 0 in presentation order; the container's frame rate
-is reported but never used to choose frames here.
+Arrays are uint8 [T, H, W, 3] RGB, as a player shows them. Frames are counted from 0 in the order they are shown; a
+constant frame rate is reported but never used to choose frames here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from physcli.data.color import HIGH_RANGE, tone_mapped
+from physcli.data.container import COPY_AGAIN, Track, open_video, read_track
 from physcli.errors import DataError
 from physcli.files import replacing
 
@@ -27,7 +29,24 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".g
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says of its first video stream; `num_frames` is counted by decoding."""
+    """What a file holds, found by decoding all of it.
+
+    Attributes:
+        path: The file.
+        num_frames: As `read_video` gives them: of a variable rate, those at even times.
+        frame_rate_hz: Of those frames; 0 where the file says nothing.
+        height: As shown, in pixels.
+        width: As shown, in pixels.
+        codec: Of the video stream.
+        pixel_format: FFmpeg's name of how pixels are stored.
+        variable_rate: The frames are not shown at even times.
+        rotation_deg: By how much a player turns them, counterclockwise: 0, 90, 180 or 270.
+        mirrored: A player mirrors them.
+        pixel_aspect: Width of a pixel over its height.
+        dynamic_range: "SDR", "PQ" or "HLG".
+        interlaced: A frame holds two moments, line by line.
+        alpha: Pixels have an opacity, which is not read.
+    """
 
     path: Path
     num_frames: int
@@ -36,87 +55,208 @@ class VideoInfo:
     width: int
     codec: str
     pixel_format: str
+    variable_rate: bool = False
+    rotation_deg: int = 0
+    mirrored: bool = False
+    pixel_aspect: float = 1.0
+    dynamic_range: str = "SDR"
+    interlaced: bool = False
+    alpha: bool = False
 
     @property
     def duration_s(self) -> float:
         return self.num_frames / self.frame_rate_hz if self.frame_rate_hz else 0.0
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    if not path.exists():
-        raise DataError(f"No such video: {path}", expected="an existing file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes).", expected="a video file", fix="write or copy it again")
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be opened as a video: {error}.",
-            expected="a whole video file (a cut-short MP4 has no index)",
-            fix="copy or encode the file again, or remove it",
-        ) from error
-    if not container.streams.video:
-        container.close()
-        raise DataError(f"{path} has no video stream.", expected="a file with at least one video stream")
-    return container
+@dataclass(frozen=True)
+class _Shape:
+    """How a decoded frame is turned and stretched into what a player shows.
+
+    Attributes:
+        transposed: Rows become columns.
+        flipped: Then mirrored along (height, width).
+        height: Of what is shown, in pixels.
+        width: Of what is shown, in pixels.
+    """
+
+    transposed: bool
+    flipped: tuple[bool, bool]
+    height: int
+    width: int
+
+    def turn(self, picture: np.ndarray) -> np.ndarray:
+        if self.transposed:
+            picture = picture.swapaxes(0, 1)
+        down, across = self.flipped
+        if down or across:
+            picture = picture[:: -1 if down else 1, :: -1 if across else 1]
+        return np.ascontiguousarray(picture)
+
+    @property
+    def rotation_deg(self) -> int:
+        """Counterclockwise, after which it may be mirrored from left to right."""
+        if self.transposed:
+            return 90 if self.flipped[0] else 270
+        return 180 if self.flipped[0] else 0
+
+    @property
+    def mirrored(self) -> bool:
+        return (self.flipped[0] != self.flipped[1]) != self.transposed
 
 
-def _decode(path: Path, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    """All frames of the first video stream; DataError if the file breaks off, or holds none."""
-    stream = container.streams.video[0]
+def _shape(path: Path, frame: av.VideoFrame, stream: av.VideoStream) -> _Shape:
+    """Raises DataError: the file wants it turned by an angle that moves pixels off their grid."""
+    transposed, flipped = False, (False, False)
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is not None:
+        # ISO/IEC 14496-12: (x, y) is shown at (a·x + c·y, b·x + d·y).
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5] / 65536
+        transposed = abs(a) + abs(d) < abs(b) + abs(c)
+        on, off = ((b, c), (a, d)) if transposed else ((a, d), (b, c))
+        if np.abs(np.abs(on) - 1).max() > 0.01 or np.abs(off).max() > 0.01:
+            angle = np.rad2deg(np.arctan2(-b, a))
+            raise DataError(
+                f"{path} is to be shown turned by {angle:.0f} degrees.",
+                expected="a multiple of 90",
+                fix="encode it again, upright",
+            )
+        flipped = (b < 0, c < 0) if transposed else (d < 0, a < 0)
+    aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+    height, width = frame.height, frame.width
+    # Pixels that are not square are made so by enlarging one side: no line is lost.
+    if aspect > 1:
+        width = round(width * aspect)
+    else:
+        height = round(height / aspect)
+    return _Shape(transposed, flipped, *((width, height) if transposed else (height, width)))
+
+
+def _decode(path: Path, container: av.container.InputContainer, track: Track) -> Iterator[tuple[int, av.VideoFrame]]:
+    """All frames of a video with their numbers; DataError where one is damaged, missing or of another size."""
+    stream = container.streams[track.stream]
+    assert isinstance(stream, av.VideoStream)
     stream.thread_type = "AUTO"
-    count = 0
+    # Otherwise a decoder paints over what it cannot read.
+    stream.codec_context.options = {"err_detect": "explode"}
+    count, size, problem = 0, None, ""
+    times = track.times if track.numbers is not None else None  # files that were joined have the same times twice
     try:
-        for frame in container.decode(stream):
-            count += 1
-            yield frame
+        for number, packet in enumerate(container.demux(stream)):
+            if number < track.skipped:
+                continue
+            for frame in packet.decode():
+                if times and frame.pts is not None and frame.pts < times[0]:
+                    continue  # what comes before the first frame that decoding can begin with
+                if size is not None and size != (frame.width, frame.height):
+                    raise DataError(
+                        f"{path} changes its size from {size[0]}x{size[1]} to {frame.width}x{frame.height} (width x "
+                        f"height) at frame {count}.",
+                        expected="frames of one size",
+                        fix="cut it there, or encode it again in one size",
+                    )
+                size = (frame.width, frame.height)
+                if frame.is_corrupt or (times and frame.pts != times[min(count, len(times) - 1)]):
+                    problem = f"frame {count} is incomplete or missing"
+                    break
+                yield count, frame
+                count += 1
+            if problem:
+                break
     except av.FFmpegError as error:
+        problem = str(error)
+    promised = track.num_decoded
+    if problem or track.damaged or (promised is not None and count < promised):
         raise DataError(
-            f"{path} breaks off after {count} frames: {error}.",
+            f"{path} is damaged: {count} {'' if promised is None else f'of {promised} '}frames decode"
+            + (f" ({problem})." if problem else "."),
             expected="a whole video file",
-            fix="copy or encode the file again, or remove it",
-        ) from error
+            fix=COPY_AGAIN,
+        )
     if count == 0:
         raise DataError(f"{path} holds no frame.", expected="at least one decodable frame")
 
 
-def video_info(path: str | os.PathLike[str]) -> VideoInfo:
-    """Facts of one video. Decodes every frame, because containers misreport their counts.
+def _numbers(path: Path, track: Track) -> tuple[int, ...] | None:
+    """Which of the decoded frames are the clip's; None for all of however many there are.
 
     Raises:
-        DataError: the file is missing, empty, cut short, not a video, or holds no frame.
+        DataError: they are shown at uneven times, and no even selection of them is fine enough.
+    """
+    if track.numbers is None and track.times is not None:
+        with open_video(path) as container:  # where it is damaged, or changes its size, that is the better reason
+            for _ in _decode(path, container, track):
+                pass
+        raise DataError(
+            f"{path} has a variable frame rate: no selection of its {len(track.times)} frames is shown at even times.",
+            expected="frames at even times, from whose differences motion is read",
+            fix="encode it again with a constant rate, `ffmpeg -i IN -vf fps=24 OUT`",
+        )
+    return track.numbers
+
+
+def video_info(path: str | os.PathLike[str]) -> VideoInfo:
+    """Facts of one video. Decodes every frame, because containers misreport what they hold.
+
+    Raises:
+        DataError: the file is missing, empty, cut short, damaged, not a video, holds no frame, changes its size, or
+            has frames at uneven times of which no even selection can be made.
     """
     path = Path(path)
-    with _open(path) as container:
-        count = sum(1 for _ in _decode(path, container))
-        stream = container.streams.video[0]
+    track = read_track(path)
+    interlaced, first, count = False, None, 0
+    with open_video(path) as container:
+        for count, frame in _decode(path, container, track):
+            first = frame if first is None else first
+            interlaced = interlaced or frame.interlaced_frame
+        stream = container.streams[track.stream]
+        assert isinstance(stream, av.VideoStream)
+        assert first is not None
+        shape, numbers = _shape(path, first, stream), _numbers(path, track)
         return VideoInfo(
             path=path,
-            num_frames=count,
-            frame_rate_hz=_rate(stream),
-            height=stream.height,
-            width=stream.width,
+            num_frames=count + 1 if numbers is None else len(numbers),
+            frame_rate_hz=track.frame_rate_hz,
+            height=shape.height,
+            width=shape.width,
             codec=stream.codec_context.name,
             pixel_format=stream.codec_context.pix_fmt or "",
+            variable_rate=track.variable,
+            rotation_deg=shape.rotation_deg,
+            mirrored=shape.mirrored,
+            pixel_aspect=float(stream.sample_aspect_ratio or 1) or 1.0,
+            dynamic_range=HIGH_RANGE.get(first.color_trc, "SDR"),
+            interlaced=interlaced,
+            alpha=any(part.is_alpha for part in first.format.components) or stream.metadata.get("alpha_mode") == "1",
         )
 
 
-def frame_rate(path: str | os.PathLike[str]) -> float:
-    """Frames a second as the container says, without decoding; 0 where it says nothing.
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """The number of frames that `read_video` gives, without decoding where the file tells it.
 
     Raises:
-        DataError: the file is missing, empty or no video.
+        DataError: as `video_info`, as far as it shows without decoding.
     """
-    with _open(Path(path)) as container:
-        return _rate(container.streams.video[0])
+    path = Path(path)
+    track = read_track(path)
+    numbers = _numbers(path, track)
+    return video_info(path).num_frames if numbers is None else len(numbers)
 
 
-def _rate(stream: av.VideoStream) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 0)
+def frame_rate(path: str | os.PathLike[str]) -> float:
+    """Frames a second of what `read_video` gives, without decoding; 0 where the file says nothing.
+
+    Raises:
+        DataError: the file is missing, empty, cut short or no video.
+    """
+    return read_track(Path(path)).frame_rate_hz
 
 
 def read_video(path: str | os.PathLike[str], indices: Sequence[int] | None = None) -> np.ndarray:
-    """Decode a video, or the chosen frames of it.
+    """Decode a video, or the chosen frames of it, as a player shows it.
+
+    Frames are turned as the file says, and pixels made square; high dynamic range becomes ordinary (`physcli.data.color`);
+    YUV is read by the matrix and range that the file names, as BT.601 with limited range where it names none. Of a
+    variable frame rate those frames count that are shown at even times.
 
     Args:
         path: The file.
@@ -127,34 +267,78 @@ def read_video(path: str | os.PathLike[str], indices: Sequence[int] | None = Non
         uint8 [T, H, W, 3], RGB.
 
     Raises:
-        DataError: the file cannot be read, or is shorter than the largest index.
+        DataError: the file cannot be read or is damaged, or is shorter than the largest index.
     """
     path = Path(path)
-    if indices is not None and (len(indices) == 0 or min(indices) < 0):
-        raise ValueError(f"frame indices must be non-negative and not empty, got {indices!r}")
-    wanted = None if indices is None else frozenset(indices)
-    last = None if indices is None else max(indices)
-    frames: dict[int, np.ndarray] = {}
-    count = 0
     # A frame's own `to_ndarray(format=…)` prepares the conversion anew every time: of small frames, most of the time.
     to_rgb = VideoReformatter()
-    with _open(path) as container:
-        for number, frame in enumerate(_decode(path, container)):
+    shape: _Shape | None = None
+    frames = []
+    for frame, stream in _chosen(path, indices):
+        shape = shape or _shape(path, frame, stream)
+        picture = shape.turn(_rgb(frame, to_rgb))
+        frames.append(resize(picture[None], shape.height, shape.width)[0])
+    return np.stack(_in_order(frames, indices))
+
+
+def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    if frame.color_trc in HIGH_RANGE:
+        return tone_mapped(frame, reformatter)
+    return reformatter.reformat(frame, format="rgb24").to_ndarray()
+
+
+def _chosen(
+    path: Path, indices: Sequence[int] | None, *, as_decord: bool = False
+) -> Iterator[tuple[av.VideoFrame, av.VideoStream]]:
+    """The frames `indices`, each once, in ascending order.
+
+    Raises:
+        DataError: the file cannot be read, or is shorter than the largest index.
+    """
+    if indices is not None and (len(indices) == 0 or min(indices) < 0):
+        raise ValueError(f"frame indices must be non-negative and not empty, got {indices!r}")
+    track = read_track(path)
+    numbers = None if as_decord else _numbers(path, track)
+    known = track.num_decoded if numbers is None else len(numbers)
+    if indices is not None and known is not None and max(indices) >= known:
+        raise _too_short(path, known, max(indices))
+    wanted = set(indices) if numbers is None and indices is not None else None
+    if numbers is not None:
+        wanted = set(numbers) if indices is None else {numbers[index] for index in indices}
+    last = None if indices is None or wanted is None else max(wanted)
+    count = 0
+    with open_video(path) as container:
+        stream = container.streams[track.stream]
+        assert isinstance(stream, av.VideoStream)
+        for number, frame in _decode(path, container, track):
             count = number + 1
             if wanted is None or number in wanted:
-                frames[number] = to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                yield frame, stream
             if number == last:
-                break
-    if last is not None and last >= count:
-        raise DataError(
-            f"{path} has {count} frames, but frame {last} (counted from 0) was asked for.",
-            expected=f"a video of at least {last + 1} frames",
-            fix="use a longer clip, or ask for fewer frames",
-        )
-    return np.stack([frames[number] for number in (range(count) if indices is None else indices)])
+                return
+    if last is not None:
+        raise _too_short(path, count, last)
 
 
-def read_scaled(path: str | os.PathLike[str], indices: Sequence[int], height: int, width: int) -> np.ndarray:
+def _too_short(path: Path, count: int, last: int) -> DataError:
+    return DataError(
+        f"{path} has {count} frames, but frame {last} (counted from 0) was asked for.",
+        expected=f"a video of at least {last + 1} frames",
+        fix="use a longer clip, or ask for fewer frames",
+    )
+
+
+def _in_order(frames: list[np.ndarray], indices: Sequence[int] | None) -> list[np.ndarray]:
+    """Frames in ascending order → as they were asked for."""
+    if indices is None:
+        return frames
+    place = {index: number for number, index in enumerate(sorted(set(indices)))}
+    return [frames[place[index]] for index in indices]
+
+
+def read_scaled(
+    path: str | os.PathLike[str], indices: Sequence[int], height: int, width: int, *, as_decord: bool = False
+) -> np.ndarray:
     """Decode the chosen frames and scale them, whole, as decord does: bit-exact with its version 0.6.0.
 
     FFmpeg's own filter turns YUV into RGB and scales in one step, bilinear. `frame.reformat` differs (it sites chroma
@@ -162,42 +346,35 @@ def read_scaled(path: str | os.PathLike[str], indices: Sequence[int], height: in
 
     Args:
         path: The file.
-        indices: Frame numbers in ascending order, repeats allowed.
+        indices: Frame numbers, repeats allowed.
         height: Of the result, in pixels.
         width: Of the result, in pixels; another aspect ratio squashes the picture.
+        as_decord: Also where a file says something that decord does not heed: frames are not turned, those of a
+            variable rate are counted one by one, and high dynamic range stays dull.
 
     Returns:
         uint8 [T, height, width, 3], RGB.
 
     Raises:
-        DataError: the file cannot be read, or is shorter than the largest index.
+        DataError: the file cannot be read or is damaged, or is shorter than the largest index.
     """
     path = Path(path)
-    if not len(indices) or min(indices) < 0:
-        raise ValueError(f"frame indices must be non-negative and not empty, got {indices!r}")
-    wanted, last = frozenset(indices), max(indices)
-    scaled: dict[int, np.ndarray] = {}
-    count, graph, layout = 0, None, None
-    with _open(path) as container:
-        for number, frame in enumerate(_decode(path, container)):
-            count = number + 1
-            if number in wanted:
-                if graph is None or layout != (frame.width, frame.height, frame.format.name):
-                    layout = (frame.width, frame.height, frame.format.name)
-                    graph = _scaling_graph(frame, height, width)
-                graph.push(frame)
-                picture = graph.pull()
-                assert isinstance(picture, av.VideoFrame)
-                scaled[number] = picture.to_ndarray(format="rgb24")
-            if number == last:
-                break
-    if last >= count:
-        raise DataError(
-            f"{path} has {count} frames, but frame {last} (counted from 0) was asked for.",
-            expected=f"a video of at least {last + 1} frames",
-            fix="use a longer clip, or ask for fewer frames",
-        )
-    return np.stack([scaled[number] for number in indices])
+    to_rgb = VideoReformatter()
+    scaled: list[np.ndarray] = []
+    graph: av.filter.Graph | None = None
+    shape: _Shape | None = None
+    for frame, stream in _chosen(path, indices, as_decord=as_decord):
+        shape = shape or _shape(path, frame, stream)
+        turned = shape.transposed and not as_decord
+        if not as_decord and frame.color_trc in HIGH_RANGE:
+            frame = av.VideoFrame.from_ndarray(tone_mapped(frame, to_rgb), format="rgb24")
+        graph = graph or _scaling_graph(frame, *((width, height) if turned else (height, width)))
+        graph.push(frame)
+        picture = graph.pull()
+        assert isinstance(picture, av.VideoFrame)
+        array = picture.to_ndarray(format="rgb24")
+        scaled.append(array if as_decord else shape.turn(array))
+    return np.stack(_in_order(scaled, indices))
 
 
 def _scaling_graph(frame: av.VideoFrame, height: int, width: int) -> av.filter.Graph:

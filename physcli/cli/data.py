@@ -117,7 +117,7 @@ def inspect(
     ],
 ) -> None:
     """What is in a folder: counts, lengths, rates, sizes, labels, broken files."""
-    from physcli.tasks.inspect_data import inspect_data
+    from physcli.tasks.inspect_data import REMARKS, inspect_data
     from physcli.tasks.run_dir import to_json
     from physcli.tasks.sources import dataset_folder
 
@@ -132,6 +132,12 @@ def inspect(
             ["split", "scenario", "clips", "positive", "first contact (frame)"],
             found.groups,
             right=(2, 3, 4),
+        )
+    if found.remarks:
+        render.table(
+            f"{len(found.remarks)} out of the ordinary",
+            ["file", *REMARKS],
+            found.remarkable,
         )
     if found.problems:
         render.table(

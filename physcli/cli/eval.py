@@ -44,6 +44,14 @@ Rules = Annotated[
         show_default=False,
     ),
 ]
+AsDecord = Annotated[
+    bool,
+    typer.Option(
+        "--as-decord",
+        help="Show the rater frames as decord reads them, which the official code uses: not turned, and not at even "
+        "times where the frame rate varies.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Videos the rater sees at a time.")]
 DeviceMap = Annotated[
     str | None,
@@ -100,7 +108,7 @@ def _command(name: str) -> Callable[..., None]:
         option = typer.Option(help=item.metadata["help"], metavar=item.metadata["metavar"])
         options[item.name] = (Annotated[types[item.name], option], item.default)
     if rated:
-        options |= {"batch_size": (BatchSize, 4), "device_map": (DeviceMap, None)}
+        options |= {"as_decord": (AsDecord, False), "batch_size": (BatchSize, 4), "device_map": (DeviceMap, None)}
     options["limit"] = (Limit, None)
 
     def command(common: ModelRun, **arguments: Any) -> None:

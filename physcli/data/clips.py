@@ -22,13 +22,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-import av
 import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from physcli.data.captions import Captions, read_captions, read_jsonl
-from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, read_video, video_info
+from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, count_frames, read_video, video_info
 from physcli.errors import DataError, MissingExtra
 from physcli.files import read_json
 from physcli.progress import Reporter
@@ -115,19 +114,14 @@ class Clip:
         return read_video(self.path, indices)
 
     def count_frames(self) -> int:
-        """The number of frames: known, or from the container's header, or else by decoding.
+        """The number of frames: known, or as the file tells it, or else by decoding.
 
         Raises:
             DataError: the file cannot be opened or holds no frame.
         """
         if self.num_frames is not None:
             return self.num_frames
-        try:
-            with av.open(str(self.path)) as container:
-                count = container.streams.video[0].frames if container.streams.video else 0
-        except (av.FFmpegError, ValueError, OSError):
-            count = 0  # video_info says what is wrong
-        return count or video_info(self.path).num_frames
+        return _hdf5_info(self.path).num_frames if self.path.suffix in HDF5_SUFFIXES else count_frames(self.path)
 
 
 @dataclass(frozen=True)

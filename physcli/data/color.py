@@ -1,9 +1,9 @@
 """High dynamic range to the range that models know: PQ and HLG pictures as they look on an ordinary screen.
 
 Both are turned into light (SMPTE ST 2084; Recommendation ITU-R BT.2100-2), scaled so that diffuse white, which Report
-ITU-R BT.2408 puts at 203 cd/m², is white, and coded for the screen of BT.1886, gamma 2.4. What is brighter keeps its hue
-and is cut off there. HLG's display gamma acts on each colour by itself, as FFmpeg's `zscale` has it; BT.2100 puts it on
-luminance, with which saturated colours come out paler.
+ITU-R BT.2408 puts at 203 cd/m², is white, and coded for the screen of BT.1886, gamma 2.4. What is brighter keeps its
+hue and is cut off there. HLG's display gamma acts on each colour by itself, as FFmpeg's `zscale` has it; BT.2100 puts
+it on luminance, with which saturated colours come out paler.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ _PQ_PEAK_NIT = 10_000.0
 _HLG_PEAK_NIT, _HLG_GAMMA = 1_000.0, 1.2
 _SCREEN_GAMMA = 2.4
 # Recommendation ITU-R BT.2087-0, inverted: linear BT.2020 → linear BT.709.
-_TO_BT709 = np.array(
-    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
-)
+_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
 
 
 def tone_mapped(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
@@ -37,8 +35,9 @@ def tone_mapped(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarr
         frame: Its `color_trc` is one of `HIGH_RANGE`.
         reformatter: Kept from frame to frame.
     """
-    coded = reformatter.reformat(frame, format="rgb48le").to_ndarray()
-    light = _linear(int(frame.color_trc))[coded]  # [H, W, 3]; 1 is the peak
+    # Not rgb48le: PyAV 17.0's FFmpeg gets its colours wrong.
+    coded = reformatter.reformat(frame, format="gbrpf32le").to_ndarray()  # [H, W, 3] RGB
+    light = _linear(int(frame.color_trc))[(coded.clip(0, 1) * 65535 + 0.5).astype(np.uint16)]  # 1 is the peak
     light *= (_PQ_PEAK_NIT if frame.color_trc == PQ else _HLG_PEAK_NIT) / DIFFUSE_WHITE_NIT
     if frame.color_primaries == _BT2020_PRIMARIES:
         light = np.maximum(light @ _TO_BT709.T, 0)

@@ -1,7 +1,7 @@
 """What a video file says without decoding: which stream is its video, when its frames are shown, whether it is whole.
 
 Reading packets costs little beside decoding them, and finds what a header does not tell: clips that were cut without
-encoding them anew hold frames that are not to be shown, downloads break off, and frames need not be shown at even times.
+encoding them anew hold frames that are not to be shown, downloads break off, and frame rates vary.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Track:
         num_decoded: How many frames decoding gives; None where only decoding tells.
         numbers: Which of those are the clip's frames, at even times; None where there are no even times.
         frame_rate_hz: Of the frames `numbers`; 0 where the file says nothing.
-        variable: The frames are shown at uneven times; `numbers` are not all of them.
+        average_rate_hz: Of all frames.
         damaged: So many packets the container itself knows to be incomplete.
     """
 
@@ -54,8 +54,13 @@ class Track:
     num_decoded: int | None
     numbers: tuple[int, ...] | None
     frame_rate_hz: float
-    variable: bool
-    damaged: int = 0
+    average_rate_hz: float
+    damaged: int
+
+    @property
+    def variable(self) -> bool:
+        """The frames are shown at uneven times; `numbers` are not all of them."""
+        return self.times is not None and (self.numbers is None or len(self.numbers) < len(self.times))
 
 
 def open_video(path: Path) -> av.container.InputContainer:
@@ -149,23 +154,14 @@ def _read_track(path: Path, size: int, _changed: int) -> Track:
         said = float(stream.average_rate or stream.guessed_rate or 0)
         # AVI has no times: what FFmpeg gives its packets is in the order of coding.
         if skipped is None or None in times or stream.time_base is None or container.format.name == "avi":
-            return Track(stream.index, skipped or 0, None, None, None, said, False, damaged)
+            return Track(stream.index, skipped or 0, None, None, None, said, said, damaged)
         # Frames that come before the one that decoding begins with need others that are not there.
         shown = sorted(time for time in times if time is not None and (first_time is None or time >= first_time))
         numbers, rate = even_frames(np.array(shown, np.int64) * float(stream.time_base), float(stream.time_base))
-        variable = numbers is None or len(numbers) < len(shown)
-        if not variable and (not rate or abs(rate - said) < 0.01 * said):
+        if numbers is not None and len(numbers) == len(shown) and (not rate or abs(rate - said) < 0.01 * said):
             rate = said  # an exact fraction
-        return Track(
-            stream.index,
-            skipped,
-            tuple(shown),
-            len(shown),
-            None if numbers is None else tuple(numbers.tolist()),
-            rate,
-            variable,
-            damaged,
-        )
+        even = None if numbers is None else tuple(numbers.tolist())
+        return Track(stream.index, skipped, tuple(shown), len(shown), even, rate, said, damaged)
 
 
 def _is_shown(packet: av.Packet, codec: str) -> bool:

@@ -17,12 +17,16 @@ import av
 import av.filter
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 
 from physcli.data.color import HIGH_RANGE, tone_mapped
 from physcli.data.container import COPY_AGAIN, Track, open_video, read_track
 from physcli.errors import DataError
 from physcli.files import replacing
+
+# The codes of ITU-T H.273: BT.601's matrix (as SMPTE 170M has it), limited range, BT.709's primaries, sRGB's curve.
+_WRITTEN_COLORS = (6, 1, 1, 13)
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif"})
 
@@ -39,6 +43,7 @@ class VideoInfo:
         width: As shown, in pixels.
         codec: Of the video stream.
         pixel_format: FFmpeg's name of how pixels are stored.
+        num_stored: How many frames decoding gives.
         variable_rate: The frames are not shown at even times.
         rotation_deg: By how much a player turns them, counterclockwise: 0, 90, 180 or 270.
         mirrored: A player mirrors them.
@@ -55,6 +60,7 @@ class VideoInfo:
     width: int
     codec: str
     pixel_format: str
+    num_stored: int = 0
     variable_rate: bool = False
     rotation_deg: int = 0
     mirrored: bool = False
@@ -107,11 +113,11 @@ class _Shape:
 def _shape(path: Path, frame: av.VideoFrame, stream: av.VideoStream) -> _Shape:
     """Raises DataError: the file wants it turned by an angle that moves pixels off their grid."""
     transposed, flipped = False, (False, False)
-    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload]
     if matrix is not None:
         # ISO/IEC 14496-12: (x, y) is shown at (a·x + c·y, b·x + d·y).
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5] / 65536
-        transposed = abs(a) + abs(d) < abs(b) + abs(c)
+        transposed = bool(abs(a) + abs(d) < abs(b) + abs(c))
         on, off = ((b, c), (a, d)) if transposed else ((a, d), (b, c))
         if np.abs(np.abs(on) - 1).max() > 0.01 or np.abs(off).max() > 0.01:
             angle = np.rad2deg(np.arctan2(-b, a))
@@ -120,7 +126,8 @@ def _shape(path: Path, frame: av.VideoFrame, stream: av.VideoStream) -> _Shape:
                 expected="a multiple of 90",
                 fix="encode it again, upright",
             )
-        flipped = (b < 0, c < 0) if transposed else (d < 0, a < 0)
+        down, across = (b, c) if transposed else (d, a)
+        flipped = (bool(down < 0), bool(across < 0))
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
     height, width = frame.height, frame.width
     # Pixels that are not square are made so by enlarging one side: no line is lost.
@@ -163,7 +170,7 @@ def _decode(path: Path, container: av.container.InputContainer, track: Track) ->
             if problem:
                 break
     except av.FFmpegError as error:
-        problem = str(error)
+        problem = error.strerror or str(error)
     promised = track.num_decoded
     if problem or track.damaged or (promised is not None and count < promised):
         raise DataError(
@@ -205,7 +212,8 @@ def video_info(path: str | os.PathLike[str]) -> VideoInfo:
     track = read_track(path)
     interlaced, first, count = False, None, 0
     with open_video(path) as container:
-        for count, frame in _decode(path, container, track):
+        for number, frame in _decode(path, container, track):
+            count = number + 1
             first = frame if first is None else first
             interlaced = interlaced or frame.interlaced_frame
         stream = container.streams[track.stream]
@@ -214,23 +222,30 @@ def video_info(path: str | os.PathLike[str]) -> VideoInfo:
         shape, numbers = _shape(path, first, stream), _numbers(path, track)
         return VideoInfo(
             path=path,
-            num_frames=count + 1 if numbers is None else len(numbers),
+            num_frames=count if numbers is None else len(numbers),
             frame_rate_hz=track.frame_rate_hz,
             height=shape.height,
             width=shape.width,
             codec=stream.codec_context.name,
             pixel_format=stream.codec_context.pix_fmt or "",
+            num_stored=count,
             variable_rate=track.variable,
             rotation_deg=shape.rotation_deg,
             mirrored=shape.mirrored,
             pixel_aspect=float(stream.sample_aspect_ratio or 1) or 1.0,
             dynamic_range=HIGH_RANGE.get(first.color_trc, "SDR"),
             interlaced=interlaced,
-            alpha=any(part.is_alpha for part in first.format.components) or stream.metadata.get("alpha_mode") == "1",
+            alpha=_is_transparent(first) or stream.metadata.get("alpha_mode") == "1",
         )
 
 
-def count_frames(path: str | os.PathLike[str]) -> int:
+def _is_transparent(frame: av.VideoFrame) -> bool:
+    if not any(part.is_alpha for part in frame.format.components):
+        return False
+    return bool(frame.to_ndarray(format="rgba")[..., 3].min() < 255)  # GIF is read with alpha, used or not
+
+
+def count_frames(path: str | os.PathLike[str], *, as_decord: bool = False) -> int:
     """The number of frames that `read_video` gives, without decoding where the file tells it.
 
     Raises:
@@ -238,30 +253,56 @@ def count_frames(path: str | os.PathLike[str]) -> int:
     """
     path = Path(path)
     track = read_track(path)
-    numbers = _numbers(path, track)
-    return video_info(path).num_frames if numbers is None else len(numbers)
+    known = _count(path, track, as_decord)
+    if known is None:
+        with open_video(path) as container:
+            known = sum(1 for _ in _decode(path, container, track))
+    return known
 
 
-def frame_rate(path: str | os.PathLike[str]) -> float:
+def _count(path: Path, track: Track, as_decord: bool) -> int | None:
+    """The number of frames that are read; None where only decoding tells."""
+    numbers = None if as_decord else _numbers(path, track)
+    return track.num_decoded if numbers is None else len(numbers)
+
+
+def frame_rate(path: str | os.PathLike[str], *, as_decord: bool = False) -> float:
     """Frames a second of what `read_video` gives, without decoding; 0 where the file says nothing.
 
     Raises:
         DataError: the file is missing, empty, cut short or no video.
     """
-    return read_track(Path(path)).frame_rate_hz
+    track = read_track(Path(path))
+    return track.average_rate_hz if as_decord else track.frame_rate_hz
 
 
-def read_video(path: str | os.PathLike[str], indices: Sequence[int] | None = None) -> np.ndarray:
+def thinned_frames(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Of a video with a variable frame rate, how many frames are read of how many; None of any other.
+
+    Raises:
+        DataError: the file is missing, empty, cut short or no video.
+    """
+    track = read_track(Path(path))
+    if not track.variable or track.numbers is None or track.times is None:
+        return None
+    return len(track.numbers), len(track.times)
+
+
+def read_video(
+    path: str | os.PathLike[str], indices: Sequence[int] | None = None, *, as_decord: bool = False
+) -> np.ndarray:
     """Decode a video, or the chosen frames of it, as a player shows it.
 
-    Frames are turned as the file says, and pixels made square; high dynamic range becomes ordinary (`physcli.data.color`);
-    YUV is read by the matrix and range that the file names, as BT.601 with limited range where it names none. Of a
-    variable frame rate those frames count that are shown at even times.
+    Frames are turned as the file says, and pixels made square; high dynamic range becomes ordinary by
+    `physcli.data.color`; YUV is read by the matrix and range that the file names, as BT.601 with limited range where it
+    names none. Of a variable frame rate those frames count that are shown at even times.
 
     Args:
         path: The file.
         indices: Frame numbers to return, in that order, repeats allowed; None for every frame. Decoding stops
             after the largest.
+        as_decord: Every frame as it is stored, whatever the file says of turning, pixels' shape, times and dynamic
+            range, as decord and most loaders read it.
 
     Returns:
         uint8 [T, H, W, 3], RGB.
@@ -274,7 +315,10 @@ def read_video(path: str | os.PathLike[str], indices: Sequence[int] | None = Non
     to_rgb = VideoReformatter()
     shape: _Shape | None = None
     frames = []
-    for frame, stream in _chosen(path, indices):
+    for frame, stream in _chosen(path, indices, as_decord=as_decord):
+        if as_decord:
+            frames.append(to_rgb.reformat(frame, format="rgb24").to_ndarray())
+            continue
         shape = shape or _shape(path, frame, stream)
         picture = shape.turn(_rgb(frame, to_rgb))
         frames.append(resize(picture[None], shape.height, shape.width)[0])
@@ -299,7 +343,7 @@ def _chosen(
         raise ValueError(f"frame indices must be non-negative and not empty, got {indices!r}")
     track = read_track(path)
     numbers = None if as_decord else _numbers(path, track)
-    known = track.num_decoded if numbers is None else len(numbers)
+    known = _count(path, track, as_decord)
     if indices is not None and known is not None and max(indices) >= known:
         raise _too_short(path, known, max(indices))
     wanted = set(indices) if numbers is None and indices is not None else None
@@ -349,8 +393,7 @@ def read_scaled(
         indices: Frame numbers, repeats allowed.
         height: Of the result, in pixels.
         width: Of the result, in pixels; another aspect ratio squashes the picture.
-        as_decord: Also where a file says something that decord does not heed: frames are not turned, those of a
-            variable rate are counted one by one, and high dynamic range stays dull.
+        as_decord: As `read_video` takes it.
 
     Returns:
         uint8 [T, height, width, 3], RGB.
@@ -364,16 +407,17 @@ def read_scaled(
     graph: av.filter.Graph | None = None
     shape: _Shape | None = None
     for frame, stream in _chosen(path, indices, as_decord=as_decord):
-        shape = shape or _shape(path, frame, stream)
-        turned = shape.transposed and not as_decord
-        if not as_decord and frame.color_trc in HIGH_RANGE:
-            frame = av.VideoFrame.from_ndarray(tone_mapped(frame, to_rgb), format="rgb24")
-        graph = graph or _scaling_graph(frame, *((width, height) if turned else (height, width)))
+        if not as_decord:
+            shape = shape or _shape(path, frame, stream)
+            if frame.color_trc in HIGH_RANGE:
+                frame = av.VideoFrame.from_ndarray(tone_mapped(frame, to_rgb), format="rgb24")
+        transposed = shape is not None and shape.transposed
+        graph = graph or _scaling_graph(frame, *((width, height) if transposed else (height, width)))
         graph.push(frame)
         picture = graph.pull()
         assert isinstance(picture, av.VideoFrame)
         array = picture.to_ndarray(format="rgb24")
-        scaled.append(array if as_decord else shape.turn(array))
+        scaled.append(array if shape is None else shape.turn(array))
     return np.stack(_in_order(scaled, indices))
 
 
@@ -426,6 +470,9 @@ def write_video(
             stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz).limit_denominator(1001))
             stream.height, stream.width = height, width
             stream.pix_fmt = "yuv444p" if full_chroma else "yuv420p"
+            # What the conversion from RGB does anyway; unsaid, players guess it from the picture's size.
+            said = stream.codec_context
+            said.colorspace, said.color_range, said.color_primaries, said.color_trc = _WRITTEN_COLORS
             stream.codec_context.thread_count = 1
             # Without B-frames and lookahead a decoded frame depends on the frames up to it alone: otherwise the pixels
             # of a clip's context would tell what comes after it. x264's lookahead also reads beyond small frames,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from physcli.benchmarks.base import Answer, Benchmark, Question
-from physcli.data.video import read_scaled, video_info
+from physcli.data.video import count_frames, read_scaled
 from physcli.errors import ModelError
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo, rater_fingerprint
@@ -42,10 +42,13 @@ def find_rater(benchmark: type[Benchmark], name: str | None, *, simulated: bool)
         ) from error
 
 
-def read_frames(path: str | os.PathLike[str], rater: MplugOwlVideo) -> Tensor:
+def read_frames(path: str | os.PathLike[str], rater: MplugOwlVideo, *, as_decord: bool = False) -> Tensor:
     """What a rater sees of a video file: its frames, scaled and normalised.
 
-    The file is decoded twice: which frames are shown hangs on how many there are, and containers misreport that.
+    Args:
+        path: The file.
+        rater: The rater.
+        as_decord: As `read_scaled` takes it.
 
     Returns:
         float32 [3, T, H, W], on the CPU.
@@ -53,9 +56,9 @@ def read_frames(path: str | os.PathLike[str], rater: MplugOwlVideo) -> Tensor:
     Raises:
         DataError: the file cannot be decoded.
     """
-    indices = rater.frame_indices(video_info(path).num_frames)
+    indices = rater.frame_indices(count_frames(path, as_decord=as_decord))
     size = rater.config.vision.image_size
-    return rater.prepare(read_scaled(path, indices, size, size))
+    return rater.prepare(read_scaled(path, indices, size, size, as_decord=as_decord))
 
 
 def ask(

@@ -26,7 +26,7 @@ from physcli.benchmarks.base import Answer, Benchmark, Context, Score
 from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, LARGEST_MOTION, is_dynamic, largest_motion, rule_for
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
-from physcli.data.video import frame_rate, read_video
+from physcli.data.video import frame_rate, read_video, thinned_frames
 from physcli.data.video_sets import Video, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, UsageError, unknown
 from physcli.files import write_text
@@ -70,6 +70,7 @@ class EvalSettings:
         rules: A list of rules to be judged; see `add_rules`.
         limit: At most so many videos, evenly spaced.
         dtype: Of the rater.
+        as_decord: Videos are read as `read_video` does with it, for scores of the official raters' code.
         options: The benchmark's own settings by name, where they are not the defaults.
     """
 
@@ -79,6 +80,7 @@ class EvalSettings:
     rules: str | None = None
     limit: int | None = None
     dtype: str = "auto"
+    as_decord: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -171,8 +173,9 @@ def evaluate(
         with reporter.bar("Scoring", len(mine), "video") as bar:
             for first in range(0, len(mine), batch_size):
                 some = mine[first : first + batch_size]
-                for number, scored in zip(some, _score(benchmark, [items[n] for n in some], judge), strict=True):
-                    row = {"number": number, **_row(items[number], scored, reporter)}
+                judged = _score(benchmark, [items[n] for n in some], judge, as_decord=settings.as_decord)
+                for number, scored in zip(some, judged, strict=True):
+                    row = {"number": number, **_row(items[number], scored, reporter, settings.as_decord)}
                     append_row(run.path / f"items-{processes.rank}.part.jsonl", row)
                     bar.advance()
         processes.wait()
@@ -192,6 +195,8 @@ def _benchmark(settings: EvalSettings) -> Benchmark:
     cls = find_benchmark(settings.benchmark)
     if settings.rater is not None and "rater" not in cls.needs:
         raise UsageError(f"--rater with eval {cls.name}.", expected="no rater: the pixels themselves are checked")
+    if settings.as_decord and "rater" not in cls.needs:
+        raise UsageError(f"--as-decord with eval {cls.name}.", expected="a benchmark with a rater")
     if settings.rules is not None and "rules" not in cls.needs:
         raise UsageError(f"Rules with eval {cls.name}.", expected="a benchmark that judges rules, such as videophy2")
     names = [one.name for one in fields(cls.Settings)]
@@ -222,7 +227,7 @@ def _logged(path: Path) -> dict[int, dict[str, Any]]:
     return {row["number"]: row for log in sorted(path.glob(_LOGS)) for row in read_log(log)}
 
 
-def _row(item: Video, scored: Scored, reporter: Reporter) -> dict[str, Any]:
+def _row(item: Video, scored: Scored, reporter: Reporter, as_decord: bool) -> dict[str, Any]:
     row = {
         "video": str(item.path.resolve()),
         "name": item.name,
@@ -234,12 +239,17 @@ def _row(item: Video, scored: Scored, reporter: Reporter) -> dict[str, Any]:
     if isinstance(scored, DataError):
         reporter.warn(f"Not scored: {scored.received}")
         return row | {"error": scored.received}
+    if not as_decord and (thinned := thinned_frames(item.path)):
+        read, shown = thinned
+        reporter.note(
+            f"{item.name} has a variable frame rate: {read} of its {shown} frames, those at even times, are scored."
+        )
     return row | scored
 
 
-def _frames(video: Video) -> np.ndarray:
+def _frames(video: Video, as_decord: bool) -> np.ndarray:
     """All frames."""
-    frames = read_video(video.path)
+    frames = read_video(video.path, as_decord=as_decord)
     if len(frames) < LEAST_FRAMES:
         raise DataError(f"{video.path} has {len(frames)} frames.", expected=f"at least {LEAST_FRAMES}")
     return frames
@@ -267,7 +277,9 @@ def _load_rater(
     return rater, label
 
 
-def _score(benchmark: Benchmark, videos: Sequence[Video], rater: MplugOwlVideo | None) -> list[Scored]:
+def _score(
+    benchmark: Benchmark, videos: Sequence[Video], rater: MplugOwlVideo | None, *, as_decord: bool
+) -> list[Scored]:
     """Score videos; a rater sees them together. What cannot be scored takes no other with it."""
     scored: dict[int, Scored] = {}
     motion: dict[int, dict[str, Any]] = {}
@@ -280,8 +292,8 @@ def _score(benchmark: Benchmark, videos: Sequence[Video], rater: MplugOwlVideo |
             try:
                 for question, text in benchmark.questions(video):
                     question.fill(text)  # a text that cannot be asked about is this video's fault
-                moved = _motion(_frames(video), frame_rate(video.path))
-                shown.append(read_frames(video.path, rater))
+                moved = _motion(_frames(video, as_decord), frame_rate(video.path, as_decord=as_decord))
+                shown.append(read_frames(video.path, rater, as_decord=as_decord))
                 motion[number] = moved
             except DataError as error:
                 scored[number] = error
@@ -292,7 +304,7 @@ def _score(benchmark: Benchmark, videos: Sequence[Video], rater: MplugOwlVideo |
         if number in scored:
             continue
         try:
-            context = _context(benchmark, video, answers.get(number, ()))
+            context = _context(benchmark, video, answers.get(number, ()), as_decord)
             values = benchmark.score(video, context)
             if LARGEST_MOTION.name not in values:
                 values |= motion.get(number) or _motion(context.frames, context.frame_rate_hz)
@@ -302,15 +314,15 @@ def _score(benchmark: Benchmark, videos: Sequence[Video], rater: MplugOwlVideo |
     return [scored[number] for number in range(len(videos))]
 
 
-def _context(benchmark: Benchmark, video: Video, answers: Sequence[Answer]) -> Context:
+def _context(benchmark: Benchmark, video: Video, answers: Sequence[Answer], as_decord: bool) -> Context:
     def named(what: str) -> Path:
         if not isinstance(video.columns.get(what), str):
             raise DataError(f"{video.name} has no {what}.", expected=f"a column `{what}` with a file in the list")
         return Path(video.columns[what])
 
     return Context(
-        lambda: _frames(video),
-        frame_rate(video.path),
+        lambda: _frames(video, as_decord),
+        frame_rate(video.path, as_decord=as_decord),
         dis_flow,
         answers,
         reference=read_video(named("reference")) if "reference" in benchmark.needs else None,

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from physcli.data.clips import Clip, check, read_dataset
+from physcli.data.video import VideoInfo
 from physcli.progress import Reporter
+
+# What files say beyond their pixels: column → what it says of a video, "" where that is nothing out of the ordinary.
+REMARKS: dict[str, Callable[[VideoInfo], str]] = {
+    "frame rate": lambda info: f"varies: {info.num_frames} of {info.num_stored} frames" if info.variable_rate else "",
+    "turned": lambda info: (
+        (f"{info.rotation_deg}°" if info.rotation_deg else "") + (" mirrored" if info.mirrored else "")
+    ),
+    "pixel aspect": lambda info: f"{info.pixel_aspect:.4g}" if abs(info.pixel_aspect - 1) > 1e-6 else "",
+    "range": lambda info: "" if info.dynamic_range == "SDR" else f"HDR ({info.dynamic_range})",
+    "lines": lambda info: "interlaced" if info.interlaced else "",
+    "opacity": lambda info: "alpha" if info.alpha else "",
+}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder holds. `problems` are (file, why) of all that cannot be used."""
+    """What a folder holds.
+
+    Attributes:
+        remarks: (file, facts) of videos that are not read as their pixels are stored: see `REMARKS`.
+        problems: (file, why) of all that cannot be used.
+    """
 
     folder: Path
     kind: str
@@ -22,6 +41,7 @@ class Inspection:
     rates: Counter[float]
     sizes: Counter[str]
     codecs: Counter[str]
+    remarks: tuple[tuple[str, VideoInfo], ...]
     problems: tuple[tuple[str, str], ...]
 
     @property
@@ -59,6 +79,11 @@ class Inspection:
         ]
         return rows
 
+    @property
+    def remarkable(self) -> list[list[Any]]:
+        """A row for each of `remarks`: the file, and a column for each of `REMARKS`."""
+        return [[name, *(tell(info) or "–" for tell in REMARKS.values())] for name, info in self.remarks]
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "folder": self.folder,
@@ -74,6 +99,7 @@ class Inspection:
                 dict(zip(("split", "scenario", "clips", "positive", "contact_frames"), row, strict=True))
                 for row in self.groups
             ],
+            "remarks": [dict(zip(("file", *REMARKS), row, strict=True)) for row in self.remarkable],
             "problems": [{"file": name, "why": why} for name, why in self.problems],
         }
 
@@ -105,6 +131,11 @@ def inspect_data(folder: Path, *, reporter: Reporter | None = None) -> Inspectio
         Counter(round(info.frame_rate_hz, 3) for info in infos.values()),
         Counter(f"{info.height}x{info.width}" for info in infos.values()),
         Counter(info.codec for info in infos.values()),
+        tuple(
+            (_relative(path, folder), info)
+            for path, info in infos.items()
+            if any(tell(info) for tell in REMARKS.values())
+        ),
         tuple((_relative(path, folder), _without_name(message, path)) for path, message in problems),
     )
 

@@ -82,10 +82,11 @@ def open_video(path: Path) -> av.container.InputContainer:
             fix=COPY_AGAIN,
         ) from error
     if not _candidates(container):
+        some = bool(container.streams.video)
         container.close()
         raise DataError(
-            f"{path} has no video stream" + (" but a cover picture." if container.streams.video else "."),
-            expected="a file with at least one video stream",
+            f"{path} has no video stream" + (" but a picture, or one of an unknown codec." if some else "."),
+            expected="a file with a video stream that FFmpeg decodes",
         )
     return container
 
@@ -99,7 +100,11 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 def _candidates(container: av.container.InputContainer) -> list[av.VideoStream]:
     """Those that hold video and not a picture, and of them the default ones, if any."""
-    videos = [stream for stream in container.streams.video if not stream.disposition & _NOT_VIDEO]
+    videos = [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & _NOT_VIDEO
+    ]
     return [stream for stream in videos if stream.disposition & Disposition.default] or videos
 
 
@@ -157,6 +162,8 @@ def _read_track(path: Path, size: int, _changed: int) -> Track:
             return Track(stream.index, skipped or 0, None, None, None, said, said, damaged)
         # Frames that come before the one that decoding begins with need others that are not there.
         shown = sorted(time for time in times if time is not None and (first_time is None or time >= first_time))
+        if not shown:
+            raise DataError(f"{path} holds no frame that is to be shown.", expected="at least one", fix=COPY_AGAIN)
         numbers, rate = even_frames(np.array(shown, np.int64) * float(stream.time_base), float(stream.time_base))
         if numbers is not None and len(numbers) == len(shown) and (not rate or abs(rate - said) < 0.01 * said):
             rate = said  # an exact fraction
@@ -191,9 +198,10 @@ def even_frames(times_s: np.ndarray, tick_s: float) -> tuple[np.ndarray | None, 
     if uneven[-1] and steps[-1] < (2 + TIME_TOLERANCE) * usual and len(steps) > 1:
         # A cut in the order of coding leaves a gap before the last frame.
         uneven[-1], mean = False, float(steps[:-1].mean())
-    rounded = np.abs(times_s - times_s[0] - mean * every).max() <= 0.51 * tick_s
+    slope, offset = np.polyfit(every, times_s, 1)
+    rounded = np.ptp(times_s - offset - slope * every) <= 1.1 * tick_s
     if not uneven.any() or rounded:
-        return every, _frequency(mean)
+        return every, _frequency(float(slope) if rounded else mean)
     for step in sorted({base * count for base in (usual, mean) for count in range(1, COARSEST_STEPS + 1)}):
         wanted = times_s[0] + step * np.arange(int((times_s[-1] - times_s[0]) / step + 1 + TIME_TOLERANCE))
         nearest = np.searchsorted(times_s, wanted - step / 2)

@@ -142,8 +142,8 @@ def _decode(path: Path, container: av.container.InputContainer, track: Track) ->
     """All frames of a video with their numbers; DataError where one is damaged, missing or of another size."""
     stream = container.streams[track.stream]
     assert isinstance(stream, av.VideoStream)
-    stream.thread_type = "AUTO"
-    # Otherwise a decoder paints over what it cannot read.
+    # Otherwise a decoder paints over what it cannot read. With a thread for each frame, errors at the end get lost.
+    stream.thread_type = "SLICE"
     stream.codec_context.options = {"err_detect": "explode"}
     count, size, problem = 0, None, ""
     times = track.times if track.numbers is not None else None  # files that were joined have the same times twice
@@ -349,7 +349,7 @@ def _chosen(
     wanted = set(indices) if numbers is None and indices is not None else None
     if numbers is not None:
         wanted = set(numbers) if indices is None else {numbers[index] for index in indices}
-    last = None if indices is None or wanted is None else max(wanted)
+    last = None if indices is None or wanted is None else max(wanted)  # all of a file is decoded to its end
     count = 0
     with open_video(path) as container:
         stream = container.streams[track.stream]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from physcli.data.clips import Clip, read_dataset
+from physcli.errors import DataError
 from physcli.models.device import peak_memory, pick_device
 from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, Train
@@ -123,7 +125,32 @@ def _some_clips(
     training, held_out = read_clips(
         data, cache=temporary, processes=processes, reporter=reporter, impossible=twins_wanted(recipe)
     )
-    return training[:1], held_out[:1], len(training)
+    frames = getattr(recipe.objective, "frames", 1)
+    return _first_usable(training, frames, reporter), _first_usable(held_out, frames, reporter), len(training)
+
+
+def _first_usable(clips: Sequence[Clip], num_frames: int, reporter: Reporter) -> list[Clip]:
+    """The first clip that decodes and is long enough; none of none.
+
+    Raises:
+        DataError: none of them is.
+    """
+    for clip in clips:
+        try:
+            found = len(clip.read())
+        except DataError as error:
+            reporter.warn(f"Left out: {clip.path}: {error.received}")
+        else:
+            if found >= num_frames:
+                return [clip]
+            reporter.warn(f"Left out: {clip.path}: {found} frames, and a window has {num_frames}.")
+    if clips:
+        raise DataError(
+            f"Not one of {len(clips)} clips can be used.",
+            expected=f"clips that decode, of at least {num_frames} frames",
+            fix="run `physcli data inspect` on them",
+        )
+    return []
 
 
 def time_steps(trainee: Steps, settings: Train, *, device: str, seed: int, folder: Path, steps: int = 2) -> float:

@@ -74,6 +74,7 @@ def stored(
     matrix_of_display=None,
     aspect=None,
     ticks=None,
+    interlaced=False,
 ):
     """Write frames through a matrix of one's own: Y = red·R + (1 − red − blue)·G + blue·B, 4:4:4; ticks are 1/24 s."""
     rgb = frames.astype(float) / 255
@@ -92,6 +93,8 @@ def stored(
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=24)
         stream.height, stream.width, stream.pix_fmt, stream.options = height, width, "yuv444p", {"crf": "4", "bf": "0"}
+        if interlaced:
+            stream.options = {"crf": "4", "bf": "0", "x264-params": "interlaced=1"}
         if matrix is not None:
             stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 2 if full else 1
         if rotation is not None:

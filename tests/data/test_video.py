@@ -30,6 +30,18 @@ def test_round_trip_keeps_colours(tmp_path):
     assert info.duration_s == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("full_chroma", [True, False])
+def test_written_videos_say_their_colours(tmp_path, full_chroma):
+    write_video(tmp_path / "a.mp4", moving_square(), 20, full_chroma=full_chroma)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        said = container.streams.video[0].codec_context
+        found = said.colorspace, said.color_range, said.color_primaries, said.color_trc
+        planes = next(container.decode(video=0)).to_ndarray(format="yuv444p")
+    assert found == (6, 1, 1, 13)  # SMPTE 170M, limited, BT.709, sRGB
+    # And it is so: (90, 90, 90) is 16 + 219·90/255 in limited range.
+    assert abs(int(planes[0, 0, 0]) - 93) <= 1
+
+
 def test_the_same_frames_give_the_same_bytes(tmp_path):
     rng = np.random.default_rng(0)
     frames = moving_square(49)

@@ -17,6 +17,7 @@ from physcli.progress import Reporter
 from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
 from physcli.tasks.scored_runs import read_scored_run
+from tests.videos import GOLDEN
 
 RANDOM = f"{TINY_RATER}:random"
 
@@ -253,3 +254,36 @@ def test_a_simulated_folder_says_what_of_it_is_scored(simulated, tmp_path):
     evaluate(EvalSettings("laws", str(simulated), limit=1), out=tmp_path / "run", reporter=heard)
     num_test = sum(json.loads(line)["split"] == "test" for line in (simulated / "metadata.jsonl").open())
     assert any(line.startswith(f"The {num_test} test clips of") for line in heard.said)
+
+
+def test_files_as_they_come(tmp_path):
+    """Damaged videos are missing and named; what a container says counts, or not, as is asked for."""
+    prompt = "a red ball is thrown up and falls towards a yellow cylinder and hits it, filmed at 20 frames per second"
+    names = [f"drop-{name}.mp4" for name in ("upright", "rotation-flag", "wide-pixels", "variable-rate")]
+    broken = ["broken-off-faststart.mp4", "bit-flip.mp4", "size-changes.mkv"]
+    rows = [{"video": str(GOLDEN / name), "caption": prompt, "simulated_world": True} for name in (*broken, *names)]
+    write_list(tmp_path, rows)
+    heard = Heard()
+    result = evaluate(EvalSettings("laws", str(tmp_path)), out=tmp_path / "laws", reporter=heard)
+    assert [bool(item.get("error")) for item in result.items] == [True] * 3 + [False] * 4
+    assert [item["pc"] for item in result.items] == [None] * 3 + [True] * 4
+    assert values(result)["missing/video"] == (pytest.approx(3 / 7), 7)
+    for name, what in zip(broken, ("breaks off", "damaged", "changes its size"), strict=True):
+        assert any(name in line and what in line for line in heard.said)
+    assert any("variable-rate.mp4 has a variable frame rate: 17 of its 33 frames" in line for line in heard.said)
+
+
+def test_as_decord(tmp_path):
+    """A file that says it is to be turned scores as its upright twin, unless decord's reading is asked for."""
+    rows = [{"video": str(GOLDEN / f"drop-{name}.mp4"), "caption": "x"} for name in ("upright", "rotation-flag")]
+    write_list(tmp_path, rows)
+    found = {}
+    for as_decord in (False, True):
+        settings = EvalSettings("videophy", str(tmp_path), rater=TINY_RATER, as_decord=as_decord)
+        items = evaluate(settings, out=tmp_path / f"run-{as_decord}").items
+        found[as_decord] = [item["sa_mean"] for item in items]
+    assert found[False][1] == pytest.approx(found[False][0], abs=0.02)
+    assert found[True][0] == found[False][0]
+    assert abs(found[True][1] - found[False][1]) > 1e-3
+    with pytest.raises(UsageError, match="--as-decord"):
+        evaluate(EvalSettings("laws", str(tmp_path), as_decord=True), out=tmp_path / "laws")

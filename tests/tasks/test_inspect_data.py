@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import av
 import cv2
 import numpy as np
 import pytest
 
-from physcli.tasks.inspect_data import inspect_data
+from physcli.tasks.inspect_data import REMARKS, inspect_data
+from tests.videos import GOLDEN, patches, stored
 
 
 def test_counts(simulated):
@@ -56,3 +58,39 @@ def test_hdf5(tmp_path, suffix):
     found = inspect_data(tmp_path)
     assert (found.lengths, found.rates, found.sizes) == ({4: 1}, {100.0: 1}, {"8x10": 1})
     assert found.problems == ((f"b_drop.{suffix}", "frame 0000: no image."),)
+
+
+def test_what_is_out_of_the_ordinary(tmp_path):
+    """Columns of their own; what is ordinary has no row."""
+    for name in (
+        "drop-upright",
+        "drop-rotation-flag",
+        "drop-wide-pixels",
+        "drop-variable-rate",
+        "patches-pq",
+        "bit-flip",
+    ):
+        shutil.copy(GOLDEN / f"{name}.mp4", tmp_path)
+    stored(tmp_path / "interlaced.mp4", patches(), 0.299, 0.114, interlaced=True)
+    clear = np.zeros((6, 32, 32, 4), np.uint8)
+    clear[..., 3] = 128
+    with av.open(str(tmp_path / "clear.mov"), "w") as container:
+        stream = container.add_stream("qtrle", rate=24)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "argb"
+        for picture in clear:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format="argb")))
+        container.mux(stream.encode())
+    found = inspect_data(tmp_path)
+    rows = {row[0]: dict(zip(REMARKS, row[1:], strict=True)) for row in found.remarkable}
+    said = {name: {column: text for column, text in row.items() if text != "–"} for name, row in rows.items()}
+    assert said == {
+        "drop-rotation-flag.mp4": {"turned": "90°"},
+        "drop-wide-pixels.mp4": {"pixel aspect": "2"},
+        "drop-variable-rate.mp4": {"frame rate": "varies: 17 of 33 frames"},
+        "patches-pq.mp4": {"range": "HDR (PQ)"},
+        "interlaced.mp4": {"lines": "interlaced"},
+        "clear.mov": {"opacity": "alpha"},
+    }
+    assert [name for name, _ in found.problems] == ["bit-flip.mp4"]
+    assert {row["file"] for row in found.as_dict()["remarks"]} == set(said)

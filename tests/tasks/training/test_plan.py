@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from physcli.errors import UsageError
+from physcli.errors import DataError, UsageError
 from physcli.progress import Reporter
 from physcli.recipe import read_recipe
 from physcli.tasks.training.plan import make_plan
+from tests.videos import GOLDEN
 
 
 @pytest.fixture
@@ -52,3 +53,21 @@ def test_what_would_stop_the_run_stops_it(plan, tmp_path):
     with pytest.raises(UsageError, match="No such block: 9"):
         plan("videorepa", "method.taps=[9]")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_first_clip_is_passed_over(tmp_path, plan):
+    folder = tmp_path.parent / f"{tmp_path.name}-clips"
+    (folder / "train").mkdir(parents=True)
+    (folder / "test").mkdir()
+    rows = []
+    for split in ("train", "test"):
+        for name in ("broken-off-faststart", "drop-upright", "drop-420"):
+            (folder / split / f"{name}.mp4").write_bytes((GOLDEN / f"{name}.mp4").read_bytes())
+            rows.append(f"{split}/{name}.mp4,a red ball falls")
+    (folder / "metadata.csv").write_text("\n".join(["file_name,prompt", *rows]) + "\n")
+    assert plan("sft", "objective.strides=[1]", data=folder).step_seconds > 0
+    for split in ("train", "test"):
+        for name in ("drop-upright", "drop-420"):
+            (folder / split / f"{name}.mp4").write_bytes(b"")
+    with pytest.raises(DataError, match="Not one of 3 clips can be used"):
+        plan("sft", "objective.strides=[1]", data=folder)

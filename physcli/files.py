@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +119,45 @@ def read_json_object(path: Path, *, error: type[PhyscliError] = DataError, fix: 
     if not isinstance(content, dict):
         raise error(f"{path} holds a {type(content).__name__}.", expected="a JSON object", fix=fix)
     return content
+
+
+def files_below(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """All files below a folder, sorted, and what cannot be listed, with the reason.
+
+    Links are followed, to folders as well, but no folder is listed twice: where a link leads to one that is below the
+    folder anyway, or to one that holds the link, it is named instead. Names that begin with a dot are passed over.
+    """
+    files: list[Path] = []
+    problems: list[tuple[Path, str]] = []
+    listed: dict[str, Path] = {}
+    waiting, links = deque([folder]), deque[Path]()
+    while waiting or links:  # folders before links to them
+        here = waiting.popleft() if waiting else links.popleft()
+        real = os.path.realpath(here)
+        if real in listed:
+            if here.is_symlink():
+                problems.append((here, f"a link to {listed[real]}, whose files are there already"))
+            continue
+        if here != folder and Path(os.path.realpath(here.parent)).is_relative_to(real):
+            problems.append((here, "not followed: a link to a folder that it is in"))
+            continue
+        listed[real] = here
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            problems.append((here, f"cannot be listed: {error.strerror}"))
+            continue
+        for entry in entries:
+            path = here / entry.name
+            if entry.name.startswith("."):
+                continue
+            if os.path.isdir(path):
+                (links if entry.is_symlink() else waiting).append(path)
+            elif os.path.isfile(path):
+                files.append(path)
+            elif entry.is_symlink():
+                problems.append((path, f"a link to {os.readlink(path)}, which is not there"))
+    return sorted(files), problems
 
 
 def short_names(paths: Sequence[Path], root: Path, *, suffixes: bool = True) -> list[str]:

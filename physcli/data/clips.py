@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -26,10 +26,11 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from physcli.data.captions import Captions, read_captions, read_jsonl
+from physcli.data.captions import read_captions
+from physcli.data.tables import read_jsonl
 from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, count_frames, read_video, video_info
 from physcli.errors import DataError, MissingExtra
-from physcli.files import read_json
+from physcli.files import files_below, read_json
 from physcli.progress import Reporter
 
 # Words in a file's stem → row name. "collision" counts only where "roll" is absent: Physion has rolling stimuli
@@ -126,13 +127,17 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The clips of one folder (train before test, by name within) and the files that cannot be used."""
+    """The clips of one folder (train before test, by name within) and the files that cannot be used.
+
+    `has_splits`: False of plain videos that no folder, table or row says a split of; all are "test" then.
+    """
 
     kind: str
     root: Path
     clips: tuple[Clip, ...]
     problems: tuple[Problem, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)  # dataset.json
+    has_splits: bool = True
 
 
 def scenarios_of(stem: str) -> tuple[str, ...]:
@@ -158,7 +163,8 @@ def read_dataset(folder: str | Path) -> Dataset:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is {'a file' if root.exists() else 'not there'}.", expected=f"a folder: {LAYOUTS}")
-    for base in (root, root.parent) if root.name == "physion_mp4s" else (root,):
+    whole = Path(os.path.abspath(root))  # the name of "." is empty
+    for base in (root, whole.parent) if whole.name == "physion_mp4s" else (root,):
         if (base / "dataset.json").is_file():
             settings = read_json(base / "dataset.json")
             if isinstance(settings, dict) and settings.get("format") == "physcli-simulated":
@@ -168,15 +174,17 @@ def read_dataset(folder: str | Path) -> Dataset:
             base.name == "physion_mp4s" and any((base / split).is_dir() for split in SPLITS)
         ):
             return _whole(_read_v15(root, base))
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files, unlisted = files_below(root)
+    problems = tuple(Problem(path, message) for path, message in unlisted)
     hdf5 = [path for path in files if path.suffix in HDF5_SUFFIXES]
     if hdf5:
-        return _whole(_read_v1(root, hdf5))
+        return _whole(_read_v1(root, hdf5), problems)
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos:
-        return _whole(_read_videos(root, videos))
+        return _whole(_read_videos(root, videos, sorted(set(files) - set(videos))), problems)
     raise DataError(
-        f"{root} holds no clip ({len(files)} files).",
+        f"{root} holds no clip ({len(files)} files)"
+        + (f"; {len(problems)} problems, the first: {problems[0].path}: {problems[0].message}." if problems else "."),
         expected=LAYOUTS,
         fix="check the path, or make a set with `physcli data simulate --out DIR --num-clips 280`",
     )
@@ -246,7 +254,8 @@ def _decode(clip: Clip) -> VideoInfo | DataError:
         return error
 
 
-def _whole(dataset: Dataset) -> Dataset:
+def _whole(dataset: Dataset, problems: tuple[Problem, ...] = ()) -> Dataset:
+    dataset = replace(dataset, problems=problems + dataset.problems)
     if not dataset.clips:
         first = dataset.problems[0] if dataset.problems else None
         raise DataError(
@@ -256,7 +265,7 @@ def _whole(dataset: Dataset) -> Dataset:
             fix=f"`physcli data inspect {dataset.root}` lists them all",
         )
     clips = sorted(dataset.clips, key=lambda clip: (clip.split != "train", clip.split, clip.name))
-    return Dataset(dataset.kind, dataset.root, tuple(clips), dataset.problems, dataset.settings)
+    return replace(dataset, clips=tuple(clips))
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -370,9 +379,7 @@ def _read_simulated(root: Path, settings: Mapping[str, Any]) -> Dataset:
 
 
 def _videos_below(folder: Path) -> set[Path]:
-    return {
-        path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
-    }
+    return {path for path in files_below(folder)[0] if path.suffix.lower() in VIDEO_SUFFIXES}
 
 
 # --- Physion v1.5 ---
@@ -543,55 +550,19 @@ def _read_v1(root: Path, paths: Sequence[Path]) -> Dataset:
 # --- plain videos ---
 
 
-# What public datasets call their parts; validation is held out here as a test part is.
-_SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(
-    ("test", "testing", "validation", "valid", "val", "dev", "eval"), "test"
-)
-
-
-def _read_videos(root: Path, paths: Sequence[Path]) -> Dataset:
-    captions = read_captions(root, paths)
-    clips = []
-    for path in paths:
-        row = captions.rows.get(path, {})
-        clips.append(
-            Clip(
-                name=path.stem,
-                split=_split_of(root, path, row, captions),
-                path=path,
-                kind="video",
-                prompt=row.get("prompt", ""),
-                record=row,
-            )
+def _read_videos(root: Path, paths: Sequence[Path], others: Sequence[Path]) -> Dataset:
+    captions = read_captions(root, paths, others)
+    rows = [captions.rows[path] for path in paths]
+    clips = tuple(
+        Clip(
+            name=path.stem,
+            split=row.split or "test",
+            path=path,
+            kind="video",
+            prompt=row.prompt,
+            record=row.record,
         )
-    source = captions.source.name if captions.source else ""
-    absent = sorted(captions.rows.keys() - set(paths))
-    problems = [
-        Problem(
-            path,
-            f"in {source}{f', line {captions.lines[path]}' if path in captions.lines else ''}, "
-            "but the video is not there",
-        )
-        for path in absent
-    ]
-    problems += [Problem(path, message) for path, message in captions.problems]
-    return Dataset("video", root, tuple(clips), tuple(problems))
-
-
-def _split_of(root: Path, path: Path, row: Mapping[str, Any], captions: Captions) -> str:
-    """ "train" or "test": as the video's row says, else as the folder is called that it is in, else test.
-
-    Raises:
-        DataError: the row says something else.
-    """
-    if row.get("split") not in (None, ""):
-        found = _SPLIT_NAMES.get(str(row["split"]).strip().lower())
-        if found is None:
-            raise DataError(
-                f"{captions.source}, line {captions.lines[path]}: the split is {row['split']!r}.",
-                expected=f"one of {', '.join(_SPLIT_NAMES)}",
-                fix="correct it, or leave the column out",
-            )
-        return found
-    folders = path.relative_to(root).parts[:-1]
-    return next((_SPLIT_NAMES[name.lower()] for name in folders if name.lower() in _SPLIT_NAMES), "test")
+        for path, row in zip(paths, rows, strict=True)
+    )
+    problems = tuple(Problem(path, message) for path, message in captions.problems)
+    return Dataset("video", root, clips, problems, has_splits=any(row.split for row in rows))

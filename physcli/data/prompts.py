@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from physcli.data.captions import READERS, first_of, read_text
+from physcli.data.tables import READERS, first_of, no_column, read_text
 from physcli.errors import DataError
 
 DETAILED_COLUMNS = ("prompt", "detailed_caption", "upsampled_caption", "detailed_prompt")
@@ -65,11 +65,7 @@ def prompt_of_row(path: Path, number: int, row: Mapping[str, Any]) -> Prompt:
     """
     detailed, short = first_of(row, DETAILED_COLUMNS), first_of(row, SHORT_COLUMNS)
     if detailed is None and short is None:
-        raise DataError(
-            f"{path}, line {number}: no prompt; it has {', '.join(map(str, row))}.",
-            expected=f"one of {', '.join((*DETAILED_COLUMNS, *SHORT_COLUMNS))}",
-            fix="rename the column",
-        )
+        raise no_column(path, number, row, (*DETAILED_COLUMNS, *SHORT_COLUMNS), what="prompt")
     texts = []
     for column in (detailed, short):
         value = "" if column is None else row[column]

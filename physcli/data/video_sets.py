@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from physcli.data.captions import READERS, first_of
 from physcli.data.clips import TWINS_LIST, read_dataset
 from physcli.data.prompts import DETAILED_COLUMNS, SHORT_COLUMNS, prompt_of_row
+from physcli.data.tables import READERS, first_of, name_in_row, no_column
 from physcli.errors import DataError
 from physcli.files import short_names
 
@@ -81,7 +81,7 @@ def read_video_set(source: Path) -> VideoSet:
         return _from_folder(source)
     raise DataError(
         f"{source} is " + ("no set of videos." if source.exists() else "not there."),
-        expected=f"a run of `physcli sample`, its {LIST}, a .csv or .jsonl list, or a folder of captioned videos",
+        expected=f"a run of `physcli sample`, its {LIST}, a {', '.join(READERS)} list, or a folder of captioned videos",
         fix="check the path",
     )
 
@@ -99,11 +99,7 @@ def add_rules(videos: VideoSet, path: Path) -> VideoSet:
     for number, row in _rows(path):
         video, rule = row[_video_column(path, number, row)], _rule_of(path, number, row)
         if rule is None:
-            raise DataError(
-                f"{path}, line {number}: no rule; it has {', '.join(map(str, row))}.",
-                expected="a column `rule`",
-                fix="rename the column",
-            )
+            raise no_column(path, number, row, (RULE_COLUMN,), what="rule")
         told = rules.setdefault(video, [])
         if rule not in told:
             told.append(rule)
@@ -161,7 +157,7 @@ def _from_list(path: Path, name: str) -> VideoSet:
     for number, row in rows:
         column, rule = _video_column(path, number, row), _rule_of(path, number, row)
         video = row[column]
-        texts = {key: value for key, value in row.items() if key not in (column, RULE_COLUMN)}
+        texts = {key: value for key, value in row.items() if key not in (column, first_of(row, (RULE_COLUMN,)))}
         if rule is not None and first_of(row, (*DETAILED_COLUMNS, *SHORT_COLUMNS)) is None:
             prompt, caption, columns = video, "", texts
         else:
@@ -176,14 +172,14 @@ def _from_list(path: Path, name: str) -> VideoSet:
             else:
                 items[key] = replace(known, rules=(*known.rules, rule))
             continue
-        index = _whole(row.get("index"))
+        index = _whole(_value(row, "index"))
         items[key] = Video(
             name=video,
             path=videos[video],
             caption=caption,
             prompt=prompt,
             index=counts[prompt] if index is None else index,
-            seed=_whole(row.get("seed")),
+            seed=_whole(_value(row, "seed")),
             simulated=row.get("simulated_world") is True or "violation" in row,
             columns={**columns, **(row.get("columns") or {})},
             rules=() if rule is None else (rule,),
@@ -200,31 +196,32 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of a list.
 
     Raises:
-        DataError: it is neither .csv nor .jsonl, is not there, or cannot be read.
+        DataError: it is no such file, is not there, or cannot be read.
     """
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{path} is no list.", expected="a .csv or .jsonl file", fix="check the path")
+        raise DataError(f"{path} is no list.", expected=f"one of {', '.join(READERS)}", fix="check the path")
     yield from READERS[path.suffix.lower()](path)
 
 
 def _video_column(path: Path, number: int, row: Mapping[str, Any]) -> str:
-    column = first_of(row, VIDEO_COLUMNS)
-    if column is None or not isinstance(row[column], str) or not row[column].strip():
-        raise DataError(
-            f"{path}, line {number}: no video; it has {', '.join(map(str, row))}.",
-            expected=f"one of {', '.join(VIDEO_COLUMNS)}",
-            fix="rename the column, or fill it",
-        )
-    return column
+    name_in_row(path, number, row, VIDEO_COLUMNS, what="video")
+    return str(first_of(row, VIDEO_COLUMNS))
 
 
 def _rule_of(path: Path, number: int, row: Mapping[str, Any]) -> str | None:
     """The row's rule; None where the list has none."""
-    if RULE_COLUMN not in row:
+    column = first_of(row, (RULE_COLUMN,))
+    if column is None:
         return None
-    if not isinstance(row[RULE_COLUMN], str) or not row[RULE_COLUMN].strip():
-        raise DataError(f"{path}, line {number}: the rule is {row[RULE_COLUMN]!r}.", expected="text")
-    return str(row[RULE_COLUMN])
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise DataError(f"{path}, line {number}: the rule is {row[column]!r}.", expected="text")
+    return str(row[column])
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    """What a row says in a column, however that is written."""
+    column = first_of(row, (name,))
+    return None if column is None else row[column]
 
 
 def _whole(value: Any) -> int | None:

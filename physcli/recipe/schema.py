@@ -33,6 +33,7 @@ class Data(Section):
     `limit`: train on this many clips only, evenly spread over the set.
     `memory_gb`: decoded clips are kept in memory up to this size; the rest is decoded again each time.
     `max_bad`: share of the clips that may turn out unreadable before training stops.
+    `max_uncaptioned`: share of the clips that may have no caption where training reads captions; 1 if none is needed.
     `cache`: what is computed of them once and kept on disk. The rest is computed whenever it is read, by models that
     then stay loaded: slower, for a disk that cannot hold it.
     """
@@ -42,6 +43,7 @@ class Data(Section):
     limit: PositiveInt | None = None
     memory_gb: NonNegativeFloat = 6.0
     max_bad: Share = 0.05
+    max_uncaptioned: Share = 0.05
     cache: tuple[Cached, ...] = ("latents", "text", "teacher", "saliency", "flow")
 
 

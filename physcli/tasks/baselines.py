@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from physcli.data.captions import read_jsonl
 from physcli.data.clips import Clip, read_dataset
 from physcli.data.subsets import thin
+from physcli.data.tables import read_jsonl
 from physcli.data.video import frame_rate, read_video, resize, video_info
 from physcli.errors import DataError, UsageError
 from physcli.files import short_names

@@ -40,7 +40,7 @@ from physcli.tasks.run_dir import (
     same_settings,
 )
 from physcli.tasks.sources import pinned
-from physcli.tasks.training.build import build_trainee, twins_wanted
+from physcli.tasks.training.build import build_trainee, reads_captions, twins_wanted
 from physcli.tasks.training.checkpoints import (
     cannot_write,
     checkpoint_folders,
@@ -124,6 +124,7 @@ def finetune(
             cache=cache,
             processes=processes,
             reporter=reporter,
+            captions=reads_captions(recipe),
             impossible=twins_wanted(recipe),
         )
         if commit := pinned(recipe.data.source):

@@ -21,7 +21,7 @@ from physcli.recipe import Cached, completed, dump_recipe
 from physcli.rows import Metric, make_row
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.run_dir import RunDir, cache_root
-from physcli.tasks.training.build import Precomputed, prepare
+from physcli.tasks.training.build import Precomputed, prepare, reads_captions
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.compute import Tally
 from physcli.tasks.training.material import Source
@@ -92,7 +92,9 @@ def precompute(
         if run.already_finished:  # the cache may have been cleared since
             run.reopen()
         cache = cache_root(request.cache_dir)
-        training, held_out = read_clips(recipe.data, cache=cache, processes=processes, reporter=reporter)
+        training, held_out = read_clips(
+            recipe.data, cache=cache, processes=processes, reporter=reporter, captions=reads_captions(recipe)
+        )
         source = Source(training, held_out, recipe.data, seed, None, cache, processes, reporter)
         material = prepare(recipe, source, pick_device("cpu" if on_cpu(device) else device)).material
         if processes.is_main:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from physcli.data.captions import read_jsonl
+from physcli.data.tables import read_jsonl
 from physcli.errors import DataError, PhyscliError, UsageError, unknown
 from physcli.hashing import content_hash
 from physcli.rows import Metric, metric_of

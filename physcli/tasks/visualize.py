@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from physcli.data.captions import read_jsonl
+from physcli.data.tables import read_jsonl
 from physcli.data.video import frame_rate, read_video, resize, video_info, write_video
 from physcli.errors import DataError, UsageError, unknown
 from physcli.guidance.lamo import check_field, find_field, read_field

@@ -188,6 +188,13 @@ def twins_wanted(recipe: AnyRecipe) -> tuple[str, ...]:
     return KINDS if isinstance(recipe, RaterRecipe) else ()
 
 
+def reads_captions(recipe: AnyRecipe) -> bool:
+    """Whether what clips show, in words, has a part in this recipe's training."""
+    if isinstance(recipe, GeneratorRecipe):
+        return recipe.objective.caption_dropout < 1
+    return isinstance(recipe, MotionFieldRecipe | RaterRecipe)
+
+
 def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepared:
     """Compute what a recipe's training reads of its clips, unless it is kept already; models are loaded only for that.
 
@@ -223,10 +230,6 @@ def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepar
         _check_fit(recipe, generator)
         signals |= _method_signals(recipe.method, source, device)
         embedded = not recipe.objective.text_encoder
-        silent = {clip.path for clip in source.training if not clip.prompt}
-        if silent:
-            count = len(source.training)
-            source.reporter.warn(f"{len(silent)} of {count} clips have no caption, such as {min(silent)}.")
     material = _material(recipe, source, signals, validated=("latents",), prompts=prompts if embedded else None)
     return Prepared(material, generator, prompts)
 

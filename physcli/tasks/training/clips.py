@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,16 +25,24 @@ _MOST_HELD_OUT = 280  # of a folder without splits
 
 
 def read_clips(
-    data: Data, *, cache: Path, processes: Processes, reporter: Reporter, impossible: tuple[str, ...] = ()
+    data: Data,
+    *,
+    cache: Path,
+    processes: Processes,
+    reporter: Reporter,
+    captions: bool = False,
+    impossible: tuple[str, ...] = (),
 ) -> tuple[list[Clip], list[Clip]]:
-    """Training and held-out clips of a recipe's `data`; what is not there is made or downloaded.
+    """Training and held-out clips of a recipe's `data`; what is not there is made or downloaded. Says how many of each.
 
-    A folder without splits gives its last twentieth (at most 280 clips) for validation. `impossible`: kinds of twins
-    that are made beside simulated clips (`physcli.data.clips.read_impossible`); they are not among the clips.
+    A folder without splits gives its last twentieth (at most 280 clips) for validation; so does one whose clips are all
+    for training. `captions`: training reads them, and clips without one are counted. `impossible`: kinds of twins that
+    are made beside simulated clips (`physcli.data.clips.read_impossible`); they are not among the clips.
 
     Raises:
         UsageError: no such suite, or no such way to write a hub dataset.
-        DataError: nothing usable in the folder, or the hub's dataset cannot be downloaded.
+        DataError: nothing usable in the folder or nothing to train on, too many clips without a caption, or the hub's
+            dataset cannot be downloaded.
     """
     folder = clips_folder(
         data.source,
@@ -48,17 +57,55 @@ def read_clips(
         reporter.warn(f"Left out: {problem.path}: {problem.message}")
     if len(dataset.problems) > 5:
         reporter.warn(
-            f"{len(dataset.problems)} clips were left out in all; `physcli data inspect {folder}` names them."
+            f"{len(dataset.problems)} files or rows were left out in all; `physcli data inspect {folder}` names them."
         )
     training = [clip for clip in dataset.clips if clip.split == "train"]
     held_out = [clip for clip in dataset.clips if clip.split == "test"]
+    how = "by their splits"
+    if not training and dataset.kind == "video" and dataset.has_splits:
+        raise DataError(
+            f"{folder} has no clip to train on: all {len(held_out)} are held out by their splits or folders.",
+            expected="clips of a split `train`",
+            fix="add them, or pass the folder that the clips are in, whose own name says nothing",
+        )
     if not training or not held_out:
         clips = list(dataset.clips)
         if len(clips) < 2:
             raise DataError(f"{folder} holds {len(clips)} usable clips.", expected="at least 2")
         count_out = min(_MOST_HELD_OUT, max(1, len(clips) // 20))
+        why = f"all are {clips[0].split} clips" if dataset.has_splits else "no split is named"
+        how = f"the last, as {why}"
         training, held_out = clips[:-count_out], clips[-count_out:]
-    return thin(training, data.limit), held_out
+    chosen = thin(training, data.limit)
+    limited = f" (of {len(training):,}; data.limit)" if len(chosen) < len(training) else ""
+    reporter.note(f"{len(chosen):,} clips to train on{limited}, {len(held_out):,} held out ({how}).")
+    if captions:
+        _check_captions(chosen, held_out, data, folder, reporter)
+    return chosen, held_out
+
+
+def _check_captions(
+    training: Sequence[Clip], held_out: Sequence[Clip], data: Data, folder: Path, reporter: Reporter
+) -> None:
+    """Say how many clips have no caption.
+
+    Raises:
+        DataError: more of the training clips than `data.max_uncaptioned` allows.
+    """
+    for clips, kind in ((training, "training"), (held_out, "held-out")):
+        silent = [os.path.relpath(clip.path, folder) for clip in clips if not clip.prompt]
+        if not silent:
+            continue
+        named = ", ".join(silent[:3]) + (", …" if silent[3:] else "")
+        told = f"{len(silent):,} of {len(clips):,} {kind} clips have no caption: {named}."
+        if kind == "training" and len(silent) > data.max_uncaptioned * len(clips):
+            raise DataError(
+                told,
+                expected=f"at most {data.max_uncaptioned:.0%} (data.max_uncaptioned)",
+                fix="caption them, by metadata.csv or x.txt beside x.mp4 (which tables are not read says `physcli data "
+                f"inspect {folder}`), or say data.max_uncaptioned=1 if they are to be learnt without words",
+            )
+        reporter.warn(told)
 
 
 class ClipReader:

@@ -22,7 +22,7 @@ from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, Train
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.simulate import SimulateSettings, simulate, suite_size
-from physcli.tasks.training.build import build_trainee, twins_wanted
+from physcli.tasks.training.build import build_trainee, reads_captions, twins_wanted
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.loop import build_accelerator
 from physcli.tasks.training.step import OptimizerStep
@@ -123,7 +123,12 @@ def _some_clips(
         count = 3 * num_test if data.limit is None else min(data.limit, 3 * num_test)
         return by_split[0][:1], by_split[1][:1], count
     training, held_out = read_clips(
-        data, cache=temporary, processes=processes, reporter=reporter, impossible=twins_wanted(recipe)
+        data,
+        cache=temporary,
+        processes=processes,
+        reporter=reporter,
+        captions=reads_captions(recipe),
+        impossible=twins_wanted(recipe),
     )
     frames = getattr(recipe.objective, "frames", 1)
     return _first_usable(training, frames, reporter), _first_usable(held_out, frames, reporter), len(training)

@@ -78,6 +78,33 @@ def test_an_absent_video_is_missing_whatever_has_its_name(folder, names, there):
     assert all(item.path == folder / item.name for item in found.items)
 
 
+def test_columns_in_capitals_and_tabs(folder):
+    (folder / "list.tsv").write_text(
+        "\ufeffVideo\tCaption\tRule\tSeed\nvideos/a.mp4\tx\tit falls\t7\n", encoding="utf-8"
+    )
+    [item] = read_video_set(folder / "list.tsv").items
+    assert (item.caption, item.rules, item.seed, item.path.is_file()) == ("x", ("it falls",), 7, True)
+
+
+@pytest.mark.parametrize(
+    ("head", "received", "fix"),
+    [
+        ("clip,caption", "line 2: no video; it has clip, caption.", "rename `clip` to `video`"),
+        ("filename,caption", "line 2: no video; it has filename, caption.", "rename `filename` to `file_name`"),
+        ("video,captions", "line 2: no prompt; it has captions.", "rename `captions` to `caption`"),
+        ("video,text_prompt", "line 2: no prompt; it has text_prompt.", "rename `text_prompt` to `prompt`"),
+        ("video,q7", "line 2: no prompt; it has q7.", "rename the column"),
+    ],
+)
+def test_columns_by_other_names(folder, head, received, fix):
+    path = folder / "list.csv"
+    path.write_text(f"{head}\na.mp4,x\n")
+    with pytest.raises(DataError) as error:
+        read_video_set(path)
+    assert (error.value.received, error.value.fix) == (f"{path}, {received}", fix)
+    assert error.value.expected.startswith("one of ")
+
+
 def test_seed_and_index_of_a_csv(folder):
     rows = [["caption", "videopath", "seed", "index"], ["x", "a.mp4", "7", "1"], ["x", "b.mp4", "8", "0"]]
     found = read_video_set(write_csv(folder / "list.csv", *rows, ["x", "c.mp4", "", "two"]))

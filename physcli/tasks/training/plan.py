@@ -121,6 +121,7 @@ def _some_clips(
         clips = read_dataset(temporary / "clips").clips
         by_split = [[clip for clip in clips if clip.split == split] for split in ("train", "test")]
         count = 3 * num_test if data.limit is None else min(data.limit, 3 * num_test)
+        reporter.note(f"{count:,} clips to train on, {num_test:,} held out (by their splits).")
         return by_split[0][:1], by_split[1][:1], count
     training, held_out = read_clips(
         data,

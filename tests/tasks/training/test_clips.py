@@ -13,10 +13,15 @@ import torch
 
 from physcli.data.clips import Clip, read_dataset
 from physcli.errors import DataError, UsageError
-from physcli.recipe import Data
+from physcli.recipe import Data, list_recipes, read_recipe
 from physcli.tasks.features import to_tensor
+from physcli.tasks.finetune import finetune
+from physcli.tasks.precompute import precompute
 from physcli.tasks.processes import Processes
+from physcli.tasks.training.build import reads_captions
 from physcli.tasks.training.clips import ClipReader, noise_of, read_clips, rng_of, sample_order
+from physcli.tasks.training.plan import make_plan
+from physcli.tasks.training.request import FinetuneRequest
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +185,82 @@ def test_no_such_data(heard, tmp_path):
         read("simulated:many", heard(), tmp_path)
     with pytest.raises(DataError, match="is not there"):
         read(tmp_path / "none", heard(), tmp_path)
+
+
+def plain(folder, names, captions=()):
+    """Empty videos of these names; the first ones have these captions beside them."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name, text in zip(names, captions, strict=False):
+        (folder / name).with_suffix(".txt").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "said"),
+    [
+        ([f"{n}.mp4" for n in range(40)], None, "38 clips to train on, 2 held out (the last, as no split is named)."),
+        (
+            [f"train/{n}.mp4" for n in range(40)],
+            None,
+            "38 clips to train on, 2 held out (the last, as all are train clips).",
+        ),
+        (
+            [f"{'validation' if n > 29 else 'train'}/{n}.mp4" for n in range(40)],
+            20,
+            "20 clips to train on (of 30; data.limit), 10 held out (by their splits).",
+        ),
+    ],
+)
+def test_what_is_trained_on_and_held_out_is_said(listener, tmp_path, names, limit, said):
+    reporter = listener()
+    read(plain(tmp_path / "set", names), reporter, tmp_path, limit=limit)
+    assert reporter.notes == [said]
+
+
+def test_clips_that_are_all_held_out_are_not_trained_on(listener, tmp_path):
+    folder = plain(tmp_path / "set", [f"Validation/{n}.mp4" for n in range(3)])
+    with pytest.raises(DataError, match="no clip to train on: all 3 are held out"):
+        read(folder, listener(), tmp_path)
+    assert len(read(folder / "Validation", listener(), tmp_path)[0]) == 2  # that very folder is meant
+
+
+def test_clips_without_a_caption_are_counted_where_training_reads_them(listener, tmp_path):
+    names = [f"train/{n:02}.mp4" for n in range(40)] + ["test/a.mp4", "test/b.mp4"]
+    folder = plain(tmp_path / "set", names, ["a caption"] * 38)
+
+    def go(captions=True, **data):
+        reporter = listener()
+        source = Data(source=str(folder), **data)
+        read_clips(source, cache=tmp_path, processes=Processes(), reporter=reporter, captions=captions)
+        return reporter.warnings
+
+    held_out = "2 of 2 held-out clips have no caption: test/a.mp4, test/b.mp4."
+    assert go() == ["2 of 40 training clips have no caption: train/38.mp4, train/39.mp4.", held_out]
+    for number in range(3):
+        (folder / f"train/{number:02}.txt").write_text("nan" if number else " ")
+    with pytest.raises(DataError, match="5 of 40 training clips have no caption: train/00") as error:
+        go()
+    assert error.value.expected == "at most 5% (data.max_uncaptioned)"
+    assert "data.max_uncaptioned=1" in error.value.fix
+    assert go(max_uncaptioned=1.0)[0].startswith("5 of 40 training clips")
+    assert go(captions=False) == []
+
+
+def test_every_training_on_text_needs_captions(listener, tmp_path):
+    """And those without text do not: before a model is read, and the same by a dry run and by `data precompute`."""
+    folder = plain(tmp_path / "set", [f"{n}.mp4" for n in range(20)])
+    given = {"data": str(folder), "out": tmp_path / "run", "device": "cpu", "cache_dir": tmp_path / "cache"}
+    for name in ("sft", "videorepa", "lamo-field"):
+        request = FinetuneRequest(name, **given)
+        for command in (finetune, precompute):
+            with pytest.raises(DataError, match="19 of 19 training clips have no caption"):
+                command(request)
+        with pytest.raises(DataError, match="19 of 19 training clips have no caption"):
+            make_plan(request.recipe(), seed=0, device="cpu", cache=tmp_path / "cache", reporter=listener())
+    assert not (tmp_path / "run").exists()
+    reads = {name: reads_captions(read_recipe(name)) for name in list_recipes()}
+    without = ("pretrain/vae-tiny", "pretrain/wan-vae-tiny", "pretrain/videomae-tiny", "moalign-motion")
+    assert {name for name in reads if not reads[name]} == {name for name in reads if name.startswith(without)}
+    assert not reads_captions(read_recipe("sft", ["objective.caption_dropout=1.0"]))

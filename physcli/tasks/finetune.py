@@ -59,7 +59,10 @@ _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mi
 _RESULTS = ("model", "adapter", "vae", "motion_field", "motion_projector")  # folders that a run may leave
 
 # What may differ between a run and its continuation: it changes no weight.
-_FREE = ("checkpoint_every", "keep_checkpoints", "validate_every", "trackers")
+_FREE = {
+    "train": ("checkpoint_every", "keep_checkpoints", "validate_every", "trackers"),
+    "data": ("max_uncaptioned",),
+}
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,8 @@ def _recipe_for(name: str, model: str) -> str | None:
 def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What makes two runs the same one."""
     content = {key: value for key, value in recipe.items() if key != "description"}
-    content["train"] = {key: value for key, value in content.get("train", {}).items() if key not in _FREE}
+    for section, free in _FREE.items():
+        content[section] = {key: value for key, value in content.get(section, {}).items() if key not in free}
     return {"recipe": content, "seed": seed}
 
 

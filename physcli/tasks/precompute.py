@@ -107,10 +107,9 @@ def precompute(
 
 def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What makes two runs the same one."""
-    return {
-        "recipe": {key: value for key, value in recipe.items() if key not in ("train", "description")},
-        "seed": seed,
-    }
+    content = {key: value for key, value in recipe.items() if key not in ("train", "description")}
+    content["data"] = {key: value for key, value in content["data"].items() if key != "max_uncaptioned"}
+    return {"recipe": content, "seed": seed}
 
 
 def _rows(tally: Tally, subject: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from physcli.tasks.simulate import suite_folder, suite_size
 _HUB = "hub:"
 _HUB_SOURCE = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<folder>[^@]+))?")
 # All that the readers of `physcli.data.clips` open; repositories also hold archives and tables of something else.
-_READ = sorted((*VIDEO_SUFFIXES, *HDF5_SUFFIXES, ".json", ".jsonl", ".csv", ".txt", ".npz"))
+_READ = sorted((*VIDEO_SUFFIXES, *HDF5_SUFFIXES, ".json", ".jsonl", ".csv", ".tsv", ".txt", ".npz"))
 
 
 def clips_folder(

@@ -254,3 +254,10 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "s" / "dataset.json").write_text('{"format": "physcli-simulated", "version": 1}')
     with pytest.raises(DataError, match="says version 1"):
         read_dataset(tmp_path / "s")
+
+
+def test_a_simulated_set_by_its_videos_folder(simulated, monkeypatch):
+    """Also from inside it, where the folder's name is "."."""
+    for folder in (simulated, simulated / "physion_mp4s"):
+        monkeypatch.chdir(folder)
+        assert read_dataset(".").kind == "simulated"

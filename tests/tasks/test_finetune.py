@@ -626,6 +626,12 @@ def test_a_poisoned_model(unbroken, train, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_how_many_clips_may_lack_a_caption_is_no_other_run(train):
+    """A run that was begun without captions can go on."""
+    first = train("generator", "run", "train.steps=1")
+    assert train("generator", "run", "train.steps=1", "data.max_uncaptioned=1.0").steps == first.steps
+
+
 def test_loss_curve(tmp_path):
     steps = [{"step": n, "loss": 2 / n, "grad_norm": None if n == 3 else 1.0, "lr": 1e-3} for n in range(1, 8)]
     for name, rows in {"whole": steps, "one": steps[:1], "none": []}.items():

@@ -259,10 +259,11 @@ def test_what_is_left_out_is_named(given, simulated, tmp_path, listener):
     broken = sorted(folder.glob("*.mp4"))[1]
     broken.write_bytes(broken.read_bytes()[:2000])
     heard = listener()
-    done = precompute(**given("sft", "data.max_bad=0.5", data=str(folder)), reporter=heard)
+    done = precompute(**given("sft", "data.max_bad=0.5", "data.max_uncaptioned=1.0", data=str(folder)), reporter=heard)
     named = [said for said in (*heard.said, *done.problems) if broken.name in said]
     assert named
     assert all(tally.kept + tally.computed <= tally.wanted for tally in done.tallies)
+    assert "4 of 4 training clips have no caption" in " ".join(heard.warnings)
 
 
 def test_a_disk_that_is_too_small(given, monkeypatch, tmp_path):

@@ -87,6 +87,7 @@ def prompts(folder):
         {"prompts.txt": "one\ntwo\n", "videos.txt": "a.mp4\nb.mp4\n"},
         {"a.txt": "one", "b.txt": "two"},
         {"data.csv": "video,caption\na.mp4,one\nb.mp4,two\n"},
+        {"data/train/data.tsv": "video\tcaption\na.mp4\tone\nb.mp4\ttwo\n"},
     ],
     ids=lambda files: "+".join(files),
 )

@@ -96,8 +96,8 @@ def _check_captions(
         silent = [os.path.relpath(clip.path, folder) for clip in clips if not clip.prompt]
         if not silent:
             continue
-        named = ", ".join(silent[:3]) + (", …" if silent[3:] else "")
-        told = f"{len(silent):,} of {len(clips):,} {kind} clips have no caption: {named}."
+        named = ", ".join(silent[:3]) + (", …" if silent[3:] else ".")
+        told = f"{len(silent):,} of {len(clips):,} {kind} clips have no caption: {named}"
         if kind == "training" and len(silent) > data.max_uncaptioned * len(clips):
             raise DataError(
                 told,

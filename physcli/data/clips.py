@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -45,8 +46,10 @@ KEYWORDS = {
     "towers": "support",
 }
 # Of what `physcli data simulate` writes, and part of the key of cached suites: a change to the files, or to the clips
-# that the same settings give, raises it.
+# that the same settings give, raises it. MuJoCo's release stands beside it (`installed_mujoco`): with another one the
+# same settings give other clips, and every reader reads them all the same.
 SIMULATED_VERSION = 2
+NOT_RECORDED = "not recorded"  # in place of MuJoCo's release, of sets that were made before it was written down
 SPLITS = ("train", "test")
 LABEL_FILE = "all_video_labels.json"
 TWINS_LIST = "impossible.jsonl"  # of a simulated set
@@ -138,6 +141,16 @@ class Dataset:
     problems: tuple[Problem, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)  # dataset.json
     has_splits: bool = True
+
+    @property
+    def mujoco(self) -> str | None:
+        """MuJoCo's release that simulated it, `NOT_RECORDED` of an older set; None if it is not simulated."""
+        return str(self.settings.get("mujoco", NOT_RECORDED)) if self.kind == "simulated" else None
+
+
+def installed_mujoco() -> str:
+    """MuJoCo's release: the same seed gives the same clips with one release only."""
+    return metadata.version("mujoco")
 
 
 def scenarios_of(stem: str) -> tuple[str, ...]:

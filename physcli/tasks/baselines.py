@@ -32,7 +32,7 @@ from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
 from physcli.tasks.sample import MEAN_FLOW, SampleResult, motion_of, read_result, rows_of, video_name, write_clip
 from physcli.tasks.sheets import draw_sheet
-from physcli.tasks.sources import clips_folder
+from physcli.tasks.sources import clips_folder, simulated_by
 
 _LIST = "videos.jsonl"
 
@@ -99,7 +99,12 @@ def repeat_real(
     if resolved.kind != "generator":
         raise UsageError(f"--model {settings.model} is an encoder: it has no VAE.", expected="a generator")
     with RunDir(
-        out, "sample", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
+        out,
+        "sample",
+        asdict(settings) | simulated_by(settings.videos),
+        complete=with_defaults(settings),
+        overwrite=overwrite,
+        reporter=reporter,
     ) as run:
         folder = clips_folder(
             settings.videos, cache=cache_root(cache_dir), processes=Processes(device), reporter=reporter

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from physcli.data.clips import NOT_RECORDED
 from physcli.errors import PhyscliError, UsageError, unknown
 from physcli.progress import Reporter
 from physcli.rows import Metric, Role, Row, make_row
@@ -207,6 +208,14 @@ def _refuse_unlike(sides: Sequence[Side]) -> None:
                 expected=f"one and the same: scores of different {what} say nothing of each other",
                 fix="score the videos of all runs with the same `physcli eval` command",
             )
+    made_by = {str(run.path): run.values_of("mujoco") for _, run in runs if run.kind == "probe"}
+    if len({release for found in made_by.values() for release in found} - {NOT_RECORDED}) > 1:
+        said = "; ".join(f"{path}: MuJoCo {', '.join(found) or NOT_RECORDED}" for path, found in made_by.items())
+        raise PhyscliError(
+            f"The probes' clips were simulated by different releases of MuJoCo. {said}.",
+            expected="one release: another one makes other clips of the same names",
+            fix="probe again where the release that all shall have is installed, or on one and the same folder",
+        )
 
 
 # --- which items ---

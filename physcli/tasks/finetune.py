@@ -39,7 +39,7 @@ from physcli.tasks.run_dir import (
     read_run,
     same_settings,
 )
-from physcli.tasks.sources import pinned
+from physcli.tasks.sources import pinned, simulated_by
 from physcli.tasks.training.build import build_trainee, reads_captions, twins_wanted
 from physcli.tasks.training.checkpoints import (
     cannot_write,
@@ -102,6 +102,7 @@ def finetune(
     if resume is not None and out is None:
         out = _run_of(resume)
     settings, complete = _settings(recipe.model_dump(mode="json"), seed), partial(_complete, recipe=recipe)
+    settings |= simulated_by(recipe.data.source)
     start = None
     if processes.is_main:
         start = _starting_point(resume, out, settings, complete, request.overwrite, reporter)
@@ -263,7 +264,7 @@ def _starting_point(
     if not same_settings(read_manifest(checkpoint), settings, complete):
         raise UsageError(
             f"{checkpoint} is of a run with other settings.",
-            expected="the same recipe, overrides and seed",
+            expected="the same recipe, overrides and seed, and of simulated suites the same release of MuJoCo",
             fix=f"repeat them ({checkpoint.parent / 'recipe.yaml'} has them), or start from its weights with --model",
         )
     return checkpoint

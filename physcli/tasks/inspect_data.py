@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from physcli.data.clips import Clip, check, read_dataset
+from physcli.data.clips import NOT_RECORDED, Clip, check, installed_mujoco, read_dataset
 from physcli.data.video import VideoInfo
 from physcli.progress import Reporter
 
@@ -43,6 +43,7 @@ class Inspection:
     codecs: Counter[str]
     remarks: tuple[tuple[str, VideoInfo], ...]
     problems: tuple[tuple[str, str], ...]
+    mujoco: str | None = None  # the release that simulated it
 
     @property
     def groups(self) -> list[list[Any]]:
@@ -77,6 +78,10 @@ class Inspection:
             ["pairs", len({clip.pair for clip in self.clips if clip.pair})],
             ["broken or unusable", len(self.problems)],
         ]
+        if self.mujoco is not None:
+            here = installed_mujoco()
+            other = {here: "", NOT_RECORDED: f" (here {here})"}.get(self.mujoco, f" (here {here}: makes other clips)")
+            rows.append(["simulated by MuJoCo", self.mujoco + other])
         return rows
 
     @property
@@ -88,6 +93,7 @@ class Inspection:
         return {
             "folder": self.folder,
             "kind": self.kind,
+            **({} if self.mujoco is None else {"mujoco": self.mujoco, "mujoco_here": installed_mujoco()}),
             "num_clips": len(self.clips),
             "num_usable": sum(self.lengths.values()),
             "num_frames": dict(self.lengths),
@@ -137,6 +143,7 @@ def inspect_data(folder: Path, *, reporter: Reporter | None = None) -> Inspectio
             if any(tell(info) for tell in REMARKS.values())
         ),
         tuple((_relative(path, folder), _without_name(message, path)) for path, message in problems),
+        dataset.mujoco,
     )
 
 

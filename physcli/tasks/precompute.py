@@ -21,6 +21,7 @@ from physcli.recipe import Cached, completed, dump_recipe
 from physcli.rows import Metric, make_row
 from physcli.tasks.processes import Processes, on_cpu
 from physcli.tasks.run_dir import RunDir, cache_root
+from physcli.tasks.sources import simulated_by
 from physcli.tasks.training.build import Precomputed, prepare, reads_captions
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.compute import Tally
@@ -81,8 +82,8 @@ def precompute(
     run = RunDir(
         request.out,
         "data precompute",
-        _settings(recipe.model_dump(mode="json"), seed),
-        complete=lambda then: _settings(completed(then["recipe"], recipe), then["seed"]),
+        _settings(recipe.model_dump(mode="json"), seed) | simulated_by(recipe.data.source),
+        complete=lambda then: {**then, **_settings(completed(then["recipe"], recipe), then["seed"])},
         overwrite=request.overwrite,
         reporter=reporter,
         writes=processes.is_main,

@@ -39,7 +39,7 @@ from physcli.tasks.features import POOLS, FeatureExtractor, Tap, View, check_fin
 from physcli.tasks.probe_result import CONTROLS, ProbeResult, draw, read_result
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
-from physcli.tasks.sources import clips_folder, pinned, source_name
+from physcli.tasks.sources import clips_folder, pinned, simulated_by, source_name
 
 _DIFFERENCE = Metric("accuracy_difference", "rate", None, interval="bootstrap")
 _PUBLISHED = Metric("published_accuracy", "rate", True, interval="none")
@@ -96,7 +96,7 @@ def probe_physion(
     _check(settings, device)
     cache = cache_root(cache_dir)
     resolved = {name: resolve(name) for name in dict.fromkeys(settings.models)}
-    recorded = asdict(settings) | {"data": source_name(settings.data)}
+    recorded = asdict(settings) | {"data": source_name(settings.data)} | simulated_by(settings.data)
     run = RunDir(
         out,
         "probe physion",
@@ -128,13 +128,15 @@ def probe_physion(
 
         # 2. Content hashes of all inputs: the same run again is read, not computed.
         inputs = {name: fingerprint(item) for name, item in resolved.items()}
-        run.check_inputs(inputs | {"data": _data_hash(items, hashes)})
+        release = {} if dataset.mujoco is None else {"mujoco": dataset.mujoco}
+        run.check_inputs(inputs | {"data": _data_hash(items, hashes)} | release, new=["mujoco"])
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
             return read_result(run.path) if processes.is_main else ProbeResult(run.path, [], {}, is_main=False)
         common = {
             "data": source_name(settings.data),
+            **release,
             "readout": settings.readout,
             "pool": settings.pool,
             "filtered": not settings.unfiltered,

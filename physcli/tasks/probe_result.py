@@ -39,7 +39,8 @@ class ProbeResult:
 
 def probe_title(result: ProbeResult) -> str:
     head = next(row for subject in result.subjects if (row := result.accuracy(subject)) is not None)
-    return f"{head['task'].upper()} on {head['data']}, readout {head['readout']}"
+    release = f" (MuJoCo {head['mujoco']})" if "mujoco" in head else ""
+    return f"{head['task'].upper()} on {head['data']}{release}, readout {head['readout']}"
 
 
 def draw(result: ProbeResult, folder: Path) -> None:

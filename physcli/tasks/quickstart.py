@@ -36,6 +36,7 @@ from physcli.tasks.probe_result import ProbeResult
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults
 from physcli.tasks.sample import SampleSettings, sample
 from physcli.tasks.simulate import ensure_simulated
+from physcli.tasks.sources import simulated_by
 from physcli.tasks.training.request import FinetuneRequest
 
 ENCODER, GENERATOR, RECIPE = "videomae-tiny", "cogvideox-tiny", "videorepa"
@@ -114,7 +115,12 @@ def quickstart(
     cached = common | {"cache_dir": cache_dir}
     data = f"simulated:{settings.num_test}"
     with RunDir(
-        out, "quickstart", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
+        out,
+        "quickstart",
+        asdict(settings) | simulated_by(data),
+        complete=with_defaults(settings),
+        overwrite=overwrite,
+        reporter=reporter,
     ) as run:
         folder = stage(
             "simulate",

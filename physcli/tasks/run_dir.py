@@ -362,6 +362,8 @@ def _settings_then(record: Mapping[str, Any], now: Any, complete: Complete | Non
     then = record.get("settings", {})
     if complete is None or not isinstance(then, Mapping) or record.get("settings_version", 1) != SETTINGS_VERSION:
         return then
+    if "mujoco" in now:  # an older run does not name it as a setting, but what was installed
+        then = {"mujoco": record.get("versions", {}).get("mujoco", now["mujoco"]), **then}
     return _plain(complete({key: value for key, value in then.items() if value is not None or key in now}))
 
 

@@ -6,8 +6,8 @@
     OUT/impossible/…, OUT/impossible.jsonl                                 twins with one law broken, on request
 
 Tables are in the order of file names, which tells nothing of the label. Work is handed out by pair; a pair depends on
-(stream, scenario, index, seed) alone, so any number of processes writes the same bytes, and a rerun goes on with the
-pairs that are missing.
+(stream, scenario, index, seed) and MuJoCo's release alone, so any number of processes writes the same bytes, and a
+rerun goes on with the pairs that are missing; with another release it is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from physcli.data.clips import SIMULATED_VERSION, TWINS_LIST
+from physcli.data.clips import SIMULATED_VERSION, TWINS_LIST, installed_mujoco
 from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, UsageError, unknown
 from physcli.files import replacing
@@ -145,10 +145,13 @@ def simulate(
         overwrite: Replace a dataset with other settings.
         workers: Processes; None for one a core.
         reporter: Receives progress.
+
+    Raises:
+        UsageError: no such dataset, or the folder holds another, of other settings or another release of MuJoCo.
     """
     reporter = reporter or Reporter()
     check_settings(settings)
-    resolved = {"version": SIMULATED_VERSION, **asdict(settings)}
+    resolved = {"version": SIMULATED_VERSION, "mujoco": installed_mujoco(), **asdict(settings)}
     run = RunDir(
         out, "data simulate", resolved, complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     )
@@ -177,7 +180,7 @@ def ensure_simulated(
     workers: int | None = None,
     reporter: Reporter | None = None,
 ) -> Path:
-    """The suite `simulated:N` (N test and 3N training clips), made once in the cache; its folder.
+    """The suite `simulated:N` (N test and 3N training clips), made once in the cache for each MuJoCo; its folder.
 
     Of several processes that ask for a suite at once, one makes it and the others wait.
 
@@ -203,7 +206,7 @@ def ensure_simulated(
     settings = SimulateSettings(
         num_train=3 * num_test, num_test=num_test, seed=seed, purpose=purpose, impossible=impossible
     )
-    key = settings_hash({"format": SIMULATED_VERSION, **asdict(settings)})
+    key = settings_hash({"format": SIMULATED_VERSION, "mujoco": installed_mujoco(), **asdict(settings)})
     folder = cache / "simulated" / f"{num_test}-{key}"
     if not _is_finished(folder):
         with _alone(folder, reporter):
@@ -451,7 +454,12 @@ def _finish(
         write_jsonl(run.path / TWINS_LIST, twins)
     write_json(
         run.path / "dataset.json",
-        {"format": "physcli-simulated", "version": SIMULATED_VERSION, "settings": asdict(settings)},
+        {
+            "format": "physcli-simulated",
+            "version": SIMULATED_VERSION,
+            "mujoco": installed_mujoco(),
+            "settings": asdict(settings),
+        },
     )
     (run.path / "pairs.jsonl.part").unlink(missing_ok=True)
     common: dict[str, Any] = {"benchmark": "data", "task": "simulate", "subject": "simulated"}

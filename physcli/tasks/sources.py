@@ -10,7 +10,7 @@ import functools
 import re
 from pathlib import Path
 
-from physcli.data.clips import HDF5_SUFFIXES, LAYOUTS
+from physcli.data.clips import HDF5_SUFFIXES, LAYOUTS, installed_mujoco
 from physcli.data.video import VIDEO_SUFFIXES
 from physcli.errors import DataError, UsageError
 from physcli.models.hub import explain_hub_errors
@@ -78,6 +78,11 @@ def source_name(source: str) -> str:
     if num_test is not None:
         return f"simulated:{num_test}"
     return source if source.startswith(_HUB) else str(Path(source).expanduser().resolve())
+
+
+def simulated_by(source: str) -> dict[str, str]:
+    """A setting of every run on a suite: MuJoCo's release, with which its clips change; none of other sources."""
+    return {} if suite_size(source) is None else {"mujoco": installed_mujoco()}
 
 
 @functools.cache  # a branch that moves while a run goes on changes nothing

@@ -16,6 +16,7 @@ from physcli.files import replacing, write_text
 from physcli.hashing import content_hash
 from physcli.progress import counted
 from physcli.recipe import dump_recipe
+from physcli.tasks.sources import simulated_by
 
 _USE = {
     "generator": """```python
@@ -143,6 +144,7 @@ def write_card(
     objective = _OBJECTIVES[kind].format(
         prediction=_PREDICTIONS[prediction], noise=_noise_in_words(content["objective"], prediction)
     )
+    release = "".join(f" (MuJoCo {version})" for version in simulated_by(content["data"]["source"]).values())
     lines = [
         f"# {content['model']}" + (": the VAE" if kind == "vae" else ""),
         "",
@@ -158,8 +160,8 @@ def write_card(
         "",
         "## Data and training",
         "",
-        f"{num_clips:,} clips of `{content['data']['source']}`, scenes of the stream `{content['data']['purpose']}`, "
-        f"which no probe shares. Started from {start}; seed {seed}; "
+        f"{num_clips:,} clips of `{content['data']['source']}`{release}, scenes of the stream "
+        f"`{content['data']['purpose']}`, which no probe shares. Started from {start}; seed {seed}; "
         f"{content['train']['steps']:,} steps in {seconds / 60:.0f} minutes on {where}; physcli {__version__}.",
         "",
         "## Measured on held-out scenes",

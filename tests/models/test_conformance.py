@@ -350,6 +350,26 @@ def test_frames_to_latents_and_back(generator, clips, shape):
         codec.encode(clips * 255)
 
 
+# How many latent frames ahead of a latent its VAE looks, where it does: CogVideoX encodes eight frames at once (nine of
+# them first) and normalises over their time.
+LOOKS_AHEAD = {"cogvideox": (2, 1, 0, 1, 0)}
+
+
+def test_how_far_ahead_the_vae_looks(generator):
+    """In what is read of a clip's first latents, later frames show where this says, and nowhere else."""
+    codec = generator.codec
+    ahead = LOOKS_AHEAD.get(generator.family, (0,) * 5)
+    num_latents = len(ahead)
+    size = (1, codec.num_frames(num_latents), 3, codec.side, codec.side)
+    clip, other = torch.rand(2, *size, generator=torch.Generator().manual_seed(0)).unbind()
+    latents = codec.encode(clip)[:, -num_latents:]
+    for first in range(1, num_latents):  # the first latent frame whose pixels are others
+        start = codec.num_frames(first)
+        changed = torch.cat([clip[:, :start], other[:, start:]], dim=1)
+        differs = (codec.encode(changed)[:, -num_latents:] != latents).flatten(2).any(2)[0]
+        assert differs.tolist() == [number + ahead[number] >= first for number in range(num_latents)]
+
+
 def test_statistics_are_kept_with_the_vae(reopened, clips, tmp_path):
     """Latents have these moments afterwards, and the folder remembers."""
     codec = reopened.codec

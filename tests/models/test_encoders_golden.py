@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -284,3 +285,46 @@ def test_dinov2_equals_the_library(registers: bool, size: tuple[int, int]) -> No
         torch.testing.assert_close(normed.flatten(1, 2), want, rtol=0, atol=1e-12)
     assert features[0].shape == (2, 3, size[0] // 14, size[1] // 14, 32)
     assert encoder.preprocessing == Preprocessing(height=56, width=56, num_frames=None)
+
+
+def small_library_model(name: str) -> VideoMAEModel | VJEPA2Model | Dinov2Model:
+    torch.manual_seed(0)
+    common = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if name == "videomae":
+        config = VideoMAEConfig(
+            **common, image_size=32, num_frames=4, intermediate_size=32, use_mean_pooling=False, layer_norm_eps=1e-6
+        )
+        return VideoMAEModel(config)
+    if name == "vjepa2":
+        predictor = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+        return VJEPA2Model(VJEPA2Config(**common, crop_size=32, frames_per_clip=4, **predictor))
+    return Dinov2Model(Dinov2Config(**common, image_size=28, patch_size=14))
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "side"), [("videomae", VideoMAE, 32), ("vjepa2", VJEPA2, 32), ("dinov2", DINOv2, 28)]
+)
+def test_tokens_are_before_the_final_norm_whatever_hidden_states_are(name: str, family: type, side: int) -> None:
+    """transformers' own `hidden_states[-1]` is after it in 4.57 and before it in 5, of VideoMAE and V-JEPA 2."""
+    model = small_library_model(name).double().eval()
+    encoder = family(copy.deepcopy(model), name=name)
+    for module in (model, encoder):
+        norm = module.final_norm if module is encoder else getattr(model, "layernorm", None) or model.encoder.layernorm
+        torch.manual_seed(1)
+        norm.weight.normal_()  # a fresh one changes little
+        norm.bias.normal_()
+    seen = []
+    handle = model.encoder.layer[-1].register_forward_hook(lambda _, given, result: seen.append(result))
+    x = torch.randn(1, 4, 3, side, side, dtype=torch.float64)
+    if name == "dinov2":
+        library = model(x[0]).last_hidden_state[:, 1:]
+    elif name == "vjepa2":
+        library = model(pixel_values_videos=x, skip_predictor=True).last_hidden_state
+    else:
+        library = model(x).last_hidden_state
+    handle.remove()
+    before = (seen[0][0] if isinstance(seen[0], tuple) else seen[0])[:, encoder.num_prefix_tokens :]
+    ours = encoder(x, [1])[1]
+    torch.testing.assert_close(ours.reshape(before.shape), before, rtol=0, atol=1e-12)
+    torch.testing.assert_close(encoder.final_norm(ours).reshape(library.shape), library, rtol=0, atol=1e-12)
+    assert (before - library).abs().max() > 0.5

@@ -77,6 +77,13 @@ def _software() -> list[Check]:
             checks.append(Check("Software", name, "ok", metadata.version(name)))
         except metadata.PackageNotFoundError:
             checks.append(Check("Software", name, "missing", "not installed", "pip install physcli"))
+    try:
+        import mujoco as mujoco
+    except ImportError as error:  # pip's upgrade from 3.x takes away files that 4.0 has put in the same place
+        said = str(error).splitlines()[0]
+        remedy = "pip install --force-reinstall --no-deps mujoco mujoco-core mujoco-studio"
+        checks = [check for check in checks if check.name != "mujoco"]
+        checks.append(Check("Software", "mujoco", "missing", f"cannot be imported: {said}", remedy))
     return checks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from importlib import metadata
 
 import mujoco
@@ -14,6 +15,7 @@ from physcli.errors import PhyscliError, UsageError
 from physcli.progress import Reporter
 from physcli.tasks.baselines import BaselineSettings, repeat_real
 from physcli.tasks.compare import CompareSettings, compare
+from physcli.tasks.doctor import examine
 from physcli.tasks.finetune import finetune
 from physcli.tasks.inspect_data import inspect_data
 from physcli.tasks.precompute import precompute
@@ -52,6 +54,16 @@ def install(monkeypatch):
 
 def test_the_release_named_is_the_one_that_simulates():
     assert installed_mujoco() == mujoco.mj_versionString()
+
+
+def test_a_mujoco_that_is_there_and_cannot_be_imported(monkeypatch):
+    """As pip leaves it that upgrades MuJoCo 3 in place."""
+    assert [check.status for check in examine() if check.name == "mujoco"] == ["ok"]
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    [found] = [check for check in examine() if check.name == "mujoco"]
+    assert found.status == "missing"
+    assert "cannot be imported" in found.found
+    assert "--force-reinstall --no-deps mujoco" in found.remedy
 
 
 def test_a_set_names_its_release(simulated, tmp_path):

@@ -504,7 +504,8 @@ def test_guidance_is_shown_the_networks_outputs(generator, shape):
 
 
 def test_every_scheduler_samples(generator, batch, shape):
-    """And leaves the noise of training alone: a flow scheduler that has sampled adds none at all by itself."""
+    """And leaves the noise of training alone: a flow scheduler that has sampled adds none at all by itself, and a fresh
+    multistep one noises backwards."""
     before = generator.pipeline.scheduler
     clean, noise = batch["noisy"], torch.ones_like(batch["noisy"])
     noisy = generator.noise.add_noise(clean, noise, batch["level"])
@@ -512,8 +513,13 @@ def test_every_scheduler_samples(generator, batch, shape):
         for name, place in generator.facts.schedulers.items():
             generator.use_scheduler(name)
             assert generator.scheduler_name == place.partition(":")[2]
+            assert torch.equal(generator.noise.add_noise(clean, noise, batch["level"]), noisy)
             assert generator.sample(PROMPTS[:1], SEEDS[:1], **shape, steps=2).frames.std() > 0
             assert torch.equal(generator.noise.add_noise(clean, noise, batch["level"]), noisy)
+            if generator.noise.prediction == "velocity":  # such schedulers step by a counter: to what their times say
+                used = generator.pipeline.scheduler
+                told = generator.noise.of_time(used.timesteps.float())
+                close(told.sigma, used.sigmas[: len(used.timesteps)].double(), 1e-3)
             kept = generator.pipeline.scheduler
             generator.use_scheduler(None)
             assert generator.pipeline.scheduler is kept

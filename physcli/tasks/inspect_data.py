@@ -36,6 +36,7 @@ class Inspection:
 
     folder: Path
     kind: str
+    has_splits: bool
     clips: tuple[Clip, ...]
     lengths: Counter[int]
     rates: Counter[float]
@@ -73,6 +74,7 @@ class Inspection:
             ["frames per second", _spread(self.rates)],
             ["height x width", _spread(self.sizes)],
             ["codec", _spread(self.codecs)],
+            ["split", _spread(Counter(clip.split for clip in self.clips)) if self.has_splits else "–"],
             ["with a prompt", sum(bool(clip.prompt) for clip in self.clips)],
             ["with a label", sum(clip.label is not None for clip in self.clips)],
             ["pairs", len({clip.pair for clip in self.clips if clip.pair})],
@@ -95,6 +97,7 @@ class Inspection:
             "kind": self.kind,
             **({} if self.mujoco is None else {"mujoco": self.mujoco, "mujoco_here": installed_mujoco()}),
             "num_clips": len(self.clips),
+            "splits": dict(Counter(clip.split for clip in self.clips)) if self.has_splits else {},
             "num_usable": sum(self.lengths.values()),
             "num_frames": dict(self.lengths),
             "frame_rate_hz": dict(self.rates),
@@ -132,6 +135,7 @@ def inspect_data(folder: Path, *, reporter: Reporter | None = None) -> Inspectio
     return Inspection(
         folder,
         dataset.kind,
+        dataset.has_splits,
         dataset.clips,
         Counter(info.num_frames for info in infos.values()),
         Counter(round(info.frame_rate_hz, 3) for info in infos.values()),

@@ -61,6 +61,14 @@ def sample(
             metavar="DIR", help="A LoRA on top: a folder, a file or a run directory with adapter/.", show_default=False
         ),
     ] = None,
+    adapter_scale: Annotated[
+        float,
+        typer.Option(
+            metavar="FLOAT",
+            help="What the LoRA's update is multiplied by, beside the alpha / rank of its file; alpha / rank itself "
+            "where the file names no alpha.",
+        ),
+    ] = 1.0,
     num_samples: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[
@@ -143,6 +151,7 @@ def sample(
             "--prompt": prompt,
             "--prompts": prompts,
             "--adapter": adapter,
+            "--adapter-scale": adapter_scale != 1,
             **{flag(name): value for name, value in guidance_options.items()},
         }
         _baseline(
@@ -163,6 +172,7 @@ def sample(
         prompts=(*(prompt or ()), *listed),
         model=model,
         adapter=adapter,
+        adapter_scale=adapter_scale,
         num_samples=num_samples,
         steps=steps,
         guidance_scale=guidance_scale,

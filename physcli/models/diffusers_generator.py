@@ -32,12 +32,13 @@ from torch import Tensor, nn
 from physcli.errors import ModelError, UsageError, unknown
 from physcli.hashing import seeded
 from physcli.models import LORA_FILE, OWN_FILE
+from physcli.models.adapters import BASE_SHA256, lora_file, shown_base
 from physcli.models.codec import VideoCodec
 from physcli.models.device import quiet_libraries
 from physcli.models.fingerprints import hash_files, hash_module
 from physcli.models.generator import Conditioning, Denoised, Facts, Guides, Sampled, Step
 from physcli.models.hub import explain_hub_errors, first_line
-from physcli.models.integrity import read_json, read_shapes
+from physcli.models.integrity import add_metadata, read_json, read_shapes
 from physcli.models.noise import NoiseLevel, NoiseProcess
 from physcli.models.parts import empty_part, is_empty, link_folder, read_part
 
@@ -443,15 +444,18 @@ class DiffusersGenerator(ABC):
 
     # -- adapters ----------------------------------------------------------------------------------------------------
 
-    def load_adapter(self, path: str | os.PathLike[str]) -> None:
+    def load_adapter(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Put a LoRA (a folder or a .safetensors file, diffusers' format) on the transformer.
+
+        Args:
+            path: The LoRA.
+            scale: A weight W becomes W + scale · alpha / rank · BA, as by `adapter_weights` of diffusers'
+                `set_adapters`; where the file names no alpha, alpha / rank is 1.
 
         Raises:
             ModelError: it cannot be read, or was made for other shapes or layers.
         """
-        file = Path(path)
-        if file.is_dir():
-            file /= LORA_FILE
+        file = lora_file(Path(path))
         before = self._count_lora()
         try:
             names = {name for name in read_shapes(file) if not name.endswith("alpha")}
@@ -476,6 +480,8 @@ class DiffusersGenerator(ABC):
                 fix="name the model it was trained on with --model",
             ) from error
         self.transformer.eval()  # peft leaves a loaded adapter's dropout on
+        if scale != 1:
+            self.transformer.set_adapters(list(self.transformer.peft_config), scale)
 
     def _count_lora(self) -> int:
         return sum("lora_" in name for name, _ in self.transformer.named_parameters())
@@ -538,15 +544,18 @@ class DiffusersGenerator(ABC):
         return list(targets) if matched <= linear else sorted(matched & linear)
 
     def save_lora(self, folder: Path) -> None:
-        """Write the updates as diffusers' LoRA file; alpha is in its metadata, without which loaders take it for r.
-        Dropout is not: loaders leave it on, and the same seed would give two videos."""
+        """Write the updates as diffusers' LoRA file; alpha is in its metadata, without which loaders take it for r, and
+        what they were trained on. Dropout is not: loaders leave it on, and the same seed would give two videos."""
         from peft.utils import get_peft_model_state_dict
 
         self.pipeline.save_lora_weights(
             folder,
             transformer_lora_layers=get_peft_model_state_dict(self.transformer),
-            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict() | {"lora_dropout": 0.0},
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
+            | {"lora_dropout": 0.0, "base_model_name_or_path": shown_base(self.name)},
         )
+        if "transformer" in self._folders:
+            add_metadata(folder / LORA_FILE, {BASE_SHA256: self.fingerprint("transformer")})
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 

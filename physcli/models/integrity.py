@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,16 @@ def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
             expected="a whole safetensors file",
             fix="download it again",
         ) from error
+
+
+def add_metadata(weights: Path, more: Mapping[str, str]) -> None:
+    """Write more into the metadata of a safetensors file."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(weights, framework="pt") as file:
+        said = file.metadata() or {}
+    save_file(load_file(weights), weights, metadata={**said, **more})
 
 
 def read_json(path: Path) -> dict[str, Any]:

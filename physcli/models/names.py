@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from physcli.errors import ModelError, PhyscliError, UsageError, unknown
 from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, LORA_FILE, PIPELINES, WEIGHT_SUFFIXES, Kind, shown_name
+from physcli.models.adapters import check_scale
 from physcli.models.encoders import ENCODERS, detect_family
 from physcli.models.fingerprints import hash_files
 from physcli.models.hub import explain_hub_errors
@@ -45,6 +46,7 @@ class Resolved:
         path: The folder (or checkpoint file) with the weights; None for random weights, which have no file, and for
             hub models until `fetch`.
         adapter: A LoRA folder or file to put on top, or None.
+        adapter_scale: What the LoRA's update is multiplied by.
         random_init: The weights were never trained; every table must say so.
         description: One line of facts.
         revision: Branch, tag or commit of a hub id.
@@ -59,6 +61,7 @@ class Resolved:
     base: str
     path: Path | None
     adapter: Path | None = None
+    adapter_scale: float = 1.0
     random_init: bool = False
     description: str = ""
     revision: str | None = None
@@ -85,6 +88,7 @@ def resolve(
     *,
     revision: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    adapter_scale: float = 1.0,
     local_files_only: bool = False,
 ) -> Resolved:
     """Find out what a model name stands for. Only an unknown hub id needs the network, for its small config file.
@@ -93,10 +97,12 @@ def resolve(
         name: Built-in name, hub id, folder, checkpoint file or run directory.
         revision: For hub ids.
         adapter: A LoRA folder or file, or a run directory that holds `adapter/`; generators only.
+        adapter_scale: What the update of this LoRA, or of the one that a run directory has, is multiplied by.
         local_files_only: Never reach for the network.
 
     Raises:
-        UsageError: no such name, or a rater's; an adapter for an encoder.
+        UsageError: no such name, or a rater's; an adapter for an encoder; a scale that is 0 or no number, or without an
+            adapter.
         ModelError: the path is not a model, or not a whole one; the hub cannot be reached.
     """
     found = _resolve_base(name, revision, local_files_only)
@@ -110,7 +116,14 @@ def resolve(
         found = replace(found, adapter=_find_adapter(Path(adapter)))
     if found.adapter is not None and found.kind == "encoder":
         raise UsageError(f"{name} is an encoder, and adapters are for generators.", fix="leave --adapter out")
-    return found
+    check_scale(adapter_scale)
+    if adapter_scale != 1 and found.adapter is None:
+        raise UsageError(
+            f"--adapter-scale {adapter_scale:g} for {name}, which has no adapter.",
+            expected="a scale for --adapter, or for a run directory with adapter/",
+            fix="leave it out, or add --adapter",
+        )
+    return replace(found, adapter_scale=adapter_scale)
 
 
 _MADE_BY = {"motion_projector": "moalign-motion", "motion_field": "lamo-field"}
@@ -376,7 +389,7 @@ def fetch(resolved: Resolved, *, local_files_only: bool = False) -> Resolved:
 
 
 def fingerprint(resolved: Resolved, part: str | None = None) -> str:
-    """A hash of everything that determines the model's features: weights, configs, tokenizer, adapter.
+    """A hash of everything that determines the model's features: weights, configs, tokenizer, adapter and its scale.
 
     Fetches a hub model. Random weights are hashed by what they are drawn from.
 
@@ -395,4 +408,6 @@ def fingerprint(resolved: Resolved, part: str | None = None) -> str:
         digest = hashlib.sha256(hash_files(path / part if part else path))
     if resolved.adapter is not None and part in (None, "transformer"):
         digest.update(hash_files(resolved.adapter))
+        if resolved.adapter_scale != 1:
+            digest.update(f"times {resolved.adapter_scale!r}".encode())
     return digest.hexdigest()

@@ -151,7 +151,7 @@ def probe_physion(
         run.record["subjects"] = {}
         shown_as = _display_names(settings.models)
         for name, item in resolved.items():
-            model = load(item, device=device, dtype=settings.dtype)
+            model = load(item, device=device, dtype=settings.dtype, reporter=reporter)
             subject = shown_as[name]
             if item.random_init:
                 reporter.warn(f"{subject} has random weights: it shows what an untrained network sees.")

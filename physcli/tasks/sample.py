@@ -71,6 +71,7 @@ class SampleSettings:
     prompts: tuple[str | Prompt, ...]
     model: str = "cogvideox-tiny"
     adapter: str | None = None
+    adapter_scale: float = 1.0
     num_samples: int = 1
     steps: int = 50
     guidance_scale: float | None = None  # the model's own
@@ -173,7 +174,7 @@ def sample(
     processes = Processes(device)
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
     given, settings = settings, _checked(settings, device, batch_size, reporter)
-    resolved = resolve(settings.model, adapter=settings.adapter)
+    resolved = resolve(settings.model, adapter=settings.adapter, adapter_scale=settings.adapter_scale)
     if resolved.kind != "generator":
         raise UsageError(
             f"--model {settings.model} is an encoder: it makes no videos.",
@@ -226,6 +227,7 @@ def sample(
             cpu_offload=cpu_offload,
             vae_tiling=vae_tiling,
             vae_slicing=vae_slicing,
+            reporter=reporter,
         )
         height, width = settings.size or generator.facts.size
         num_frames = generator.facts.num_frames if settings.num_frames is None else settings.num_frames
@@ -288,6 +290,7 @@ def sample(
                     "random_init": resolved.random_init,
                     "simulated_world": resolved.for_simulated_world,
                     "adapter": None if resolved.adapter is None else str(resolved.adapter),
+                    "adapter_scale": None if resolved.adapter is None else resolved.adapter_scale,
                     "guidance_scale": settings.guidance_scale,
                     "scheduler": generator.scheduler_name,
                     "steps": settings.steps,

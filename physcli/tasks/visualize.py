@@ -119,7 +119,7 @@ def visualize(
             {"model": fingerprint(resolved)} | {str(video.path): content_hash(video.path) for video in videos}
         )
         run.reopen()  # pictures are quickly drawn
-        model = load(resolved, device=device, dtype=dtype)
+        model = load(resolved, device=device, dtype=dtype, reporter=reporter)
         if resolved.random_init:
             reporter.warn(f"{resolved.name} has random weights.")
         draw = _DRAW[settings.kind](model, settings, device, reporter)

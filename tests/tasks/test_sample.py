@@ -38,6 +38,7 @@ VIDEO_KEYS = {
     *("video", "caption", "prompt", "seed", "index", "model", "random_init", "simulated_world"),
     *(
         "adapter",
+        "adapter_scale",
         "guidance_scale",
         "scheduler",
         "steps",
@@ -383,8 +384,11 @@ def test_size_frames_and_a_folder_with_an_adapter(pipeline_folder, tmp_path):
     assert np.abs(frames[0] - frames[1]).mean() > 0.1
     assert [row["adapter"] for row in rows] == [None, str(tmp_path / "lora")]
     assert [(row["fps"], row["random_init"], row["seed"]) for row in rows] == [(8, False, rows[0]["seed"])] * 2
+    assert [row["adapter_scale"] for row in rows] == [None, 1.0]
     with pytest.raises(UsageError, match="adapter was null"):
         sample(adapted, out=tmp_path / "run0")
+    with pytest.raises(UsageError, match=r"adapter_scale was 1\.0"):
+        sample(dataclasses.replace(adapted, adapter_scale=4.0), out=tmp_path / "run1")
 
 
 def test_guidance_is_the_models_own_unless_another_is_asked_for(made, pipeline_folder, tmp_path):

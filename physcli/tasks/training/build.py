@@ -151,7 +151,7 @@ def build_trainee(
             seed=seed,
         )
     if isinstance(recipe, VaeRecipe):
-        generator = _generator(recipe, parts=("vae",))
+        generator = _generator(recipe, parts=("vae",), reporter=reporter)
         return VaeTrainee(
             generator,
             reader=reader(generator.facts.size),
@@ -216,7 +216,7 @@ def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepar
         }
         return Prepared(_material(recipe, source, signals, validated=tuple(signals)), encoder=encoder.fingerprint)
     _refuse_contradictions(recipe)
-    generator = _generator(recipe, parts=())
+    generator = _generator(recipe, parts=(), reporter=source.reporter)
     generator.place(device)
     prompts = Prompts(
         generator,
@@ -363,9 +363,14 @@ def _rater(recipe: RaterRecipe) -> MplugOwlVideo:
     return load_rater(recipe.model, device="cpu", dtype="float32")
 
 
-def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts: Sequence[str]) -> Generator:
+def _generator(
+    recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts: Sequence[str], reporter: Reporter
+) -> Generator:
     """The generator on the CPU in float32, with the recipe's VAE; of one that is in files, these parts are read."""
+    adapter, scale = (recipe.adapter, recipe.adapter_scale) if isinstance(recipe, GeneratorRecipe) else (None, 1.0)
     if recipe.init == "random":
+        if adapter is not None or scale != 1:
+            raise UsageError("adapter or adapter_scale with init=random.", expected="a model that it was trained on")
         with _explain_architecture():
             given = dict(recipe.architecture)
             family = given.pop("family", BUILT_IN[recipe.model].family if recipe.model in BUILT_IN else "cogvideox")
@@ -374,10 +379,12 @@ def _generator(recipe: VaeRecipe | GeneratorRecipe | MotionFieldRecipe, *, parts
             built = names.import_class(GENERATORS[family])
             generator: Generator = built.build(given or architecture(recipe.model), name=recipe.model)
     else:
-        generator = loading.load_generator(recipe.model, device="cpu", dtype="float32", parts=parts)
+        resolved = names.resolve(recipe.model, adapter=adapter, adapter_scale=scale)
+        generator = loading.load_generator(resolved, device="cpu", dtype="float32", parts=parts, reporter=reporter)
         if generator.has_adapter and isinstance(recipe, GeneratorRecipe) and recipe.lora is not None:
+            has = "which has a LoRA itself" if adapter is None else f"on which adapter={adapter} lies"
             raise UsageError(
-                f"lora with --model {recipe.model}, which has a LoRA itself: what both lie on would be in no file.",
+                f"lora with --model {recipe.model}, {has}: what both lie on would be in no file.",
                 expected="a whole model",
                 fix="leave lora out: the first one is merged then",
             )

@@ -72,7 +72,7 @@ def sampled_videos(
     key = settings_hash({"model": names.fingerprint(resolved), "prompts": prompts, "steps": steps, "seed": seed})
     path = cache / "rater-samples" / f"{key}.safetensors"
     if processes.is_main and not path.is_file():
-        generator = load_generator(resolved, what="objective.sampled_from=", device=device)
+        generator = load_generator(resolved, what="objective.sampled_from=", device=device, reporter=reporter)
         height, width = generator.facts.size
         shape: dict[str, Any] = {"num_frames": generator.facts.num_frames, "height": height, "width": width}
         shape["frame_rates_hz"] = [FRAME_RATE_HZ / STRIDE]

@@ -101,6 +101,7 @@ class Context:
         answers: To the benchmark's `questions`, in their order; none unless it needs a rater.
         reference: uint8 [T', H', W', 3], the real video, where needed.
         first_frame: uint8 [H', W', 3], what the video was to begin with, where needed.
+        chroma_step: How many (rows, columns) of pixels the video has a sample of colour for: (2, 2) of 4:2:0.
     """
 
     read: Callable[[], np.ndarray]
@@ -109,6 +110,7 @@ class Context:
     answers: Sequence[Answer] = ()
     reference: np.ndarray | None = None
     first_frame: np.ndarray | None = None
+    chroma_step: tuple[int, int] = (1, 1)
 
     @cached_property
     def frames(self) -> np.ndarray:

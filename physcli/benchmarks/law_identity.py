@@ -69,7 +69,7 @@ def color(view: View) -> Finding:
         if large.sum() >= 2:
             tested = True
             drift = np.where(large, np.abs(track.hue_deg - np.median(track.hue_deg[large])), 0)
-            if drift.max() > HUE_DRIFT_DEG:
+            if drift.max() > HUE_DRIFT_DEG * view.slack:
                 return broken(view, int(drift.argmax()), f"the {track.color} thing's hue changes")
     return HELD if tested else UNTESTED
 
@@ -226,7 +226,7 @@ def shape(view: View) -> Finding:
             tested = True
             windows = np.lib.stride_tricks.sliding_window_view(angularity(track)[alone], OUTLINE_FRAMES)
             usual = np.median(windows, axis=1)
-            if usual.min() < ROUND and usual.max() > ANGULAR:
+            if usual.min() < ROUND and usual.max() > ANGULAR * view.slack:
                 place = int(alone[max(usual.argmin(), usual.argmax()) + OUTLINE_FRAMES // 2])
                 change = "is no longer round" if usual.argmin() < usual.argmax() else "becomes round"
                 return broken(view, place, f"the {track.color} thing {change}")

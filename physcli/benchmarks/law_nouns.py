@@ -62,5 +62,5 @@ def may_be(view: View, track: Track, noun: str) -> bool:
         return True
     least = min(float(values[0]), float(np.median(values)))
     if noun == "ball":
-        return least < SURELY_ANGULAR
-    return noun not in OTHER_NOUNS or least > SURELY_ROUND
+        return least < SURELY_ANGULAR * view.slack
+    return noun not in OTHER_NOUNS or least > SURELY_ROUND / view.slack

@@ -16,6 +16,8 @@ from physcli.benchmarks.tracks import Track
 TOUCH_PX = 2.0  # nearer than this, two things may touch
 WIDE_NOUNS = ("slope", "pole")  # what the agent touches all the time, and is no obstacle
 EARLY_S = 0.8  # agent and patient are in full view for so long, and have not met
+# Where colours are of 2×2 pixels, hues drift by up to 10 degrees in place of 1.2, and small balls have corners.
+COARSE_SLACK = 1.5
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class View:
         masks: Of each colour found, bool [T, H, W].
         rate_hz: Frames a second.
         prompt: What was asked for.
+        coarse: The video has fewer samples of colour than pixels, so hues and outlines are less certain.
     """
 
     agent: Track
@@ -92,6 +95,12 @@ class View:
     masks: dict[str, np.ndarray]
     rate_hz: float
     prompt: str
+    coarse: bool = False
+
+    @property
+    def slack(self) -> float:
+        """How many times as far as usual hues may drift, and round outlines be from a disc's."""
+        return COARSE_SLACK if self.coarse else 1.0
 
     @cached_property
     def setting(self) -> Setting | None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from physcli.benchmarks.base import Benchmark, Context, Video
+from physcli.benchmarks.chroma import restore_chroma
 from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, is_dynamic, largest_motion, rule_for
 from physcli.benchmarks.law_events import heads, hits, moves
 from physcli.benchmarks.law_identity import color, permanence, shape
@@ -55,6 +56,8 @@ BEST_GRADE, ADHERES_FROM = 5, 4  # VideoPhy-2 counts SA of 4 and 5 as adherence
 MISSING, EXTRA, OTHER_NOUN, OTHER_OUTCOME, NO_OUTCOME, OTHER_WAY, STILL = 2, 1, 2, 2, 1, 2, 2
 MOTION_WORDS = re.compile(r"\b(rolls?|slides?|falls?|thrown|topples?|tips?|moves?|bounces?|rolling|falling|moving)\b")
 LEAST_FRAMES = 5
+# In larger pictures a sample of colour for 2×2 pixels is finer than what the laws look at.
+COARSE_BELOW_PX = 256
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,12 @@ class LawResult:
 
 
 def check_laws(
-    frames: np.ndarray, frame_rate_hz: float, prompt: str, *, flow: Callable[[np.ndarray], np.ndarray]
+    frames: np.ndarray,
+    frame_rate_hz: float,
+    prompt: str,
+    *,
+    flow: Callable[[np.ndarray], np.ndarray],
+    chroma_step: tuple[int, int] = (1, 1),
 ) -> LawResult:
     """Judge one clip.
 
@@ -114,6 +122,7 @@ def check_laws(
         prompt: What was asked for, as the simulator writes it. Laws that an action of other words leaves open are not
             tested.
         flow: uint8 [T, H, W, 3] → float [T − 1, H, W, 2] in pixels, such as `data.flow.dis_flow`.
+        chroma_step: How many (rows, columns) of pixels the video has a sample of colour for: (2, 2) of 4:2:0.
 
     Raises:
         DataError: the prompt names no coloured object.
@@ -123,12 +132,15 @@ def check_laws(
         raise ValueError(
             f"{len(frames)} frames at {frame_rate_hz} per second; expected at least {LEAST_FRAMES}, and a positive rate"
         )
+    coarse = chroma_step != (1, 1) and min(frames.shape[1:3]) < COARSE_BELOW_PX
+    if coarse:
+        frames = restore_chroma(frames, chroma_step)
     found = find_objects(frames)
     height, width = size = frames.shape[1:3]
     objects = shows_found(found, size, prompt)
     masks = masks_of_colors(found, size)
     agent, patient = (follow(frames, found, color, masks) for color in LEADING_COLORS)
-    view = View(agent, patient, masks, frame_rate_hz, prompt)
+    view = View(agent, patient, masks, frame_rate_hz, prompt, coarse)
 
     findings = {law: check(view) for law, check in LAWS.items()}
     broken = {law: finding.reason for law, finding in findings.items() if finding.holds is False}
@@ -198,6 +210,12 @@ class Laws(Benchmark):
     task = "laws"
 
     def score(self, video: Video, context: Context) -> dict[str, Any]:
-        result = check_laws(context.frames, context.frame_rate_hz, video.prompt, flow=context.flow)
+        result = check_laws(
+            context.frames,
+            context.frame_rate_hz,
+            video.prompt,
+            flow=context.flow,
+            chroma_step=context.chroma_step,
+        )
         group = video.columns.get("violation", {}).get("kind") or scenario_of(video.prompt) or "other"
         return {**result.scores, "motion_px": result.motion_px, "group": str(group), "reasons": result.reasons}

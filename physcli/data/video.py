@@ -266,6 +266,29 @@ def _count(path: Path, track: Track, as_decord: bool) -> int | None:
     return track.num_decoded if numbers is None else len(numbers)
 
 
+def pixel_format(path: str | os.PathLike[str]) -> str:
+    """What a video's colours are stored as, in ffmpeg's words such as yuv420p, without decoding; "" where it does not
+    say.
+
+    Raises:
+        DataError: the file is missing, empty or no video.
+    """
+    track = read_track(Path(path))
+    with open_video(Path(path)) as container:
+        stream = container.streams[track.stream]
+        assert isinstance(stream, av.VideoStream)
+        return stream.codec_context.pix_fmt or ""
+
+
+def chroma_step(pixel_format: str) -> tuple[int, int]:
+    """How many (rows, columns) of pixels a sample of colour is for: (2, 2) of yuv420p, (1, 1) of yuv444p or rgb24."""
+    try:
+        chroma = av.VideoFormat(pixel_format, 64, 64)
+        return 64 // chroma.chroma_height(), 64 // chroma.chroma_width()
+    except ValueError:
+        return 1, 1
+
+
 def frame_rate(path: str | os.PathLike[str], *, as_decord: bool = False) -> float:
     """Frames a second of what `read_video` gives, without decoding; 0 where the file says nothing.
 

@@ -7,7 +7,7 @@ The first run is the reference; every other one is compared with it, item by ite
 3. For each metric: the mean difference, a 95 % bootstrap interval over prompts, a test, and the smallest difference so
    many items could show. Several training seeds of one method, joined by commas, are one side.
 4. Holm's correction over all tests of the call.
-5. The guard: physical commonsense that rises while motion falls is a flag.
+5. The guards: physical commonsense that rises while motion falls is a flag, and so are videos that differ in chroma.
 
     OUT/metrics.json    a row a metric and compared run
     OUT/items.jsonl     a row a pair: the difference in each metric
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from physcli.data.clips import NOT_RECORDED
-from physcli.errors import PhyscliError, UsageError, unknown
+from physcli.data.video import chroma_step, pixel_format
+from physcli.errors import DataError, PhyscliError, UsageError, unknown
 from physcli.progress import Reporter
 from physcli.rows import Metric, Role, Row, make_row
 from physcli.stats import (
@@ -41,7 +43,7 @@ from physcli.tasks.compare_result import CompareResult, Side
 from physcli.tasks.figures import FEWEST_CLUSTERS, difference_text
 from physcli.tasks.report import same_file, write_comparison
 from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
-from physcli.tasks.scored_runs import SUBJECT_MARK, Key, ScoredRun, describe, read_scored_run
+from physcli.tasks.scored_runs import SUBJECT_MARK, Key, Score, ScoredRun, describe, read_scored_run
 from physcli.tasks.sheets import draw_side_by_side
 
 ALPHA = 0.05
@@ -125,8 +127,8 @@ def compare(
         for row in rows:
             row["verdict"] = _verdict(row) if row["group"] == "all" else None
 
-        # 5. The guard, and the files.
-        flags = _guard(rows, sides)
+        # 5. The guards, and the files.
+        flags = [*_guard(rows, sides), *_differing_chroma(sides, keys)]
         for message in flags:
             reporter.warn(message)
         run_dir.record["flags"] = flags
@@ -337,6 +339,33 @@ def _same_videos(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
             count = "all" if same == len(keys) else f"{same} of {len(keys)}"
             notes.append(f"{side.label} and {sides[0].label}: {count} videos are the same, byte for byte.")
     return notes
+
+
+def _differing_chroma(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
+    """Pairs of videos of which one keeps a colour for each pixel and the other for several."""
+    reference = sides[0].runs[0].items
+    flags = []
+    for side in sides[1:]:
+        pairs = [(_pixel_format(side.runs[0].items[key]), _pixel_format(reference[key])) for key in keys]
+        unlike = Counter(pair for pair in pairs if chroma_step(pair[0]) != chroma_step(pair[1]) and all(pair))
+        if unlike:
+            said = "; ".join(f"{ours} against {theirs}: {count}" for (ours, theirs), count in sorted(unlike.items()))
+            flags.append(
+                f"{side.label} and {sides[0].label} differ in chroma in {unlike.total()} of {len(keys)} pairs "
+                f"({said}). Small things lose colour and outline where several pixels share a colour, which may be the "
+                "difference itself: write both sets alike."
+            )
+    return flags
+
+
+def _pixel_format(item: Score) -> str:
+    """As the run says; an older one does not, and its file is asked."""
+    if item.pixel_format or item.video is None:
+        return item.pixel_format
+    try:
+        return pixel_format(item.video)
+    except DataError:
+        return ""
 
 
 # --- the numbers ---

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,7 +27,7 @@ from physcli.benchmarks.base import Answer, Benchmark, Context, Score
 from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, LARGEST_MOTION, is_dynamic, largest_motion, rule_for
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
-from physcli.data.video import frame_rate, read_video, thinned_frames
+from physcli.data.video import chroma_step, frame_rate, pixel_format, read_video, thinned_frames
 from physcli.data.video_sets import Video, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, UsageError, unknown
 from physcli.files import write_text
@@ -52,7 +53,8 @@ if TYPE_CHECKING:  # a benchmark without a rater needs no transformers
 
 LEAST_FRAMES = 5
 MISSING = Metric("missing/video", "rate", False, interval="none")
-_OTHER_FIELDS = {"video", "name", "caption", "prompt", "index", "seed", "group", "number", "error"}
+PIXEL_FORMAT = "pixel_format"  # a field of items.jsonl: ffmpeg's name of what a video's colours are stored as
+_OTHER_FIELDS = {"video", "name", "caption", "prompt", "index", "seed", "group", "number", "error", PIXEL_FORMAT}
 _LOGS = "items-*.part.jsonl"  # one a process
 
 # The fields of a video in items.jsonl, or what is wrong with it.
@@ -308,7 +310,7 @@ def _score(
             values = benchmark.score(video, context)
             if LARGEST_MOTION.name not in values:
                 values |= motion.get(number) or _motion(context.frames, context.frame_rate_hz)
-            scored[number] = values
+            scored[number] = values | {PIXEL_FORMAT: pixel_format(video.path)}
         except DataError as error:
             scored[number] = error
     return [scored[number] for number in range(len(videos))]
@@ -327,6 +329,7 @@ def _context(benchmark: Benchmark, video: Video, answers: Sequence[Answer], as_d
         answers,
         reference=read_video(named("reference")) if "reference" in benchmark.needs else None,
         first_frame=read_video(named("first_frame"), [0])[0] if "first_frame" in benchmark.needs else None,
+        chroma_step=chroma_step(pixel_format(video.path)),
     )
 
 
@@ -360,6 +363,8 @@ def _write(
         row.setdefault("group", None)
         row.pop("number")
     write_jsonl(run.path / "items.jsonl", scored)
+    formats = Counter(row[PIXEL_FORMAT] for row in scored if PIXEL_FORMAT in row)
+    run.record["pixel_formats"] = dict(sorted(formats.items()))
     run.write_metrics(rows)
 
 

@@ -4,8 +4,8 @@ An eval run holds, beside `run.json`,
 
     metrics.json   rows as `physcli.rows` makes them; `rater` where a model judged
     items.jsonl    a row a video: `video` (absolute, or relative to the run directory), `caption`, `prompt`, `index`,
-                   `seed` (null where unknown), `group` (or null), and a field for each metric: a number, a boolean, or
-                   null where there is no score
+                   `seed` (null where unknown), `group` (or null), `pixel_format` (not in older runs), and a field for
+                   each metric: a number, a boolean, or null where there is no score
 
 What the metrics are, metrics.json says: its rows of group "all". Those without a field in items.jsonl are sums that no
 item has a part in, and cannot be compared. A probe run's items say which `subject` they are of; its one metric here is
@@ -48,6 +48,7 @@ class Score:
     caption: str = ""
     prompt: str = ""
     label: int | None = None
+    pixel_format: str = ""  # of the video; "" in older runs
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ def _video_item(
         video=path / row["video"],  # an absolute one stays as it is
         caption=str(row.get("caption") or ""),
         prompt=prompt,
+        pixel_format=str(row.get("pixel_format") or ""),
     )
 
 

@@ -5,12 +5,14 @@ What a number is, its row says (`physcli.rows`): rates are shown in per cent, al
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from physcli.data.video import chroma_step
 from physcli.progress import counted
 from physcli.rows import metric_of
 from physcli.tasks.figures import (
@@ -76,6 +78,12 @@ def scores(result: EvalResult) -> Table:
         f"{counts['video']} of {len(result.items)} could not be scored"
         + (f"; answers that cannot be read: {', '.join(answers)}." if answers else "."),
     ]
+    formats = Counter(item["pixel_format"] for item in result.items if item.get("pixel_format"))
+    if len({chroma_step(name) for name in formats}) > 1:
+        said = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
+        caption.append(f"The videos differ in chroma ({said}): small things lose colour where pixels share one.")
+    elif any(chroma_step(name) != (1, 1) for name in formats):
+        caption.append(f"In these videos several pixels share a colour ({', '.join(sorted(formats))}).")
     caption += [
         f"A still video breaks few laws: read {row['metric']} beside what moves."
         for row in head

@@ -76,6 +76,23 @@ def test_a_run_against_itself(tmp_path, eval_run):
     assert row_of(result, "pc")["verdict"] == "identical"
 
 
+def test_sets_that_differ_in_chroma_are_warned_of(tmp_path, eval_run):
+    for name in ("full", "half", "older"):
+        eval_run(tmp_path / name, {"pc": coins(4)}, videos=name == "older")
+    for name, pixel_format in (("full", "yuv444p"), ("half", "yuv420p")):
+        file = tmp_path / name / "items.jsonl"
+        rows = [json.loads(line) | {"pixel_format": pixel_format} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listener = Listener()
+    result = run(tmp_path / "full", tmp_path / "half", out=tmp_path / "out", listener=listener)
+    [said] = result.flags
+    assert "half and full differ in chroma in 4 of 4 pairs (yuv420p against yuv444p: 4)." in said
+    assert f"Warning: {said}" in listener.said
+    # A run that does not say: its files do.
+    assert run(tmp_path / "full", tmp_path / "older", out=tmp_path / "same").flags == []
+    assert len(run(tmp_path / "half", tmp_path / "older", out=tmp_path / "other").flags) == 1
+
+
 def test_three_points_are_found_at_2000(tmp_path, eval_run):
     base = coins(2000)
     eval_run(tmp_path / "base", {"pc": base})

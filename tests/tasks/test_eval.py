@@ -89,6 +89,25 @@ def test_a_video_that_cannot_be_scored_is_counted(videos, tmp_path):
     assert sum("Not scored" in line for line in heard.said) == 3
 
 
+def test_what_colours_are_stored_as_is_told(videos, tmp_path):
+    from physcli.tasks.tables import scores
+
+    def said(name):
+        result = evaluate(EvalSettings("laws", str(videos)), out=tmp_path / name)
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        return [item["pixel_format"] for item in result.items], record["pixel_formats"], scores(result).caption
+
+    formats, counts, caption = said("full")
+    assert (formats, counts) == (["yuv444p"] * 4, {"yuv444p": 4})
+    assert "colour" not in caption
+    for number in range(2):
+        file = videos / "videos" / f"{number}.mp4"
+        write_video(file, read_video(file), 20, full_chroma=False)
+    formats, counts, caption = said("mixed")
+    assert (formats[1:3], counts) == (["yuv420p", "yuv444p"], {"yuv420p": 2, "yuv444p": 2})
+    assert "The videos differ in chroma (2 yuv420p, 2 yuv444p)" in caption
+
+
 def test_not_one_can_be_scored(videos, tmp_path):
     for file in (videos / "videos").iterdir():
         file.write_bytes(b"no video")

@@ -60,7 +60,9 @@ def read_adapter(path: Path) -> AdapterFacts:
     config = {name.removeprefix("transformer."): value for name, value in config.items()}
     beside = read_json(file.parent / PEFT_CONFIG) if (file.parent / PEFT_CONFIG).is_file() else {}
     alpha, rank = beside.get("lora_alpha"), beside.get("r")
-    both = isinstance(alpha, int | float) and isinstance(rank, int | float) and rank > 0
+    told = None
+    if isinstance(alpha, int | float) and isinstance(rank, int | float) and rank > 0:
+        told = (float(alpha), float(rank))
     bases = (
         config.get("base_model_name_or_path"),
         beside.get("base_model_name_or_path"),
@@ -71,7 +73,7 @@ def read_adapter(path: Path) -> AdapterFacts:
     return AdapterFacts(
         file,
         names_alpha="lora_alpha" in config or any(name.endswith("alpha") for name in names),
-        beside=(float(alpha), float(rank)) if both else None,
+        beside=told,
         base=next((base for base in bases if isinstance(base, str) and base), None),
         base_sha256=said.get(BASE_SHA256),
     )

@@ -83,7 +83,10 @@ def scores(result: EvalResult) -> Table:
         said = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
         caption.append(f"The videos differ in chroma ({said}): small things lose colour where pixels share one.")
     elif any(chroma_step(name) != (1, 1) for name in formats):
-        caption.append(f"In these videos several pixels share a colour ({', '.join(sorted(formats))}).")
+        said = ", ".join(sorted(formats))
+        caption.append(
+            f"In these videos pixels share colours ({said}): compare them with none that were written in 4:4:4."
+        )
     caption += [
         f"A still video breaks few laws: read {row['metric']} beside what moves."
         for row in head

@@ -236,6 +236,46 @@ def sample(
     _show(common, "bench sample", rows, settings, caption)
 
 
+@app.command("faults")
+@shared(Run)
+def faults(
+    common: Run,
+    command: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="finetune, precompute, sample, eval or simulate; repeat for several.  \\[default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="kill, kill at write, full disk, read-only disk, vanishing file, two at once; repeat for several.  "
+            "\\[default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    kills: Annotated[int, typer.Option(min=1, help="Of each command and kind; of other faults a fifth.")] = 20,
+) -> None:
+    """Do broken-off runs go on to the same bytes? Kills, full and read-only disks, lost files. Exit code 1 if not."""
+    from physcli.tasks.bench.faults import COMMANDS, FAULTS, WRONG, bench_faults
+
+    settings: dict[str, Any] = {
+        "commands": command or list(COMMANDS),
+        "faults": fault or list(FAULTS),
+        "kills": kills,
+        "seed": common.seed,
+    }
+    rows = bench_faults(**settings, reporter=render.RichReporter(quiet=common.quiet))
+    caption = (
+        "early: nothing was written yet; exact: it went on to the bytes of an unbroken run; refused: one message, then "
+        "exact once mended; wrong: anything else"
+    )
+    _show(common, "bench faults", rows, settings, caption)
+    if any(row["value"] for row in rows if row["metric"] == WRONG):
+        raise typer.Exit(1)
+
+
 def _refuse(where: str, others: dict[str, Any], fix: str) -> None:
     """Refuse options that mean nothing where they stand.
 

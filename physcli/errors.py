@@ -40,6 +40,10 @@ class DataError(PhyscliError):
     """A clip, label file or dataset folder that cannot be used."""
 
 
+class FileChanged(DataError):
+    """A file that is no longer what it was when the run began: what was made of it cannot be mixed with the rest."""
+
+
 class ModelError(PhyscliError):
     """A checkpoint that cannot be found, reached or loaded whole."""
 

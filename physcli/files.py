@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from physcli.errors import DataError, PhyscliError
+from physcli.errors import DataError, FileChanged, PhyscliError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +37,78 @@ def replacing(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise
+
+
+# What `replacing` leaves of a process that was killed while it wrote.
+_LEFT = re.compile(r"\..+\.\d+\.part(\.\w+)?")
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file has a temporary name of `replacing`."""
+    return _LEFT.fullmatch(path.name) is not None
+
+
+def remove_left_over(folder: Path, *, older_than_s: float = 0.0) -> None:
+    """Remove what killed processes left half-written below a folder.
+
+    Args:
+        folder: Where nobody else is writing, or
+        older_than_s: so many seconds since it was last written to that nobody can be at it any more.
+    """
+    for path in folder.rglob(".*"):
+        if is_left_over(path) and path.is_file() and time.time() - path.stat().st_mtime >= older_than_s:
+            path.unlink(missing_ok=True)
+
+
+def hold(file: int, *, wait: bool = False) -> bool:
+    """Hold an open file or folder (by its descriptor) against all other processes until it is closed.
+
+    The system closes it when a process dies, however it dies. Windows has no flock, and some network disks refuse it:
+    there nothing is held, and the answer is yes.
+
+    Args:
+        file: The descriptor.
+        wait: Until whoever holds it lets go.
+
+    Returns:
+        False if another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+# What tells a file from another one under the same name, and from itself once it was written to.
+Stamp = tuple[int, int, int] | None
+
+
+def stamp(path: Path) -> Stamp:
+    """A file's inode, size in bytes and time of change in ns; None if it is not there."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def refuse_changed(path: Path, before: Stamp) -> None:
+    """Raises FileChanged: the file's stamp is not what it was when the run hashed it."""
+    now = stamp(path)
+    if now != before:
+        how = "has vanished" if now is None else "has appeared" if before is None else "has changed"
+        raise FileChanged(
+            f"{path} {how} since the run began.",
+            expected="files that stay as they are while they are read",
+            fix="put it back as it was and give the same command again, or begin anew in another --out",
+        )
 
 
 def make_folder(path: Path, *, what: str = "", fix: str) -> None:

@@ -7,7 +7,7 @@ a shard cut short or altered since it was last hashed is seen when the cache is 
 count as missing.
 
 Several processes may write at once (each writes whole shards under its own name); a killed run loses only the shard
-it was filling.
+it was filling, and what it left of it is removed an hour later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from physcli.errors import DataError
-from physcli.files import make_folder, write_bytes
+from physcli.files import make_folder, remove_left_over, write_bytes
 from physcli.hashing import content_hash, settings_hash
 
 # First-level folders of the cache root. Only these are ever counted or cleared: a user may point the cache at a
@@ -33,6 +33,7 @@ from physcli.hashing import content_hash, settings_hash
 KINDS = ("simulated", "latents", "features", "text")
 
 _VERIFIED = ".verified.json"
+_DEAD_AFTER_S = 3600.0  # whoever has not written to a shard for so long was killed; a live one writes it in seconds
 
 
 class TensorCache:
@@ -60,6 +61,8 @@ class TensorCache:
         described = self.folder / "settings.json"
         if not described.exists():
             write_bytes(described, json.dumps(settings, indent=1, sort_keys=True).encode())
+        with contextlib.suppress(OSError):  # a read-only disk, or another process was quicker
+            remove_left_over(self.folder, older_than_s=_DEAD_AFTER_S)
         self.refresh()
 
     def refresh(self) -> None:

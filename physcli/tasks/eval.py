@@ -30,7 +30,7 @@ from physcli.data.subsets import thin
 from physcli.data.video import chroma_step, frame_rate, pixel_format, read_video, thinned_frames
 from physcli.data.video_sets import Video, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, UsageError, unknown
-from physcli.files import write_text
+from physcli.files import refuse_changed, stamp, write_text
 from physcli.hashing import content_hash, settings_hash
 from physcli.models import shown_name
 from physcli.progress import Reporter
@@ -125,6 +125,7 @@ def evaluate(
     Raises:
         UsageError: no such benchmark, or settings that it does not have or that cannot be.
         DataError: the set cannot be read, or not one of its videos can be scored.
+        FileChanged: a video is no longer what it was when the run began; what is scored is kept.
         ModelError: the rater is not there or does not load.
     """
     processes = Processes(device)
@@ -151,6 +152,7 @@ def evaluate(
     )
     with run:
         run.path = Path(processes.tell(str(run.path)))
+        seen = [stamp(item.path) for item in items]
         hashes = {item.name: content_hash(item.path) if item.path.is_file() else "missing" for item in items}
         texts = [[item.name, item.caption, item.prompt, item.index, item.seed, *item.rules] for item in items]
         rater = None
@@ -163,6 +165,8 @@ def evaluate(
         run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]})
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds these scores.")
+            if processes.is_main and not (run.path / "report.html").is_file():
+                write_run_report(str(run.path))
             processes.finish()
             return _read(run.path, processes.is_main)
         done = processes.tell(_logged(run.path))
@@ -176,6 +180,8 @@ def evaluate(
             for first in range(0, len(mine), batch_size):
                 some = mine[first : first + batch_size]
                 judged = _score(benchmark, [items[n] for n in some], judge, as_decord=settings.as_decord)
+                for n in some:  # before it is noted: the score would not be of the content that run.json names
+                    refuse_changed(items[n].path, seen[n])
                 for number, scored in zip(some, judged, strict=True):
                     row = {"number": number, **_row(items[number], scored, reporter, settings.as_decord)}
                     append_row(run.path / f"items-{processes.rank}.part.jsonl", row)
@@ -184,10 +190,9 @@ def evaluate(
         if processes.is_main:
             by_number = _logged(run.path)
             _write(run, benchmark, found, items, [by_number[number] for number in range(len(items))], label)
+            write_run_report(str(run.path), record=run.as_finished())
             for log in run.path.glob(_LOGS):
                 log.unlink()
-    if processes.is_main:
-        write_run_report(str(run.path))
     processes.finish()
     return _read(run.path, processes.is_main)
 

@@ -23,6 +23,7 @@ from physcli.data.cache import TensorCache
 from physcli.data.clips import HDF5_SUFFIXES, Clip
 from physcli.data.video import frame_rate, resize
 from physcli.errors import DataError, UsageError
+from physcli.files import Stamp, refuse_changed, stamp
 from physcli.hashing import content_hash, seed_from, settings_hash
 from physcli.models.encoders.base import Encoder
 from physcli.models.features import check_taps, default_tap
@@ -39,11 +40,27 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class View:
-    """What a subject sees of a clip: these frames, in this order. `key` names the content, not the file."""
+    """What a subject sees of a clip: these frames, in this order. `key` names the content, not the file.
+
+    `seen` is the file's stamp from when it was hashed for the key.
+    """
 
     clip: Clip
     frames: tuple[int, ...]
     key: str
+    seen: Stamp
+
+    def read(self) -> np.ndarray:
+        """Its frames, uint8 [T, H, W, 3].
+
+        Raises:
+            DataError: they cannot be read.
+            FileChanged: they would not be what `key` names.
+        """
+        try:
+            return self.clip.read(self.frames)
+        finally:  # rather than why another file cannot be read
+            refuse_changed(self.clip.path, self.seen)
 
 
 @dataclass(frozen=True)
@@ -61,11 +78,14 @@ class Tap:
 def views_of(clips: Sequence[Clip], frames: Sequence[Sequence[int]], hashes: dict[Path, str]) -> list[View]:
     """Views of clips; file hashes are computed once and kept in `hashes`."""
     views = []
+    stamps: dict[Path, Stamp] = {}
     for clip, chosen in zip(clips, frames, strict=True):
+        if clip.path not in stamps:
+            stamps[clip.path] = stamp(clip.path)
         if clip.path not in hashes:
             hashes[clip.path] = content_hash(clip.path)
         key = f"{hashes[clip.path][:40]}-{settings_hash({'frames': list(chosen)})[:12]}"
-        views.append(View(clip, tuple(chosen), key))
+        views.append(View(clip, tuple(chosen), key, stamps[clip.path]))
     return views
 
 
@@ -312,15 +332,12 @@ def to_tensor(frames: Sequence[np.ndarray]) -> Tensor:
 def _decoded(views: Sequence[View], batch_size: int) -> Iterator[tuple[list[View], list[Any]]]:
     """Batches of clips alike in size, decoded by threads one batch ahead."""
 
-    def read(view: View) -> np.ndarray:
-        return view.clip.read(view.frames)
-
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         chunks = [list(views[i : i + batch_size]) for i in range(0, len(views), batch_size)]
-        ahead = [pool.submit(read, view) for view in chunks[0]]
+        ahead = [pool.submit(view.read) for view in chunks[0]]
         for number, chunk in enumerate(chunks):
             decoded = [future.result() for future in ahead]
-            ahead = [pool.submit(read, view) for view in chunks[number + 1]] if number + 1 < len(chunks) else []
+            ahead = [pool.submit(view.read) for view in chunks[number + 1]] if number + 1 < len(chunks) else []
             yield from _alike(chunk, decoded)
 
 

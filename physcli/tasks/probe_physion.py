@@ -337,7 +337,7 @@ def _readable(
         with reporter.bar("Reading clips", len(todo), "clip") as bar:
             for view in todo:
                 try:
-                    held[view.key] = torch.from_numpy(controls.pixel_features(view.clip.read(view.frames)))
+                    held[view.key] = torch.from_numpy(controls.pixel_features(view.read()))
                 except DataError as error:
                     failed.append((view.clip.path, error.received))
                 bar.advance()

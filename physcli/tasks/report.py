@@ -89,12 +89,20 @@ def write_comparison(result: CompareResult, path: Path, *, cases: int = 6, max_v
     write_text(path, page(title, _subtitle(run, len(result.keys)), *parts, footer=_footer("compare")))
 
 
-def write_run_report(run: str, path: Path | None = None, *, cases: int = 6, max_video_mb: float = 24.0) -> Path:
-    """Write the page of one scored run, once it is finished (after its `RunDir` has been left).
+def write_run_report(
+    run: str,
+    path: Path | None = None,
+    *,
+    record: Mapping[str, Any] | None = None,
+    cases: int = 6,
+    max_video_mb: float = 24.0,
+) -> Path:
+    """Write the page of one scored run.
 
     Args:
         run: Its folder, as `physcli compare` takes it.
         path: The HTML file; `report.html` in the run's folder by default.
+        record: Instead of its run.json: of a run that will be finished once it has its report.
         cases: Worst cases, and as many best ones.
         max_video_mb: Videos are put into the page up to this size, in megabytes.
 
@@ -105,7 +113,7 @@ def write_run_report(run: str, path: Path | None = None, *, cases: int = 6, max_
         PhyscliError: the folder is no finished, scored run.
         DataError: the file cannot be written.
     """
-    scored = read_scored_run(run)
+    scored = read_scored_run(run, record=record)
     path = path or scored.path / "report.html"
     flags = [str(line) for line in scored.record.get("flags", [])]
     parts: list[Content] = [callout("Flagged", flags, kind="warning")] if flags else []

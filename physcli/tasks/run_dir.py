@@ -17,7 +17,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any
 
 from physcli import __version__
 from physcli.errors import PhyscliError, UsageError
-from physcli.files import make_folder, write_text
+from physcli.files import hold, is_left_over, make_folder, remove_left_over, write_text
 from physcli.progress import Reporter
 
 # From settings as an earlier version recorded them to the same with those that have been added since.
@@ -122,7 +123,9 @@ def versions() -> Mapping[str, str]:
 class RunDir:
     """One run's folder, as a context manager: `running` inside, then `finished`, `failed` or `interrupted`.
 
-    A run that fails with a `PhyscliError` before it wrote anything leaves no folder behind.
+    A run that fails with a `PhyscliError` before it wrote anything leaves no folder behind. One that was killed stays
+    `running` in its run.json; the next removes what it left half-written. While a run writes, its folder is held (see
+    `hold`), so that no second process writes there.
 
     Args:
         out: The folder, or None for `runs/<command>-<time>`.
@@ -138,7 +141,7 @@ class RunDir:
         already_finished: The folder holds this very run, finished; nothing need be done.
 
     Raises:
-        UsageError: `out` holds another run, or something that is not a run.
+        UsageError: `out` holds another run, or something that is not a run, or another process is writing to it.
         DataError: the folder cannot be written.
     """
 
@@ -176,33 +179,91 @@ class RunDir:
         self._aside: Path | None = None  # the run that --overwrite replaces, kept until this one has come to something
         self._made: list[Path] = []  # folders this run made, the innermost first
         self._begun = False
+        self._held: weakref.finalize | None = None  # closes the folder, which is open and held
         if writes:
-            self._claim(overwrite)
+            try:
+                self._claim(overwrite)
+            except BaseException:
+                self._let_go()
+                raise
         self.already_finished = self._is_finished()
 
     def _claim(self, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out {self.path} is a file.", expected="a folder, or a new name")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if not self._holds_files():  # killed between the two: what --overwrite has put aside, and the new run
+            for aside in self._put_aside():
+                if self.path.is_dir():
+                    self.path.rmdir()
+                aside.rename(self.path)
+        if self._holds_files():
             self._previous = read_run(self.path)
-            if self._previous is None:
+            if overwrite or not self._is_finished():
+                self._hold()
+                self._previous = read_run(self.path)  # another process may have begun or finished it since
+                self._aside = next(self._put_aside(), None)
+            if self._previous is None and any(not is_left_over(path) for path in self.path.iterdir()):
                 raise UsageError(
                     f"--out {self.path} holds files but no run.json.",
                     expected="a new or empty folder, or one a physcli run made",
                     fix="choose another --out",
                 )
+        if self._previous is not None:
             # Even --overwrite replaces a run of the same command only: a dataset is never taken for a probe's folder.
             self._refuse_if_different("command")
-            if overwrite:
+            if not overwrite:
+                self._refuse_if_different("settings")
+            elif self._aside is not None:  # what is here replaced it, and was killed
+                shutil.rmtree(self.path)
+            else:
                 self._aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.replaced")
                 self.path.rename(self._aside)
+            if overwrite:
+                self._let_go()
                 self._previous = None
-            else:
-                self._refuse_if_different("settings")
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         make_folder(self.path, fix="choose another --out")
         if not self._is_finished():
+            self._hold()
+            remove_left_over(self.path)
+            if self._previous is not None:  # whoever is killed before `check_inputs` must not lose them
+                self.record["inputs"] = self._previous.get("inputs", {})
             self._begin()
+
+    def _holds_files(self) -> bool:
+        return self.path.is_dir() and any(self.path.iterdir())
+
+    def _put_aside(self) -> Iterator[Path]:
+        """Runs that an --overwrite of this folder has put aside and, as it was killed, neither removed nor restored."""
+        start, end = f".{self.path.name}.", ".replaced"
+        for path in self.path.parent.iterdir() if self.path.parent.is_dir() else ():
+            if path.name.startswith(start) and path.name.endswith(end) and path.name[len(start) : -len(end)].isdigit():
+                yield path
+
+    def _hold(self) -> None:
+        """Keep other processes from writing to the folder, until this run is left.
+
+        Raises:
+            UsageError: another one is at it.
+        """
+        if self._held is not None:
+            return
+        try:
+            folder = os.open(self.path, os.O_RDONLY)
+        except OSError:  # Windows opens no folder
+            return
+        self._held = weakref.finalize(self, os.close, folder)
+        if not hold(folder):
+            raise UsageError(
+                f"Another physcli process is writing to --out {self.path}.",
+                expected="one at a time",
+                fix="wait for it, stop it, or choose another --out",
+            )
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held()
+            self._held = None
 
     def check_inputs(self, inputs: Mapping[str, str], *, new: Collection[str] = ()) -> None:
         """Say what went in, as content hashes; they count as settings.
@@ -234,6 +295,8 @@ class RunDir:
     def reopen(self) -> None:
         """Treat a finished run as unfinished, because some of its files are missing or are to be made again."""
         self.already_finished = False
+        self._hold()
+        remove_left_over(self.path)
         self._begin()
 
     def _refuse_if_different(self, *parts: str) -> None:
@@ -261,13 +324,19 @@ class RunDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._leave(kind, error)
+        finally:
+            self._let_go()
+
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         if not self._begun:
             return
         if kind is not None and issubclass(kind, PhyscliError) and self._withdraw():
             return
         if self._aside is not None:
             shutil.rmtree(self._aside)
-        self.record["duration_s"] = round(time.monotonic() - self._start, 2)
+        self.record["duration_s"] = self._seconds()
         if kind is None:
             self.record["status"] = "finished"
         elif issubclass(kind, KeyboardInterrupt):
@@ -280,6 +349,13 @@ class RunDir:
         # On a full disk the record cannot be written; the error that brought us here is the one to tell.
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             write_json(self.path / "run.json", self.record)
+
+    def as_finished(self) -> dict[str, Any]:
+        """The record that run.json will be, if nothing more goes wrong."""
+        return self.record | {"status": "finished", "duration_s": self._seconds()}
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._start, 2)
 
     def _again(self) -> str:
         """The command that continues this run."""
@@ -298,7 +374,9 @@ class RunDir:
 
     def _withdraw(self) -> bool:
         """Remove a folder this run made and put nothing into but its record; whether it did."""
-        if self.path not in self._made or [path.name for path in self.path.iterdir()] != ["run.json"]:
+        if self.path not in self._made and self._aside is None:
+            return False
+        if [path.name for path in self.path.iterdir()] != ["run.json"]:
             return False
         (self.path / "run.json").unlink()
         if self._aside is not None:

@@ -78,12 +78,13 @@ class ScoredRun:
         return self.metrics[metric].kind == "rate" and found <= {0.0, 1.0, None}
 
 
-def read_scored_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
+def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[str, Any] | None = None) -> ScoredRun:
     """Read a run of `physcli eval` or `physcli probe`.
 
     Args:
         name: Its folder; `FOLDER::SUBJECT` for one of several subjects of a probe.
         ignore_seeds: Tell videos apart by prompt and index alone.
+        record: Instead of its run.json.
 
     Raises:
         PhyscliError: the folder is no such run, is not finished, or its items are missing or not as they should be.
@@ -91,7 +92,7 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
     """
     folder, _, subject = name.partition(SUBJECT_MARK) if not Path(name).is_dir() else (name, "", "")
     path = Path(folder)
-    record = _read_record(path)
+    record = record or _read_record(path)
     probe = record["command"] == _PROBE
     rows = _read_rows(path)
     lines = _read_items(path)

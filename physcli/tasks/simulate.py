@@ -30,7 +30,7 @@ import numpy as np
 from physcli.data.clips import SIMULATED_VERSION, TWINS_LIST, installed_mujoco
 from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, UsageError, unknown
-from physcli.files import replacing
+from physcli.files import hold, replacing
 from physcli.hashing import settings_hash
 from physcli.progress import Reporter
 from physcli.rows import Metric, make_row
@@ -251,15 +251,7 @@ def _is_finished(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path, reporter: Reporter) -> Iterator[None]:
-    """Hold `<folder>.lock`, waiting for whoever holds it; the system lets go of it when a process dies.
-
-    Windows has no flock, and some network disks refuse it: there nothing is held.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
+    """Hold `<folder>.lock`, waiting for whoever holds it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.with_name(f"{folder.name}.lock").open("w")
@@ -270,13 +262,9 @@ def _alone(folder: Path, reporter: Reporter) -> Iterator[None]:
             fix="choose another --cache-dir (or PHYSCLI_CACHE)",
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not hold(file.fileno()):
             reporter.note(f"Another process is making {folder}; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
+            hold(file.fileno(), wait=True)
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.progress import Reporter
 from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
+from physcli.tasks.run_dir import read_run
 from physcli.tasks.scored_runs import read_scored_run
 from tests.videos import GOLDEN
 
@@ -137,6 +139,27 @@ def test_a_broken_off_run_scores_the_rest(videos, tmp_path):
     assert again.rows == whole.rows
     assert again.items == whole.items
     assert not list(log.glob("*.part.jsonl"))
+
+
+def test_a_run_without_its_report_is_not_finished(videos, tmp_path, monkeypatch):
+    settings, out = EvalSettings("laws", str(videos)), tmp_path / "run"
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("physcli.tasks.eval.write_run_report", full)
+        with pytest.raises(OSError, match="No space"):
+            evaluate(settings, out=out)
+    assert read_run(out)["status"] == "failed"
+    heard = Heard()
+    evaluate(settings, out=out, reporter=heard)
+    assert "4 of 4 videos are scored already." in heard.said
+    # Earlier versions wrote it after the record: a kill between the two left none.
+    report = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    evaluate(settings, out=out)
+    assert (out / "report.html").read_text().count("<tr>") == report.count("<tr>")
 
 
 @pytest.mark.parametrize("benchmark", ["videophy", "videophy2"])

@@ -223,3 +223,84 @@ def test_a_run_that_could_not_begin_leaves_nothing(tmp_path):
     with pytest.raises(UsageError), run:
         raise UsageError("no such block")
     assert read_run(run.path)["status"] == "failed"
+
+
+# --- what a kill leaves ---
+
+
+def killed(folder, settings, **options):
+    """A run that was killed once its folder was begun: nobody leaves it, and the system lets go of it."""
+    run = RunDir(folder, "x", settings, **options)
+    run._let_go()
+    return run
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_record_can_begin(tmp_path):
+    (tmp_path / ".run.json.123.part").write_text("{")
+    with RunDir(tmp_path, "x", {}) as run:
+        run.write_metrics([])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "run.json"]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    killed(tmp_path / "a", {})
+    (tmp_path / "a" / "videos").mkdir()
+    for name in (".items.jsonl.12.part", "videos/.red-0.mp4.12.part", "videos/.a.npz.12.part.npz"):
+        (tmp_path / "a" / name).write_text("")
+    kept = ["items-0.part.jsonl", "videos/.hidden.mp4", "pairs.jsonl.part"]  # what a run goes on with, and a user's
+    for name in kept:
+        (tmp_path / "a" / name).write_text("")
+    with RunDir(tmp_path / "a", "x", {}) as run:
+        files = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    assert files == {"run.json", *kept}
+
+
+def test_a_run_that_is_killed_twice_still_knows_its_inputs(tmp_path):
+    """The second time before it has hashed them: what the first has done is of the old ones."""
+    killed(tmp_path, {}).check_inputs({"videos": "old"})
+    killed(tmp_path, {})
+    assert read_run(tmp_path)["inputs"] == {"videos": "old"}
+    with pytest.raises(UsageError, match='videos was "old", now "new"'), RunDir(tmp_path, "x", {}) as run:
+        run.check_inputs({"videos": "new"})
+
+
+def test_one_process_at_a_time(tmp_path):
+    out = tmp_path / "a"
+    with RunDir(out, "x", {"seed": 1}) as run:
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(UsageError, match="Another physcli process is writing to --out"):
+                RunDir(out, "x", {"seed": 1}, **options)
+        run.write_metrics([])
+    assert read_run(out)["status"] == "finished"
+    with RunDir(out, "x", {"seed": 1}) as first:  # reading is for all
+        assert first.already_finished
+        assert RunDir(out, "x", {"seed": 1}).already_finished
+        first.reopen()
+        with pytest.raises(UsageError, match="Another physcli process"):
+            RunDir(out, "x", {"seed": 1})
+
+
+@pytest.mark.parametrize("at", ["before the new folder", "before its record", "begun"])
+@pytest.mark.parametrize("again", ["the old", "the new", "the new, which fails"])
+def test_a_kill_of_overwrite_loses_no_run(tmp_path, at, again):
+    out = tmp_path / "a"
+    with RunDir(out, "x", {"seed": 1}) as run:
+        (run.path / "precious.txt").write_text("")
+        run.write_metrics([])
+    killed(out, {"seed": 2}, overwrite=True)
+    if at != "begun":
+        (out / "run.json").unlink()
+    if at == "before the new folder":
+        out.rmdir()
+    if again == "the old" and at != "begun":
+        assert RunDir(out, "x", {"seed": 1}).already_finished
+    elif again == "the new":
+        with RunDir(out, "x", {"seed": 2}, overwrite=True) as run:
+            run.write_metrics([])
+        assert read_run(out)["settings"] == {"seed": 2}
+    else:
+        with pytest.raises(UsageError), RunDir(out, "x", {"seed": 2}, overwrite=True):
+            raise UsageError("no such block")
+        assert RunDir(out, "x", {"seed": 1}).already_finished
+    assert (out / "precious.txt").exists() == (again != "the new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,4 +1,4 @@
-"""`physcli bench faults`: what is left of a run that a machine has broken off, and whether it goes on to the same bytes.
+"""`physcli bench faults`: whether runs that a machine has broken off go on to the bytes of unbroken ones.
 
 A tiny run of each command is done once as it should be. Then it is broken in a fresh folder, and given again as a user
 would: the same command line, with `--resume latest` where the message asks for it. Afterwards every file must be that
@@ -28,6 +28,7 @@ import multiprocessing
 import os
 import random
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from physcli.errors import PhyscliError, UsageError, unknown
-from physcli.files import read_tensors
+from physcli.files import is_left_over, read_tensors
 from physcli.models.names import resolve
 from physcli.progress import Reporter
 from physcli.tasks.bench.timing import row
@@ -53,7 +54,7 @@ FAULTS = ("kill", "kill at write", "full disk", "read-only disk", "vanishing fil
 # In a run's folder: what is to be watched over. `disk` may be a disk of its own.
 _OUT, _CACHE = "disk/out", "disk/cache"
 _TRAIN = (
-    *("--recipe", "repa", "--data", "inputs/clips", "--device", "cpu", "objective.frames=5", "objective.strides=[1]"),
+    *("--recipe", "repa", "--data", "inputs/clips", "--device", "cpu", "objective.frames=9", "objective.strides=[1]"),
     *("objective.samples=1", "objective.sample_steps=2"),
 )
 _STEPS = ("--steps", "4", "train.batch_size=2", "train.checkpoint_every=1", "train.keep_checkpoints=2")
@@ -63,8 +64,10 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "finetune": (("finetune", *_TRAIN, *_STEPS, "train.validate_every=3"), ("clips",)),
     "precompute": (("data", "precompute", *_TRAIN, "objective.windows=12"), ("clips",)),
     "sample": (
-        ("sample", "--model", "inputs/model", "--steps", "4", "--num-frames", "9", "--device", "cpu")
-        + tuple(word for prompt in _PROMPTS for word in ("--prompt", prompt)),
+        (
+            *("sample", "--model", "inputs/model", "--steps", "4", "--num-frames", "9", "--device", "cpu"),
+            *(f"--prompt={prompt}" for prompt in _PROMPTS),
+        ),
         ("model",),
     ),
     "eval": (("eval", "laws", "--videos", "inputs/clips", "--device", "cpu"), ("clips",)),
@@ -212,10 +215,8 @@ def _physcli(words: Sequence[str], folder: str, log: str, kill_at: int | None, l
     if kill_at is not None:
         sys.addaudithook(watch)
     sys.argv = ["physcli", *words]
-    from physcli.cli.app import main
-
     try:
-        main()
+        runpy.run_module("physcli", run_name="__main__", alter_sys=True)
     finally:
         if kill_at == 0:
             Path("count.txt").write_text(str(count))
@@ -419,16 +420,17 @@ _COUNTED = {"seconds_per_video", "clips_per_second", "kept", "computed"}  # rows
 def products(folder: Path) -> dict[str, str]:
     """All files below `folder` (hidden ones, too) → hash of what must be the same.
 
-    Left out are only: `_TIMES` and the values of `_COUNTED` in JSON; the date and the duration in a report; which
-    values lie together in a shard of the cache, for a killed run begins another one (each tensor counts as a file); and
-    what the cache notes of its files' times of change.
+    Left out are only: `_TIMES` and the values of `_COUNTED` in JSON; the date and the duration in a report; and of the
+    cache, which others may be writing to, which values lie together in a shard (each tensor counts as a file), the
+    times of change it notes, and what is half-written for an hour.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.name == ".verified.json":
+        in_cache = name.startswith("cache/")
+        if not path.is_file() or (in_cache and (path.name == ".verified.json" or is_left_over(path))):
             continue
-        if name.startswith("cache/") and path.suffix == ".safetensors" and not path.name.startswith("."):
+        if in_cache and path.suffix == ".safetensors":
             for key, tensor in read_tensors(path)[0].items():
                 value = f"{tensor.dtype}{list(tensor.shape)}".encode() + tensor.numpy().tobytes()
                 found[f"{path.parent.relative_to(folder).as_posix()}/{key}"] = hashlib.sha256(value).hexdigest()
@@ -442,6 +444,9 @@ def _same(path: Path) -> bytes:
     content = path.read_bytes()
     if path.suffix == ".json":
         return json.dumps(_timeless(json.loads(content))).encode()
+    if path.name == "report.html":
+        times = rb'<tr><th scope="row">(?:started|duration \(s\))</th>.*?</tr>'
+        return re.sub(times, b"", content, flags=re.DOTALL)
     if path.suffix == ".jsonl":
         return json.dumps([_timeless(json.loads(line)) for line in content.decode().split("\n") if line]).encode()
     return content

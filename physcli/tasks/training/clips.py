@@ -14,7 +14,8 @@ import torch
 from physcli.data.clips import Clip, read_dataset
 from physcli.data.subsets import thin
 from physcli.data.video import resize
-from physcli.errors import DataError
+from physcli.errors import DataError, FileChanged
+from physcli.files import refuse_changed, stamp
 from physcli.hashing import seed_from
 from physcli.progress import Reporter
 from physcli.recipe import Data
@@ -136,6 +137,7 @@ class ClipReader:
         self.clips, self.size, self.seed = clips, size, seed
         self.max_bad, self.reporter = max_bad, reporter or Reporter()
         self.bad: dict[int, str] = {}
+        self._seen = [stamp(clip.path) for clip in clips]
         self._room = memory_gb * 1e9
         self._kept: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -149,22 +151,34 @@ class ClipReader:
 
         Raises:
             DataError: more than `max_bad` of the clips cannot be read.
+            FileChanged: a clip's file is not what it was when the run began; no other takes its place.
         """
         for later in range(len(self.clips)):
             number = self.number(sample + later)
             if number not in self.bad:
                 try:
                     return self.clips[number], self.frames(number)
+                except FileChanged:
+                    raise
                 except DataError as error:
                     self._note_bad(number, error)
         raise DataError("No clip can be read.", expected="clips that decode", fix="run `physcli data inspect` on them")
 
     def frames(self, number: int) -> np.ndarray:
-        """All frames of clip `number`."""
+        """All frames of clip `number`.
+
+        Raises:
+            DataError: they cannot be read.
+            FileChanged: its file is not what it was.
+        """
         kept = self._kept.get(number)
         if kept is not None:
             return kept
-        frames = resize(self.clips[number].read(), *self.size)
+        clip = self.clips[number]
+        try:
+            frames = resize(clip.read(), *self.size)
+        finally:
+            refuse_changed(clip.path, self._seen[number])
         with self._lock:
             if number not in self._kept and frames.nbytes <= self._room:
                 self._kept[number] = frames

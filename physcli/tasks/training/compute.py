@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from physcli.data.cache import TensorCache
-from physcli.errors import DataError
+from physcli.errors import DataError, FileChanged
 from physcli.progress import Reporter, size_in_words
 from physcli.tasks.features import View
 from physcli.tasks.processes import Processes
@@ -213,7 +213,9 @@ def _decode(views: Sequence[View], problems: dict[Path, str]) -> list[list[tuple
     by_shape: dict[tuple[int, ...], list[tuple[View, np.ndarray]]] = {}
     for view in views:
         try:
-            frames = view.clip.read(view.frames)
+            frames = view.read()
+        except FileChanged:
+            raise
         except DataError as error:
             problems.setdefault(view.clip.path, f"{view.clip.path}: {error.received}")
             continue
@@ -271,4 +273,4 @@ class Values:
         if self._kept is not None:
             return self._kept.get([view.key for view in views])
         with self._computing:  # one by one: what the others of a batch are changes no value
-            return [self.signal.compute([view], [view.clip.read(view.frames)])[0].cpu() for view in views]
+            return [self.signal.compute([view], [view.read()])[0].cpu() for view in views]

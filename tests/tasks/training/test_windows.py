@@ -174,4 +174,4 @@ def test_a_rate_that_no_prompt_can_say(clips, video):
 
 
 def test_the_stride_of_a_single_frame(clips):
-    assert stride_of(View(clips[0], (7,), "key")) == 1
+    assert stride_of(View(clips[0], (7,), "key", None)) == 1

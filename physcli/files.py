@@ -150,7 +150,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: value.detach().contiguous() for name, value in tensors.items()}
-    write_bytes(path, safetensors.torch.save(whole, {"format": "pt", **(metadata or {})}))
+    with replacing(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(whole, {"format": "pt", **(metadata or {})}))
+        sort_metadata(temporary)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order, which the library writes in another one in every process.
+
+    Without it the same weights would be another file each time, and all that is known by their hash be made again.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= length:  # as ever: the same entries, written as compactly
+            file.seek(8)
+            file.write(content.ljust(length))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -75,16 +75,30 @@ class Tap:
         return f"block {self.block}" + ("" if self.sigma is None else f", σ={self.sigma:.3g}")
 
 
-def views_of(clips: Sequence[Clip], frames: Sequence[Sequence[int]], hashes: dict[Path, str]) -> list[View]:
-    """Views of clips; file hashes are computed once and kept in `hashes`."""
+def views_of(
+    clips: Sequence[Clip], frames: Sequence[Sequence[int]], hashes: dict[Path, str], *, arrays: bool = False
+) -> list[View]:
+    """Views of clips; file hashes are computed once and kept in `hashes`.
+
+    Args:
+        clips: Each seen once, or more often.
+        frames: Which of its frames, in order.
+        hashes: File → hash of its content.
+        arrays: Something is read of the clips' arrays: the key is of their content, too.
+    """
     views = []
     stamps: dict[Path, Stamp] = {}
     for clip, chosen in zip(clips, frames, strict=True):
         if clip.path not in stamps:
             stamps[clip.path] = stamp(clip.path)
+        about: dict[str, Any] = {"frames": list(chosen)}
         if clip.path not in hashes:
             hashes[clip.path] = content_hash(clip.path)
-        key = f"{hashes[clip.path][:40]}-{settings_hash({'frames': list(chosen)})[:12]}"
+        if arrays and clip.arrays is not None:
+            if clip.arrays not in hashes:
+                hashes[clip.arrays] = content_hash(clip.arrays)
+            about["arrays"] = hashes[clip.arrays]
+        key = f"{hashes[clip.path][:40]}-{settings_hash(about)[:12]}"
         views.append(View(clip, tuple(chosen), key, stamps[clip.path]))
     return views
 

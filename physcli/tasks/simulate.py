@@ -313,7 +313,7 @@ def _run_jobs(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, list[d
             yield job, make_and_write_pair(job)
         return
     # Not fork: torch's and MuJoCo's threads do not survive it.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
     futures: dict[Future[list[dict[str, Any]]], _Job] = {}
     try:
         with _interrupts_held():  # the first jobs start the workers
@@ -347,8 +347,17 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _ignore_interrupt() -> None:
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells its workers nothing: they would wait for more to do, for good."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _job_id(job: _Job) -> str:

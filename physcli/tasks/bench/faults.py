@@ -37,6 +37,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ _PROMPTS = ("a red ball rolls", "a blue box falls", "a green ball and a box")
 # Command → its arguments, and the folders it reads. All give the same bytes whenever they run.
 _COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "finetune": (("finetune", *_TRAIN, *_STEPS, "train.validate_every=3"), ("clips",)),
-    "precompute": (("data", "precompute", *_TRAIN, "objective.windows=12"), ("clips",)),
+    "precompute": (("data", "precompute", *_TRAIN, "objective.windows=5"), ("clips",)),
     "sample": (
         (
             *("sample", "--model", "inputs/model", "--steps", "4", "--num-frames", "9", "--device", "cpu"),
@@ -226,6 +227,15 @@ def _server() -> Any:
     """A context whose processes are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_SERVED))
+    before = dict(os.environ)
+    # One thread, for others do not survive a fork; no network; and no word about what the killed have not given back.
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return context
 
 

@@ -63,13 +63,14 @@ class Signal:
 
     `name` is one of those in a recipe's `data.cache`. `compute` takes some windows and their frames, uint8
     [T, H, W, 3] each and alike in size, and gives [B, …] as stored. `cache`: None where it is computed whenever it is
-    asked for. `release` gives back the memory of what `compute` loads.
+    asked for. `release` gives back the memory of what `compute` loads. `reads_arrays`: of the clip's arrays as well.
     """
 
     name: str
     cache: TensorCache | None
     compute: Callable[[Sequence[View], list[np.ndarray]], Tensor]
     release: Callable[[], None] = lambda: None
+    reads_arrays: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import logging
+import random
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -169,13 +171,17 @@ class _Loop:
     def begin(self, resume: Path | None) -> None:
         """Load the checkpoint, if one is given, and cut the log back to its step."""
         if resume is None:
+            # Nothing here draws from these two, but checkpoints keep them: so those of equal runs are equal files.
+            random.seed(self.seed)
+            np.random.seed(self.seed % 2**32)  # noqa: NPY002 (the state that checkpoints keep)
             if self.accelerator.is_main_process:
                 self._log.unlink(missing_ok=True)  # of a run that came to no checkpoint
             return
         manifest = read_manifest(resume)
         self.accelerator.load_state(str(resume))
-        self.accelerator.step = 0  # its count of accumulated batches; a NaN's checkpoint is of the middle of a step
         self.step = self.resumed = self._saved = int(manifest["step"])
+        # Its count of accumulated batches; a NaN's checkpoint is of the middle of a step.
+        self.accelerator.step = self.step * self.settings.accumulate
         self.samples = int(manifest["samples"])
         self._problems = list(manifest.get("problems", []))
         log = resume.parent / "steps.jsonl"

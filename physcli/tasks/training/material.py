@@ -85,8 +85,9 @@ class Material:
     ) -> None:
         processes, reporter = source.processes, source.reporter
         self.held_out = spread(source.held_out, num_held_out)
+        arrays = any(signal.reads_arrays for signal in signals.values())
         self.windows, self.held_windows = (
-            Windows(clips, choice=choice, seed=source.seed, reporter=reporter)
+            Windows(clips, choice=choice, seed=source.seed, reporter=reporter, arrays=arrays)
             for clips in (source.training, self.held_out)
         )
         held_signals = [signals[name] for name in validated]

@@ -156,7 +156,8 @@ def flow_of(teacher: OnDemand, view: TeacherView, *, kind: str, cache: Path | No
     def compute(windows: Sequence[View], frames: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack([one(*both) for both in zip(windows, frames, strict=True)])).half()
 
-    return Signal("flow", _cache(cache, "features", settings), compute, teacher.release)
+    kept = _cache(cache, "features", settings)
+    return Signal("flow", kept, compute, teacher.release, reads_arrays=kind == "exact")
 
 
 class Prompts:

@@ -23,14 +23,17 @@ class Windows:
         choice: How many frames, how far apart, how many windows a clip.
         seed: Of where windows begin and of the order of clips.
         reporter: Told of every clip that is left out.
+        arrays: Their keys are of the content of the clips' arrays as well.
 
     Attributes:
         problems: Why clips were left out.
         views: All windows, once settled those that can be used.
     """
 
-    def __init__(self, clips: Sequence[Clip], *, choice: WindowChoice, seed: int, reporter: Reporter) -> None:
-        self.choice, self.seed, self.reporter = choice, seed, reporter
+    def __init__(
+        self, clips: Sequence[Clip], *, choice: WindowChoice, seed: int, reporter: Reporter, arrays: bool = False
+    ) -> None:
+        self.choice, self.seed, self.reporter, self._arrays = choice, seed, reporter, arrays
         self.problems: list[str] = []
         self._num_clips = len(clips)
         self._by_clip: list[list[list[View]]] = []
@@ -81,7 +84,7 @@ class Windows:
                 chosen += [(clip, [s + i * stride for i in range(self.choice.frames)]) for s in starts]
             if len(chosen) == before:
                 self._leave_out(f"{clip.path}: {length} frames, and a window has {self.choice.frames}.")
-        return views_of([clip for clip, _ in chosen], [frames for _, frames in chosen], {})
+        return views_of([clip for clip, _ in chosen], [frames for _, frames in chosen], {}, arrays=self._arrays)
 
     def _leave_out(self, problem: str) -> None:
         if problem not in self.problems:

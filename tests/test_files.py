@@ -7,8 +7,18 @@ import os
 import pytest
 import torch
 
-from physcli.errors import DataError, ModelError
-from physcli.files import read_json, read_json_object, read_tensors, replacing, write_bytes, write_tensors, write_text
+from physcli.errors import DataError, FileChanged, ModelError
+from physcli.files import (
+    read_json,
+    read_json_object,
+    read_tensors,
+    refuse_changed,
+    replacing,
+    stamp,
+    write_bytes,
+    write_tensors,
+    write_text,
+)
 
 
 def test_a_failure_leaves_the_old_file_alone(tmp_path):
@@ -79,3 +89,31 @@ def test_readable_json(tmp_path):
     assert read_json(path) == [{"é": 1}]
     with pytest.raises(DataError, match="holds a list"):
         read_json_object(path)
+
+
+def test_the_same_tensors_are_the_same_file(tmp_path):
+    """safetensors writes its metadata in another order in every process, and for every file."""
+    metadata = {f"key {number}": f"“{number}”" for number in range(20)}
+    contents = set()
+    for number in range(5):
+        write_tensors(tmp_path / f"{number}.safetensors", {"a": torch.arange(3)}, metadata)
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
+    tensors, found = read_tensors(tmp_path / "0.safetensors")
+    assert tensors["a"].tolist() == [0, 1, 2]
+    assert found == {"format": "pt", **metadata}
+
+
+def test_a_file_that_changes_is_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_text("one")
+    before = stamp(path)
+    refuse_changed(path, before)
+    refuse_changed(tmp_path / "none", stamp(tmp_path / "none"))
+    for change, said in ((lambda: path.write_text("other"), "has changed"), (path.unlink, "has vanished")):
+        change()
+        with pytest.raises(FileChanged, match=f"{said} since the run began"):
+            refuse_changed(path, before)
+    path.write_text("")
+    with pytest.raises(FileChanged, match="has appeared"):
+        refuse_changed(path, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import torch
@@ -94,3 +95,13 @@ def test_clear_removes_only_what_physcli_keeps(tmp_path):
     assert clear_cache(tmp_path, "latents") > 400
     assert clear_cache(tmp_path) > 400
     assert [path.name for path in tmp_path.iterdir()] == ["holiday"]
+
+
+def test_what_a_killed_process_left_is_removed_once_nobody_can_be_writing_it(tmp_path):
+    folder = TensorCache(tmp_path, "features", {}).folder
+    old, young = folder / ".a.safetensors.12.part", folder / ".b.safetensors.13.part"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 4000,) * 2)
+    TensorCache(tmp_path, "features", {})
+    assert (old.exists(), young.exists()) == (False, True)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
 from physcli.data.video import read_video, write_video
-from physcli.errors import DataError, ModelError, UsageError
+from physcli.errors import DataError, FileChanged, ModelError, UsageError
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import load_rater
-from physcli.progress import Reporter
+from physcli.progress import Bar, Reporter
 from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
 from physcli.tasks.run_dir import read_run
@@ -160,6 +162,32 @@ def test_a_run_without_its_report_is_not_finished(videos, tmp_path, monkeypatch)
     (out / "report.html").unlink()
     evaluate(settings, out=out)
     assert (out / "report.html").read_text().count("<tr>") == report.count("<tr>")
+
+
+@pytest.mark.parametrize("how", ["vanishes", "is replaced"])
+def test_a_file_that_changes_while_the_run_reads_is_not_scored(videos, tmp_path, how):
+    """Its score would stand beside the hash of what it was; what is scored before is kept."""
+    settings, out = EvalSettings("laws", str(videos)), tmp_path / "run"
+    whole = evaluate(settings, out=tmp_path / "whole")
+    file, other = videos / "videos" / "2.mp4", videos / "videos" / "0.mp4"
+    content = file.read_bytes()
+
+    class Meddler(Heard):
+        @contextmanager
+        def bar(self, *arguments):
+            file.unlink()
+            if how == "is replaced":
+                shutil.copy(other, file)
+            yield Bar()
+
+    with pytest.raises(FileChanged, match="has vanished" if how == "vanishes" else "has changed"):
+        evaluate(settings, out=out, batch_size=1, reporter=Meddler())
+    assert read_run(out)["status"] == "failed"
+    file.write_bytes(content)
+    heard = Heard()
+    again = evaluate(settings, out=out, reporter=heard)
+    assert "2 of 4 videos are scored already." in heard.said
+    assert (again.rows, again.items) == (whole.rows, whole.items)
 
 
 @pytest.mark.parametrize("benchmark", ["videophy", "videophy2"])

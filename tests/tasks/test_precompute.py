@@ -133,6 +133,34 @@ def test_training_finds_everything_there(given, loaded, tmp_path, name, signals,
     assert loaded == []
 
 
+@pytest.mark.parametrize("replaced", ["video", "caption", "arrays"])
+def test_what_has_another_content_under_its_name_is_computed_again(given, simulated, tmp_path, replaced):
+    data = tmp_path / "data"
+    shutil.copytree(simulated, data)
+    options = {"data": str(data), "out": tmp_path / "run"}
+    name = "moalign-motion" if replaced == "arrays" else "sft"
+    more = ["objective.flow=exact"] if replaced == "arrays" else []
+    before = counts(precompute(**given(name, "data.limit=2", *more, **options)))
+    clip, other = [clip for clip in read_dataset(data).clips if clip.split == "train"][:2]
+    if replaced == "video":
+        shutil.copy(other.path, clip.path)
+    elif replaced == "arrays":
+        shutil.copy(other.arrays, clip.arrays)
+    else:
+        table = data / "metadata.jsonl"
+        rows = [json.loads(line) for line in table.read_text().splitlines()]
+        for row in rows:
+            if clip.path.name in row["file_name"]:
+                row["prompt"] = "A new caption."
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    after = counts(precompute(**given(name, "data.limit=2", *more, **options)))
+    signal = {"video": "latents", "caption": "text", "arrays": "flow"}[replaced]
+    assert after[signal][2] > 0, (before, after)
+    assert after[signal][1] > 0  # what is as it was, is kept
+    if replaced == "caption":
+        assert after["latents"][2] == 0
+
+
 def test_two_processes_compute_what_one_does(given, start_physcli, two_processes, tmp_path):
     alone = precompute(**given("m-tsa"))
     arguments = given("m-tsa", cache_dir=tmp_path / "two")

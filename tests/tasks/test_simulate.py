@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from physcli.data.clips import read_dataset, read_impossible
@@ -103,6 +104,22 @@ def test_a_killed_run_goes_on_where_it_was(small, start_physcli, run_physcli, tm
     reference = dataclasses.replace(small, num_train=split[0], num_test=split[1])
     simulate(reference, out=tmp_path / "whole", workers=1)
     assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(start_physcli, tmp_path):
+    """They would wait for more to do, for good."""
+    process = start_physcli("data", "simulate", "--num-clips", 80, "--workers", 2, "--out", tmp_path / "run")
+    while process.running() and not list(tmp_path.glob("run/physion_mp4s/*/*.mp4")):
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    for worker in alive:
+        worker.kill()
+    assert not alive
 
 
 @pytest.mark.slow

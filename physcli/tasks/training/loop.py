@@ -39,6 +39,7 @@ from physcli.tasks.training.step import OptimizerStep, TrainingError
 from physcli.tasks.training.trainee import Trainee
 
 _BATCHES_AHEAD = 2
+_VALIDATION = "validation.json"  # of the last one: its step and rows
 _TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
 
 
@@ -156,6 +157,7 @@ class _Loop:
         self.history: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self._saved: int | None = None
+        self._owes_validation = False
         self._problems: list[str] = []  # before the checkpoint
         self.optimizer_step = OptimizerStep(trainee, settings, accelerator, seed=seed)
         self.ema = self.optimizer_step.ema
@@ -189,13 +191,28 @@ class _Loop:
         self.history = [row for row in map(json.loads, _whole(lines)) if row["step"] <= self.step]
         if self.accelerator.is_main_process:
             write_text(self._log, "".join(to_json(row, indent=None) + "\n" for row in self.history))
+        # Steps are kept before they are validated, which a kill may have prevented.
+        if self._is_validated(self.step) and self.step < self.settings.steps:
+            self._owes_validation = self._last_validated() != self.step
+        self.accelerator.wait_for_everyone()  # all have read it before the main process writes it
         self.reporter.note(f"Resumed at step {self.step} from {resume}.")
+
+    def _is_validated(self, step: int) -> bool:
+        return bool(self.settings.validate_every) and step % self.settings.validate_every == 0
+
+    def _last_validated(self) -> int | None:
+        try:
+            return json.loads((self.run.path / _VALIDATION).read_text(encoding="utf-8"))["step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def run_to_end(self) -> TrainingResult:
         """All remaining steps."""
         settings, start = self.settings, time.monotonic()
         self._earlier = self.history[-1]["seconds"] if self.history else 0.0
         self._begun_at, self._first_step, self._first_sample = start, self.step, self.samples
+        if self._owes_validation:
+            self._validate()
         with (
             self.reporter.bar("Training", settings.steps, "step") as bar,
             _stop_requests(self.accelerator.num_processes == 1) as stop,
@@ -212,7 +229,7 @@ class _Loop:
                 last = self.step == settings.steps
                 if last or self.step % settings.checkpoint_every == 0:
                     self._checkpoint()
-                if not last and settings.validate_every and self.step % settings.validate_every == 0:
+                if not last and self._is_validated(self.step):
                     self._validate()
                 if stop() and not last:
                     self._checkpoint()
@@ -298,7 +315,7 @@ class _Loop:
             if not any(folder.iterdir()):
                 folder.rmdir()
             values = {row["metric"]: row["value"] for row in self.rows if row["group"] == "all"}
-            write_text(self._log.with_name("validation.json"), to_json({"step": self.step, "rows": self.rows}) + "\n")
+            write_text(self.run.path / _VALIDATION, to_json({"step": self.step, "rows": self.rows}) + "\n")
             summary = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.reporter.note(f"Step {self.step}: {summary}")
             if self.settings.trackers:

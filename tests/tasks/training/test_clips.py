@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from physcli.data.clips import Clip, read_dataset
-from physcli.errors import DataError, UsageError
+from physcli.errors import DataError, FileChanged, UsageError
 from physcli.recipe import Data, list_recipes, read_recipe
 from physcli.tasks.features import to_tensor
 from physcli.tasks.finetune import finetune
@@ -264,3 +264,16 @@ def test_every_training_on_text_needs_captions(listener, tmp_path):
     without = ("pretrain/vae-tiny", "pretrain/wan-vae-tiny", "pretrain/videomae-tiny", "moalign-motion")
     assert {name for name in reads if not reads[name]} == {name for name in reads if name.startswith(without)}
     assert not reads_captions(read_recipe("sft", ["objective.caption_dropout=1.0"]))
+
+
+def test_no_clip_takes_the_place_of_one_that_vanishes(simulated, tmp_path):
+    """A clip that cannot be decoded is left out; one that is gone has been counted and hashed as it was."""
+    shutil.copytree(simulated / "physion_mp4s" / "test", tmp_path / "clips")
+    clips = read_dataset(tmp_path / "clips").clips
+    reader = ClipReader(clips, size=(16, 16), seed=0, max_bad=1.0)
+    reader.read(0)
+    clip = clips[reader.number(1)]
+    clip.path.unlink()
+    with pytest.raises(FileChanged, match="has vanished since the run began"):
+        reader.read(1)
+    assert reader.bad == {}

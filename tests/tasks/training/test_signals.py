@@ -13,7 +13,7 @@ from physcli.data.cache import TensorCache
 from physcli.data.clips import Clip, read_dataset
 from physcli.data.flow import dis_flow, flow_between
 from physcli.data.video import resize, write_video
-from physcli.errors import DataError, UsageError
+from physcli.errors import DataError, FileChanged, UsageError
 from physcli.methods.moalign import MotionProjector
 from physcli.methods.tsa import motion_saliency
 from physcli.models.cogvideox import CogVideoX
@@ -149,6 +149,22 @@ def test_an_unreadable_clip_is_named_and_the_others_stay(windows, clips, signal,
     assert problem.startswith(f"{path}: ")
     assert "cannot be opened as a video" in problem
     assert [view.key in a.cache for view in views] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("how", ["vanishes", "is replaced"])
+def test_a_clip_that_changes_before_it_is_decoded_is_not_kept_under_its_old_key(
+    windows, clips, signal, compute, tmp_path, how
+):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips[0].path.read_bytes())
+    views = [*windows(2), *views_of([dataclasses.replace(clips[0], path=path)], [range(9, 18)], {})]
+    a = signal("a")
+    path.unlink()
+    if how == "is replaced":
+        path.write_bytes(clips[1].path.read_bytes())
+    with pytest.raises(FileChanged, match="has vanished" if how == "vanishes" else "has changed"):
+        compute(views, a)
+    assert views[2].key not in a.cache
 
 
 def test_what_the_disk_cannot_hold_is_not_begun(windows, signal, compute, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import random
 import resource
 import signal
 import threading
@@ -124,7 +125,7 @@ class Stop(Exception):
     pass
 
 
-def fail():
+def fail(*arguments, **options):
     raise Stop
 
 
@@ -182,6 +183,37 @@ def test_an_end_that_was_cut_off_is_made_up_for(run_toy, toy):
     assert done.rows
     assert losses_of(done) == losses_of(unbroken)
     same_weights(whole, resumed)
+
+
+def test_a_validation_that_was_cut_off_is_made_up_for(run_toy, toy, heard):
+    """Killed between a checkpoint and the validation of the same step, which no later one replaces."""
+    whole, _ = run_toy("whole", validate_every=2)
+    stopped = toy()
+    validate = stopped.validate
+    stopped.validate = lambda folder, final: (fail if "4" in folder.name else validate)(folder, final=final)
+    with pytest.raises(Stop):
+        run_toy("broken", toy=stopped, validate_every=2)
+    resumed, done = run_toy("broken", resume="latest", validate_every=2)
+    assert done.resumed == 4
+    assert [folder.name for folder, _, _ in resumed.validated] == ["step-000004", "step-000006"]
+    assert [value for *_, value in resumed.validated] == [value for *_, value in whole.validated[-2:]]
+    with pytest.raises(Stop):  # here it had come to its end
+        run_toy("later", reporter=heard({5: fail}), validate_every=2)
+    resumed, _ = run_toy("later", resume="latest", validate_every=2)
+    assert [folder.name for folder, _, _ in resumed.validated] == ["step-000006"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_checkpoints_of_equal_runs_are_equal_files(run_toy, tmp_path, heard, accumulate):
+    run_toy("whole", accumulate=accumulate)
+    random.random()
+    with pytest.raises(Stop):
+        run_toy("broken", reporter=heard({5: fail}), accumulate=accumulate)
+    random.random()
+    run_toy("broken", resume="latest", accumulate=accumulate)
+    for name in ("model.safetensors", "optimizer.bin", "random_states_0.pkl", "manifest.json"):
+        one, other = ((tmp_path / run / "checkpoint-6" / name).read_bytes() for run in ("whole", "broken"))
+        assert one == other, name
 
 
 def test_resuming_elsewhere_takes_the_log_along(run_toy, tmp_path):

@@ -34,7 +34,7 @@ COMMANDS = {
     "data": "Make, inspect and tidy clips.",
     "models": "Which models there are, and what one is.",
     "recipes": "What can be trained: list, read, copy and check recipes.",
-    "bench": "How fast the parts are here, as times and as ratios measured in one run.",
+    "bench": "How fast the parts are here, as times and ratios; whether broken-off runs go on.",
     "doctor": "What is installed, what will work here, what will not, and why.",
 }
 

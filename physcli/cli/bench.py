@@ -1,4 +1,4 @@
-"""`physcli bench …`: how fast the parts are here, as times and as ratios."""
+"""`physcli bench …`: how fast the parts are here, as times and as ratios; and whether broken-off runs go on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    help="How fast the parts are here, as times and as ratios measured in one run.",
+    help="How fast the parts are here, as times and as ratios measured in one run; whether broken-off runs go on.",
 )
 
 

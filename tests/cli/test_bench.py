@@ -1,4 +1,4 @@
-"""`physcli bench finetune`: what its options mean, and which do not go together."""
+"""`physcli bench`: what the options of `finetune` mean, and which do not go together; how `faults` ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from physcli.cli.app import app
 from physcli.errors import UsageError
-from physcli.tasks.bench import finetune, full_size, kernels
+from physcli.tasks.bench import faults, finetune, full_size, kernels
 from physcli.tasks.bench.timing import row
 
 TASKS = {
@@ -79,3 +79,20 @@ def test_kernels(asked):
 def test_options_that_do_not_go_together(asked, options, message):
     with pytest.raises(UsageError, match=message):
         asked(*options)
+
+
+@pytest.mark.parametrize("wrong", [0, 2])
+def test_faults_end_with_1_if_anything_is_wrong(monkeypatch, tmp_path, wrong):
+    asked = {}
+
+    def campaign(*, reporter, **settings):
+        asked.update(settings)
+        counts = {"tries": 4, "early": 0, "exact": 4 - wrong, "refused": 0, "wrong": wrong}
+        return [row("faults", "eval", "eval: kill", name, count, 4, None) for name, count in counts.items()]
+
+    monkeypatch.setattr(faults, "bench_faults", campaign)
+    arguments = ["bench", "faults", "--command", "eval", "--fault", "kill", "--kills", "4", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "run")])
+    assert done.exit_code == (1 if wrong else 0)
+    assert asked == {"commands": ["eval"], "faults": ["kill"], "kills": 4, "seed": 0}
+    assert len(json.loads(done.stdout)["rows"]) == 5

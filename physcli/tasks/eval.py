@@ -191,6 +191,8 @@ def evaluate(
             by_number = _logged(run.path)
             _write(run, benchmark, found, items, [by_number[number] for number in range(len(items))], label)
             write_run_report(str(run.path), record=run.as_finished())
+            for item, before in zip(items, seen, strict=True):  # the report shows some of them
+                refuse_changed(item.path, before)
             for log in run.path.glob(_LOGS):
                 log.unlink()
     processes.finish()

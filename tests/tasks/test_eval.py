@@ -19,6 +19,7 @@ from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.progress import Bar, Reporter
 from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
+from physcli.tasks.report import write_run_report
 from physcli.tasks.run_dir import read_run
 from physcli.tasks.scored_runs import read_scored_run
 from tests.videos import GOLDEN
@@ -188,6 +189,25 @@ def test_a_file_that_changes_while_the_run_reads_is_not_scored(videos, tmp_path,
     again = evaluate(settings, out=out, reporter=heard)
     assert "2 of 4 videos are scored already." in heard.said
     assert (again.rows, again.items) == (whole.rows, whole.items)
+
+
+def test_a_file_that_vanishes_before_the_report_is_not_left_out_of_it(videos, tmp_path, monkeypatch):
+    settings, out, file = EvalSettings("laws", str(videos)), tmp_path / "run", videos / "videos" / "1.mp4"
+    whole = evaluate(settings, out=tmp_path / "whole")
+    content = file.read_bytes()
+
+    def late(run, **options):
+        file.unlink()
+        return write_run_report(run, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("physcli.tasks.eval.write_run_report", late)
+        with pytest.raises(FileChanged, match="has vanished"):
+            evaluate(settings, out=out)
+    file.write_bytes(content)
+    assert evaluate(settings, out=out).rows == whole.rows
+    one, other = ((folder / "report.html").read_text().count("<video") for folder in (out, tmp_path / "whole"))
+    assert one == other > 0
 
 
 @pytest.mark.parametrize("benchmark", ["videophy", "videophy2"])

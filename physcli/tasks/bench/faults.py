@@ -8,7 +8,7 @@ of the unbroken run, but for what `_same` says. The faults:
     kill at write   the same right before a file is opened for writing, renamed or removed, or a folder made
     full disk       room for a part of what the run writes; given again with more
     read-only disk  before the run has begun, and in its middle; given again once it can be written
-    vanishing file  one of its inputs is removed while it runs; given again when it is back
+    vanishing file  an input is removed right before it is read, or once it was hashed; given again when it is back
     two at once     the same command twice on one --out
 
 Each try ends in one of four ways: *early*, as nothing had been written yet; *exact*; *refused*, with one message and an
@@ -85,6 +85,7 @@ _SERVED = (
     *("diffusers.pipelines.cogvideo.pipeline_cogvideox", "transformers.models.t5.modeling_t5"),
     *("transformers.models.videomae.modeling_videomae", "physcli.cli.app"),
 )
+_READ = (".mp4", ".npz", ".safetensors")
 _PATIENCE_S = 300
 
 
@@ -186,8 +187,20 @@ class _Process:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
-def _physcli(words: Sequence[str], folder: str, log: str, kill_at: int | None, largest: int | None) -> None:
-    """In the new process: the command line. `kill_at`: it dies before that operation on files; counts them if 0."""
+def _physcli(
+    words: Sequence[str], folder: str, log: str, kill_at: int | None, lose_at: int | None, largest: int | None
+) -> None:
+    """In the new process: the command line.
+
+    Args:
+        words: Of the command line.
+        folder: Where it runs.
+        log: Gets all that it says.
+        kill_at: It dies before that change of a file below `disk`.
+        lose_at: When it opens a file of `inputs` for that time, the one that it opened before is removed, and the first
+            time that very one: hashed and not yet read, or not even hashed.
+        largest: No file may be larger, in bytes.
+    """
     os.setsid()
     os.chdir(folder)
     for number in (1, 2):
@@ -196,31 +209,34 @@ def _physcli(words: Sequence[str], folder: str, log: str, kill_at: int | None, l
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-    count = 0
+    disk, inputs = Path("disk").absolute(), Path("inputs").absolute()
+    changes, opened = 0, list[Path]()
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
-        if event == "open":
-            mode, flags = arguments[1], arguments[2]
-            if not (flags & (os.O_WRONLY | os.O_RDWR) if mode is None else set(mode) & set("wax+")):
-                return
-        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+        nonlocal changes
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
             return
-        with contextlib.suppress(TypeError, ValueError):
-            if Path(os.fsdecode(arguments[0])).absolute().is_relative_to(watched):
-                count += 1
-                if count == kill_at:
-                    os.killpg(0, signal.SIGKILL)
+        try:
+            path = Path(os.fsdecode(arguments[0])).absolute()
+        except (TypeError, ValueError):  # a descriptor
+            return
+        mode, flags = arguments[1:3] if event == "open" else ("w", 0)
+        writes = flags & (os.O_WRONLY | os.O_RDWR) if mode is None else set(mode) & set("wax+")
+        if writes and path.is_relative_to(disk):
+            changes += 1
+            if changes == kill_at:
+                os.killpg(0, signal.SIGKILL)
+        elif not writes and path.is_relative_to(inputs) and path.suffix in _READ:
+            opened.append(path)
+            if len(opened) == lose_at:
+                opened[max(0, len(opened) - 2)].unlink(missing_ok=True)
 
-    watched = Path("disk").absolute()
-    if kill_at is not None:
-        sys.addaudithook(watch)
+    sys.addaudithook(watch)
     sys.argv = ["physcli", *words]
     try:
         runpy.run_module("physcli", run_name="__main__", alter_sys=True)
     finally:
-        if kill_at == 0:
-            Path("count.txt").write_text(str(count))
+        Path(f"{log}.json").write_text(json.dumps([changes, len(opened)]))
 
 
 def _server() -> Any:
@@ -254,21 +270,23 @@ class _Bench:
         self.start().end()  # what is done but once in a process's life on this machine: fonts, compiled files
         self._fresh()
         started = time.monotonic()
-        process = self.start(kill_at=0)
+        process = self.start()
         code = process.end()
         self.seconds = time.monotonic() - started
         if code:
             raise PhyscliError(f"The unbroken run of {command} fails:\n{process.said()}", expected="exit code 0")
-        self.operations = int((self.folder / "count.txt").read_text())
+        self.operations, self.opened = json.loads(Path(f"{process.log}.json").read_text())
         self.whole = products(self.folder / "disk")
         self.num_bytes = sum(path.stat().st_size for path in (self.folder / "disk").rglob("*") if path.is_file())
         reporter.note(f"{command}: {self.seconds:.1f} s, {self.operations} operations on files, unbroken.")
 
-    def start(self, *more: str, kill_at: int | None = None, largest: int | None = None) -> _Process:
+    def start(
+        self, *more: str, kill_at: int | None = None, lose_at: int | None = None, largest: int | None = None
+    ) -> _Process:
         """The command, in a process of its own."""
         log = Path(tempfile.mkstemp(dir=self.folder, suffix=".log")[1])
         words = (*self.words, "--out", _OUT, "--cache-dir", _CACHE, *more)
-        arguments = (words, str(self.folder), str(log), kill_at, largest)
+        arguments = (words, str(self.folder), str(log), kill_at, lose_at, largest)
         process = self.context.Process(target=_physcli, args=arguments)
         process.start()
         return _Process(process, log)
@@ -340,17 +358,16 @@ class _Bench:
             return self._goes_on(ended)
 
     def _vanishing(self, share: float, rng: random.Random) -> str:
-        files = sorted(path for path in (self.folder / "inputs").rglob("*") if path.is_file())
-        gone = rng.choice([path for path in files if path.suffix in (".mp4", ".safetensors", ".npz")])
-        process = self.start()
-        process.wait(share * self.seconds)
-        gone.unlink()
-        ended = self._ends(process)
-        shutil.copyfile(self.inputs / gone.relative_to(self.folder / "inputs"), gone)
+        ended = self._ends(self.start(lose_at=1 + int(share * self.opened)))
+        inputs = self.folder / "inputs"
+        files = [path for name in self.reads for path in (self.inputs / name).rglob("*")]
+        gone = [path for path in files if not (inputs / path.relative_to(self.inputs)).exists()]
+        for path in gone:
+            shutil.copyfile(path, inputs / path.relative_to(self.inputs))
         try:
             return self._goes_on(ended)
         except Wrong as problem:
-            raise Wrong(f"{gone.name} gone: {problem}") from None
+            raise Wrong(f"without {', '.join(path.name for path in gone)}: {problem}") from None
 
     def _two(self, share: float, rng: random.Random) -> str:
         first = self.start()

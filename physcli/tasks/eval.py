@@ -28,7 +28,7 @@ from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, LARGEST_MOTION, is
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
 from physcli.data.video import chroma_step, frame_rate, pixel_format, read_video, thinned_frames
-from physcli.data.video_sets import Video, VideoSet, add_rules, read_video_set
+from physcli.data.video_sets import FILE_COLUMNS, Video, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, UsageError, unknown
 from physcli.files import refuse_changed, stamp, write_text
 from physcli.hashing import content_hash, settings_hash
@@ -162,7 +162,9 @@ def evaluate(
             simulated = all(item.simulated for item in items)
             rater = find_rater(type(benchmark), settings.rater, simulated=simulated)
         inputs = {"videos": settings_hash({"files": hashes, "texts": texts})}
-        run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]})
+        beside = _hashes_beside(benchmark, items)
+        inputs |= {"files beside them": settings_hash(beside)} if beside else {}
+        run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]}, new=["files beside them"])
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds these scores.")
             if processes.is_main and not (run.path / "report.html").is_file():
@@ -229,6 +231,16 @@ def _completing(settings: EvalSettings, benchmark: Benchmark) -> Complete:
     defaults = asdict(type(benchmark.settings)())
     gone = {} if "threshold" in defaults else {"threshold": 0.5}
     return with_defaults(settings, spread={"options": defaults}, gone=gone)
+
+
+def _hashes_beside(benchmark: Benchmark, videos: Sequence[Video]) -> dict[str, str]:
+    """Of the other files that a benchmark needs of videos: name in the list → hash of the content."""
+    found: dict[str, str] = {}
+    for what in FILE_COLUMNS:
+        if what in benchmark.needs:
+            named = {str(video.columns[what]) for video in videos if isinstance(video.columns.get(what), str)}
+            found |= {name: content_hash(Path(name)) if Path(name).is_file() else "missing" for name in named}
+    return found
 
 
 def _logged(path: Path) -> dict[int, dict[str, Any]]:

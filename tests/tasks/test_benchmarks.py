@@ -107,6 +107,18 @@ def test_other_files_of_a_video(dummies, videos, tmp_path):
     assert result.items[1]["error"] == "1.mp4 has no reference."
 
 
+def test_another_reference_is_another_run(dummies, videos, tmp_path):
+    folder, real = videos("set", [40, 60, 80]), tmp_path / "real.mp4"
+    write_video(real, np.full((8, 32, 32, 3), 50, np.uint8), 8)
+    rows = [json.loads(line) for line in (folder / "videos.jsonl").read_text().splitlines()]
+    (folder / "videos.jsonl").write_text("".join(json.dumps(row | {"reference": str(real)}) + "\n" for row in rows))
+    evaluate(EvalSettings("beside", str(folder)), out=tmp_path / "run")
+    evaluate(EvalSettings("beside", str(folder)), out=tmp_path / "run")
+    write_video(real, np.full((8, 32, 32, 3), 90, np.uint8), 8)
+    with pytest.raises(UsageError, match="files beside them"):
+        evaluate(EvalSettings("beside", str(folder)), out=tmp_path / "run")
+
+
 # --- the same figure everywhere ---
 
 

@@ -149,10 +149,11 @@ def _read_track(path: Path, size: int, _changed: int) -> Track:
                     times.append(packet.pts)
         except (av.FFmpegError, OSError) as error:
             raise DataError(f"{path} breaks off after {count} frames: {error}.", fix=COPY_AGAIN) from error
-        # AVI counts frames that were dropped in recording, of which nothing is stored.
-        if cut or (count < stream.frames and container.format.name != "avi"):
+        # The head of an AVI counts frames that were dropped in recording, too, of which nothing is stored; its index not.
+        promised_frames = len(stream.index_entries) if container.format.name == "avi" else stream.frames
+        if cut or count < promised_frames:
             raise DataError(
-                f"{path} breaks off: {count - cut} of {max(stream.frames, count)} frames are there.",
+                f"{path} breaks off: {count - cut} of {max(promised_frames, count)} frames are there.",
                 expected="a whole video file",
                 fix=COPY_AGAIN,
             )

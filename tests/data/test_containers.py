@@ -256,6 +256,25 @@ def test_a_header_that_promises_more(tmp_path):
         read_video(tmp_path / "b.mkv")
 
 
+def test_frames_that_were_dropped_in_recording(tmp_path):
+    """AVI keeps a place without data for them, and counts them."""
+    encode(tmp_path / "a.avi", moving_noise(12), "mpeg4", options={"bf": "0"})
+    data = bytearray((tmp_path / "a.avi").read_bytes())
+    start, index = data.index(b"movi") + 4, data.index(b"idx1")
+    for _ in range(11):
+        start += 8 + (int.from_bytes(data[start + 4 : start + 8], "little") + 1) // 2 * 2
+    size = index - start - 8
+    data[index + 8 + 11 * 16 + 12 : index + 8 + 12 * 16] = bytes(4)
+    data[start + 4 : start + 8] = bytes(4)
+    del data[start + 8 : index]
+    for place in (4, data.index(b"movi") - 4):
+        data[place : place + 4] = (int.from_bytes(data[place : place + 4], "little") - size).to_bytes(4, "little")
+    (tmp_path / "a.avi").write_bytes(data)
+    with av.open(str(tmp_path / "a.avi")) as container:
+        assert container.streams.video[0].frames == 12
+    assert len(read_video(tmp_path / "a.avi")) == 11
+
+
 def test_a_file_that_changes_is_read_anew(tmp_path):
     encode(tmp_path / "a.mp4", moving_noise(12))
     assert count_frames(tmp_path / "a.mp4") == 12

@@ -139,6 +139,7 @@ class Benchmark(ABC):
             values that cannot be.
         metrics: Of each video; what `aggregate` makes rows of.
         needs: Beyond the video itself.
+        restores_chroma: It heeds `Context.chroma_step`.
         official_rater: The rater of videos that are not of the simulated world.
         task: Of the rows.
         split: Of the rows.
@@ -148,6 +149,7 @@ class Benchmark(ABC):
     Settings: ClassVar[type[Any]] = NoSettings
     metrics: ClassVar[Sequence[Metric]]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    restores_chroma: ClassVar[bool] = False
     official_rater: ClassVar[str] = ""
     task: ClassVar[str] = "eval"
     split: ClassVar[str] = "all"

@@ -207,6 +207,7 @@ class Laws(Benchmark):
 
     name = "laws"
     metrics = METRICS
+    restores_chroma = True
     task = "laws"
 
     def score(self, video: Video, context: Context) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from physcli.data.captions import read_captions
 from physcli.data.tables import read_jsonl
-from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, count_frames, read_video, video_info
+from physcli.data.video import VIDEO_SUFFIXES, VideoInfo, count_frames, heeded, read_video, video_info
 from physcli.errors import DataError, MissingExtra
 from physcli.files import files_below, read_json
 from physcli.progress import Reporter
@@ -116,6 +116,10 @@ class Clip:
         if self.path.suffix in HDF5_SUFFIXES:
             return _read_hdf5(self.path, indices)
         return read_video(self.path, indices)
+
+    def heeded(self) -> str:
+        """As `physcli.data.video.heeded`; "" of what is no video of others."""
+        return heeded(self.path) if self.kind in ("video", "physion-v1.5") else ""
 
     def count_frames(self) -> int:
         """The number of frames: known, or as the file tells it, or else by decoding.

@@ -149,7 +149,7 @@ def _read_track(path: Path, size: int, _changed: int) -> Track:
                     times.append(packet.pts)
         except (av.FFmpegError, OSError) as error:
             raise DataError(f"{path} breaks off after {count} frames: {error}.", fix=COPY_AGAIN) from error
-        # The head of an AVI counts frames that were dropped in recording, too, of which nothing is stored; its index not.
+        # An AVI's head counts frames that were dropped in recording, too, and its index those that are stored.
         promised_frames = len(stream.index_entries) if container.format.name == "avi" else stream.frames
         if cut or count < promised_frames:
             raise DataError(

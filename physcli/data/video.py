@@ -6,6 +6,7 @@ constant frame rate is reported but never used to choose frames here.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -287,6 +288,31 @@ def chroma_step(pixel_format: str) -> tuple[int, int]:
         return 64 // chroma.chroma_height(), 64 // chroma.chroma_width()
     except ValueError:
         return 1, 1
+
+
+def heeded(path: str | os.PathLike[str]) -> str:
+    """What a file says of itself by which `read_video` gives something else than the stored frames of its first video
+    stream, a part of the key of what is computed of it; "" of nearly all files, and of those that cannot be read.
+    """
+    path = Path(path)
+    with contextlib.suppress(DataError, av.FFmpegError):
+        track = read_track(path)
+        with open_video(path) as container:
+            stream = container.streams[track.stream]
+            assert isinstance(stream, av.VideoStream)
+            first = next(container.decode(stream))
+            shape = _shape(path, first, stream)
+            said = {
+                "stream": stream.index != container.streams.video[0].index,
+                "variable rate": track.variable,
+                f"turned {shape.rotation_deg}": shape.rotation_deg != 0,
+                "mirrored": shape.mirrored,
+                "pixel aspect": (shape.height, shape.width)
+                != ((first.width, first.height) if shape.transposed else (first.height, first.width)),
+                HIGH_RANGE.get(first.color_trc, ""): first.color_trc in HIGH_RANGE,
+            }
+            return ", ".join(name for name, is_so in said.items() if is_so)
+    return ""
 
 
 def frame_rate(path: str | os.PathLike[str], *, as_decord: bool = False) -> float:

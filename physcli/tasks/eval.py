@@ -12,6 +12,7 @@ every field, and is counted in `missing/video`. A run that was broken off scores
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections import Counter
@@ -27,7 +28,7 @@ from physcli.benchmarks.base import Answer, Benchmark, Context, Score
 from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, LARGEST_MOTION, is_dynamic, largest_motion, rule_for
 from physcli.data.flow import dis_flow
 from physcli.data.subsets import thin
-from physcli.data.video import chroma_step, frame_rate, pixel_format, read_video, thinned_frames
+from physcli.data.video import chroma_step, frame_rate, heeded, pixel_format, read_video, thinned_frames
 from physcli.data.video_sets import FILE_COLUMNS, Video, VideoSet, add_rules, read_video_set
 from physcli.errors import DataError, UsageError, unknown
 from physcli.files import refuse_changed, stamp, write_text
@@ -162,6 +163,9 @@ def evaluate(
             simulated = all(item.simulated for item in items)
             rater = find_rater(type(benchmark), settings.rater, simulated=simulated)
         inputs = {"videos": settings_hash({"files": hashes, "texts": texts})}
+        # Of videos that were read otherwise before, whose scores are not those of earlier runs.
+        told = {} if settings.as_decord else {item.name: said for item in items if (said := _told(benchmark, item))}
+        inputs |= {"what videos say of themselves": settings_hash(told)} if told else {}
         beside = _hashes_beside(benchmark, items)
         inputs |= {"files beside them": settings_hash(beside)} if beside else {}
         run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]}, new=["files beside them"])
@@ -231,6 +235,15 @@ def _completing(settings: EvalSettings, benchmark: Benchmark) -> Complete:
     defaults = asdict(type(benchmark.settings)())
     gone = {} if "threshold" in defaults else {"threshold": 0.5}
     return with_defaults(settings, spread={"options": defaults}, gone=gone)
+
+
+def _told(benchmark: Benchmark, video: Video) -> str:
+    """What a file says of itself that the benchmark or `read_video` heeds; "" of most."""
+    said = [heeded(video.path)]
+    with contextlib.suppress(DataError):
+        if benchmark.restores_chroma and chroma_step(pixel_format(video.path)) != (1, 1):
+            said.append("chroma")
+    return ", ".join(filter(None, said))
 
 
 def _hashes_beside(benchmark: Benchmark, videos: Sequence[Video]) -> dict[str, str]:

@@ -98,6 +98,8 @@ def views_of(
             if clip.arrays not in hashes:
                 hashes[clip.arrays] = content_hash(clip.arrays)
             about["arrays"] = hashes[clip.arrays]
+        if said := clip.heeded():
+            about["read"] = said
         key = f"{hashes[clip.path][:40]}-{settings_hash(about)[:12]}"
         views.append(View(clip, tuple(chosen), key, stamps[clip.path]))
     return views

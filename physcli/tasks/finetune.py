@@ -279,7 +279,10 @@ def _inputs(training: list[Clip], held_out: list[Clip]) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
         hashes = dict(zip(files, pool.map(content_hash, files), strict=True))
     contents = [
-        [hashes.get(clip.path), clip.arrays and hashes.get(clip.arrays), clip.split, clip.prompt, clip.label]
+        [
+            *(hashes.get(clip.path), clip.arrays and hashes.get(clip.arrays), clip.split, clip.prompt, clip.label),
+            *([said] if (said := clip.heeded()) else []),
+        ]
         for clip in clips
     ]
     return {

@@ -10,7 +10,7 @@ import pytest
 from av.stream import Disposition
 
 from physcli.data.container import even_frames, read_track
-from physcli.data.video import count_frames, frame_rate, read_scaled, read_video, thinned_frames, video_info
+from physcli.data.video import count_frames, frame_rate, heeded, read_scaled, read_video, thinned_frames, video_info
 from physcli.errors import DataError
 from tests.videos import GOLDEN, encode, fields_of, moving_noise, patches, remux, stored
 
@@ -145,6 +145,21 @@ def test_a_cover_alone_is_no_video(tmp_path):
         song.mux([*cover.encode(picture), *cover.encode(), *packets])
     with pytest.raises(DataError, match="no video stream but a picture"):
         video_info(tmp_path / "a.mp4")
+
+
+def test_what_is_computed_of_a_file_is_known_by_what_it_says(tmp_path):
+    said = {path.name: heeded(path) for path in sorted(GOLDEN.iterdir())}
+    assert {name: words for name, words in said.items() if words} == {
+        "cover-art-first.mp4": "stream",
+        "drop-rotation-flag.mp4": "turned 90",
+        "drop-variable-rate.mp4": "variable rate",
+        "drop-wide-pixels.mp4": "pixel aspect",
+        "patches-hlg.mp4": "HLG",
+        "patches-pq.mp4": "PQ",
+        "size-changes.mkv": "variable rate",
+        "two-streams-second-default.mp4": "stream",
+    }
+    assert heeded(tmp_path / "a.mp4") == ""
 
 
 def test_what_an_edit_list_shows():

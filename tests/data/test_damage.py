@@ -114,7 +114,7 @@ def test_altered_bytes(whole, tmp_path, name):
         assert counts["named"] > 15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*KINDS, *MORE_KINDS])
 def test_many_places(whole, tmp_path, name, record_property):
     """The shares that README has are of this test."""

@@ -377,3 +377,22 @@ def test_as_decord(tmp_path):
     assert abs(found[True][1] - found[False][1]) > 1e-3
     with pytest.raises(UsageError, match="--as-decord"):
         evaluate(EvalSettings("laws", str(tmp_path), as_decord=True), out=tmp_path / "laws")
+
+
+def test_scores_of_an_earlier_reading_are_not_served(tmp_path):
+    """A run that did not heed what its videos say of themselves is another run."""
+    prompt = "a red ball is thrown up and falls towards a yellow cylinder and hits it, filmed at 20 frames per second"
+    for name in ("upright", "rotation-flag", "420"):
+        folder, out = tmp_path / name, tmp_path / f"run-{name}"
+        folder.mkdir()
+        write_list(folder, [{"video": str(GOLDEN / f"drop-{name}.mp4"), "caption": prompt}])
+        evaluate(EvalSettings("laws", str(folder)), out=out)
+        record = json.loads((out / "run.json").read_text())
+        was = record["inputs"].pop("what videos say of themselves", None)
+        assert (was is None) == (name == "upright")
+        (out / "run.json").write_text(json.dumps(record))
+        if name == "upright":
+            assert evaluate(EvalSettings("laws", str(folder)), out=out).items[0]["pc"]
+        else:
+            with pytest.raises(UsageError, match="what videos say of themselves"):
+                evaluate(EvalSettings("laws", str(folder)), out=out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections import Counter
 
 import pytest
 import torch
@@ -44,21 +45,13 @@ def test_names_that_there_are_not(given, said):
 
 @pytest.mark.slow
 @pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork")
-@pytest.mark.parametrize("command", COMMANDS)
-def test_broken_runs_go_on_to_the_same_bytes(command, listener):
+def test_broken_runs_go_on_to_the_same_bytes(listener):
     heard = listener()
     # At file operations and not at moments: the same ones on a fast and on a slow machine.
-    rows = bench_faults(commands=[command], faults=["kill at write"], kills=2, reporter=heard)
-    counts = {row["metric"]: row["value"] for row in rows}
-    assert (counts["wrong"], counts["early"] + counts["exact"]) == (0, 2), heard.warnings
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork")
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "kill at write"])
-def test_all_faults_of_a_run_that_scores(fault, listener):
-    heard = listener()
-    rows = bench_faults(commands=["eval"], faults=[fault], kills=2, reporter=heard)
-    counts = {row["metric"]: row["value"] for row in rows}
-    assert counts.get("wrong", 0) == 0, heard.warnings
-    assert rows or any("left out" in note for note in heard.notes)
+    rows = bench_faults(faults=["kill at write"], kills=1, reporter=heard)
+    rows += bench_faults(commands=["eval"], faults=FAULTS, kills=2, reporter=heard)
+    counts = Counter()
+    for row in rows:
+        counts[row["metric"]] += row["value"]
+    assert counts["wrong"] == 0, heard.warnings
+    assert {row["group"] for row in rows} >= {f"{command}: kill at write" for command in COMMANDS}

@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from made_videos import GOLDEN, encode, fields_of, moving_noise, patches, remux, stored
 
 from physcli.data.container import even_frames, read_track
 from physcli.data.video import count_frames, frame_rate, heeded, read_scaled, read_video, thinned_frames, video_info
 from physcli.errors import DataError
-from tests.videos import GOLDEN, encode, fields_of, moving_noise, patches, remux, stored
 
 # Before 17.1 PyAV writes no turning; that it reads one is tested on a real file.
 turning = pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_matrix"), reason="needs PyAV 17.1")

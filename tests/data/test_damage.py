@@ -7,10 +7,10 @@ from collections import Counter
 import av
 import numpy as np
 import pytest
+from made_videos import encode, moving_noise
 
 from physcli.data.video import read_video, thinned_frames
 from physcli.errors import DataError
-from tests.videos import encode, moving_noise
 
 KINDS = {
     "index-first.mp4": {"movflags": "faststart"},

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from made_videos import GOLDEN
 
 from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, FileChanged, ModelError, UsageError
@@ -22,7 +23,6 @@ from physcli.tasks.eval import EvalSettings, evaluate
 from physcli.tasks.report import write_run_report
 from physcli.tasks.run_dir import read_run
 from physcli.tasks.scored_runs import read_scored_run
-from tests.videos import GOLDEN
 
 RANDOM = f"{TINY_RATER}:random"
 

@@ -9,9 +9,9 @@ import av
 import cv2
 import numpy as np
 import pytest
+from made_videos import GOLDEN, patches, stored
 
 from physcli.tasks.inspect_data import REMARKS, inspect_data
-from tests.videos import GOLDEN, patches, stored
 
 
 def test_counts(simulated):

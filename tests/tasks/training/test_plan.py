@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from made_videos import GOLDEN
 
 from physcli.errors import DataError, UsageError
 from physcli.progress import Reporter
 from physcli.recipe import read_recipe
 from physcli.tasks.training.plan import make_plan
-from tests.videos import GOLDEN
 
 
 @pytest.fixture

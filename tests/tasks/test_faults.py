@@ -49,7 +49,7 @@ def test_broken_runs_go_on_to_the_same_bytes(listener):
     heard = listener()
     # At file operations and not at moments: the same ones on a fast and on a slow machine.
     rows = bench_faults(faults=["kill at write"], kills=1, reporter=heard)
-    rows += bench_faults(commands=["eval"], faults=FAULTS, kills=2, reporter=heard)
+    rows += bench_faults(commands=["eval"], faults=FAULTS, kills=1, reporter=heard)
     counts = Counter()
     for row in rows:
         counts[row["metric"]] += row["value"]

@@ -137,7 +137,7 @@ def test_the_stream_that_a_player_shows(name):
 def test_a_cover_alone_is_no_video(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as song:
         sound, cover = song.add_stream("aac", rate=16000, layout="mono"), song.add_stream("png")
-        cover.width, cover.height, cover.pix_fmt, cover.disposition = 32, 32, "rgb24", int(Disposition.attached_pic)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 32, 32, "rgb24", Disposition.attached_pic.value
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         silence.rate = 16000
         packets = [*sound.encode(silence), *sound.encode()]

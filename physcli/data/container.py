@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -69,10 +70,7 @@ def open_video(path: Path) -> av.container.InputContainer:
     Raises:
         DataError: it has none, or is missing, empty or cut short.
     """
-    if not path.exists():
-        raise DataError(f"No such video: {path}", expected="an existing file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes).", expected="a video file", fix="write or copy it again")
+    _refuse_missing(path)
     try:
         container = av.open(str(path))
     except (av.FFmpegError, ValueError, OSError) as error:
@@ -89,6 +87,13 @@ def open_video(path: Path) -> av.container.InputContainer:
             expected="a file with a video stream that FFmpeg decodes",
         )
     return container
+
+
+def _refuse_missing(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"No such video: {path}", expected="an existing file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes).", expected="a video file", fix="write or copy it again")
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -114,21 +119,21 @@ def read_track(path: Path) -> Track:
     Raises:
         DataError: there is no video, or less of it than the file promises.
     """
-    open_video(path).close()  # its messages are the better ones for what is no file
+    _refuse_missing(path)
     stat = path.stat()
     return _read_track(path, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
 def _read_track(path: Path, size: int, _changed: int) -> Track:
-    promised = _promised_bytes(path, size)
-    if promised is not None and promised > size:
-        raise DataError(
-            f"{path} breaks off: {size:,} of {promised:,} bytes{_of_frames(path)}.",
-            expected="a whole video file",
-            fix=COPY_AGAIN,
-        )
     with open_video(path) as container:
+        promised = _promised_bytes(path, size)
+        if promised is not None and promised > size:
+            raise DataError(
+                f"{path} breaks off: {size:,} of {promised:,} bytes{_of_frames(path)}.",
+                expected="a whole video file",
+                fix=COPY_AGAIN,
+            )
         stream = video_stream(container)
         count, skipped, end_s, damaged, cut = 0, None, 0.0, 0, False
         times: list[int | None] = []
@@ -265,7 +270,7 @@ def _promised_bytes(path: Path, size: int) -> int | None:
     return None
 
 
-def _end_of_boxes(file, size: int) -> int | None:  # type: ignore[no-untyped-def]
+def _end_of_boxes(file: BinaryIO, size: int) -> int | None:
     start, end = 0, None
     while start + 8 <= size:
         file.seek(start)
@@ -281,7 +286,7 @@ def _end_of_boxes(file, size: int) -> int | None:  # type: ignore[no-untyped-def
     return end
 
 
-def _end_of_segment(file) -> int | None:  # type: ignore[no-untyped-def]
+def _end_of_segment(file: BinaryIO) -> int | None:
     def number(marked: bool) -> int | None:
         """A number of variable length; None if all its bits are set: unknown."""
         first = file.read(1)

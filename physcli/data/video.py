@@ -7,6 +7,7 @@ constant frame rate is reported but never used to choose frames here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -139,10 +140,15 @@ def _shape(path: Path, frame: av.VideoFrame, stream: av.VideoStream) -> _Shape:
     return _Shape(transposed, flipped, *((width, height) if transposed else (height, width)))
 
 
-def _decode(path: Path, container: av.container.InputContainer, track: Track) -> Iterator[tuple[int, av.VideoFrame]]:
-    """All frames of a video with their numbers; DataError where one is damaged, missing or of another size."""
+def _stream(container: av.container.InputContainer, track: Track) -> av.VideoStream:
     stream = container.streams[track.stream]
     assert isinstance(stream, av.VideoStream)
+    return stream
+
+
+def _decode(path: Path, container: av.container.InputContainer, track: Track) -> Iterator[tuple[int, av.VideoFrame]]:
+    """All frames of a video with their numbers; DataError where one is damaged, missing or of another size."""
+    stream = _stream(container, track)
     # Otherwise a decoder paints over what it cannot read. With a thread for each frame, errors at the end get lost.
     stream.thread_type = "SLICE"
     stream.codec_context.options = {"err_detect": "explode"}
@@ -217,8 +223,7 @@ def video_info(path: str | os.PathLike[str]) -> VideoInfo:
             count = number + 1
             first = frame if first is None else first
             interlaced = interlaced or frame.interlaced_frame
-        stream = container.streams[track.stream]
-        assert isinstance(stream, av.VideoStream)
+        stream = _stream(container, track)
         assert first is not None
         shape, numbers = _shape(path, first, stream), _numbers(path, track)
         return VideoInfo(
@@ -254,17 +259,12 @@ def count_frames(path: str | os.PathLike[str], *, as_decord: bool = False) -> in
     """
     path = Path(path)
     track = read_track(path)
-    known = _count(path, track, as_decord)
+    numbers = None if as_decord else _numbers(path, track)
+    known = track.num_decoded if numbers is None else len(numbers)
     if known is None:
         with open_video(path) as container:
             known = sum(1 for _ in _decode(path, container, track))
     return known
-
-
-def _count(path: Path, track: Track, as_decord: bool) -> int | None:
-    """The number of frames that are read; None where only decoding tells."""
-    numbers = None if as_decord else _numbers(path, track)
-    return track.num_decoded if numbers is None else len(numbers)
 
 
 def pixel_format(path: str | os.PathLike[str]) -> str:
@@ -276,8 +276,7 @@ def pixel_format(path: str | os.PathLike[str]) -> str:
     """
     track = read_track(Path(path))
     with open_video(Path(path)) as container:
-        stream = container.streams[track.stream]
-        assert isinstance(stream, av.VideoStream)
+        stream = _stream(container, track)
         return stream.codec_context.pix_fmt or ""
 
 
@@ -294,12 +293,18 @@ def heeded(path: str | os.PathLike[str]) -> str:
     """What a file says of itself by which `read_video` gives something else than the stored frames of its first video
     stream, a part of the key of what is computed of it; "" of nearly all files, and of those that cannot be read.
     """
-    path = Path(path)
+    with contextlib.suppress(OSError):
+        facts = Path(path).stat()
+        return _heeded(Path(path), facts.st_size, facts.st_mtime_ns)
+    return ""
+
+
+@functools.lru_cache(maxsize=4096)  # a clip is asked for each of its windows
+def _heeded(path: Path, _size: int, _changed: int) -> str:
     with contextlib.suppress(DataError, av.FFmpegError):
         track = read_track(path)
         with open_video(path) as container:
-            stream = container.streams[track.stream]
-            assert isinstance(stream, av.VideoStream)
+            stream = _stream(container, track)
             first = next(container.decode(stream))
             shape = _shape(path, first, stream)
             said = {
@@ -392,7 +397,7 @@ def _chosen(
         raise ValueError(f"frame indices must be non-negative and not empty, got {indices!r}")
     track = read_track(path)
     numbers = None if as_decord else _numbers(path, track)
-    known = _count(path, track, as_decord)
+    known = track.num_decoded if numbers is None else len(numbers)
     if indices is not None and known is not None and max(indices) >= known:
         raise _too_short(path, known, max(indices))
     wanted = set(indices) if numbers is None and indices is not None else None
@@ -401,8 +406,7 @@ def _chosen(
     last = None if indices is None or wanted is None else max(wanted)  # all of a file is decoded to its end
     count = 0
     with open_video(path) as container:
-        stream = container.streams[track.stream]
-        assert isinstance(stream, av.VideoStream)
+        stream = _stream(container, track)
         for number, frame in _decode(path, container, track):
             count = number + 1
             if wanted is None or number in wanted:

@@ -251,7 +251,7 @@ def _data_hash(items: Sequence[Clip], hashes: dict[Path, str]) -> str:
                 clip.record.get("context"),
                 clip.record.get("things"),
                 content_hash(clip.arrays) if clip.arrays is not None else None,
-                *([clip.heeded()] if clip.heeded() else []),
+                *([said] if (said := clip.heeded()) else []),
             ]
             for clip in items
         }

@@ -9,6 +9,7 @@ from importlib import metadata
 
 import mujoco
 import pytest
+from made_recipes import TINY_ENCODER
 
 from physcli.data.clips import NOT_RECORDED, installed_mujoco, read_dataset
 from physcli.errors import PhyscliError, UsageError
@@ -26,18 +27,8 @@ from physcli.tasks.simulate import SimulateSettings, ensure_simulated, simulate
 from physcli.tasks.training.request import FinetuneRequest
 
 FEWEST = SimulateSettings(num_train=2, num_test=2, scenarios=("drop",), height=16, width=16, num_frames=17)
-ENCODER = """
-trains: encoder
-model: videomae-tiny
-init: random
-objective: {contexts: [8], horizons: [2], cells: 1}
-architecture:
-  seed: 0
-  encoder: {image_size: 32, patch_size: 16, num_frames: 16, tubelet_size: 4, hidden_size: 16, num_hidden_layers: 1,
-            num_attention_heads: 2, intermediate_size: 16}
-  preprocessor: {image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5], do_resize: true, do_normalize: true,
-                 do_center_crop: false, size: {height: 32, width: 32}, resample: 3}
-train: {steps: 2, batch_size: 1, checkpoint_every: 1, validate_every: 0}
+ENCODER = f"""{TINY_ENCODER}
+train: {{steps: 2, batch_size: 1, checkpoint_every: 1, validate_every: 0}}
 """
 
 

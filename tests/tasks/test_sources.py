@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_recipes import TINY_ENCODER
 
 from physcli.data.clips import read_dataset
 from physcli.data.video import write_video
@@ -27,18 +28,8 @@ from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.request import FinetuneRequest
 
 FIRST, SECOND = "1" * 40, "2" * 40
-ENCODER = """
-trains: encoder
-model: videomae-tiny
-init: random
-objective: {contexts: [8], horizons: [2], cells: 1}
-architecture:
-  seed: 0
-  encoder: {image_size: 32, patch_size: 16, num_frames: 16, tubelet_size: 4, hidden_size: 16, num_hidden_layers: 1,
-            num_attention_heads: 2, intermediate_size: 16}
-  preprocessor: {image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5], do_resize: true, do_normalize: true,
-                 do_center_crop: false, size: {height: 32, width: 32}, resample: 3}
-train: {steps: 1, batch_size: 1}
+ENCODER = f"""{TINY_ENCODER}
+train: {{steps: 1, batch_size: 1}}
 """
 
 

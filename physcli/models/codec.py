@@ -209,7 +209,11 @@ class VideoCodec(ABC):
         self.check_size(*frames.shape[3:])
         vae = self._get_vae(True)
         pixels = frames.to(self._get_device(), torch.float32).mul(2).sub(1).to(vae.dtype)
-        return vae.encode(pixels.transpose(1, 2)).latent_dist
+        return vae.encode(self._arranged(pixels.transpose(1, 2))).latent_dist
+
+    def _arranged(self, values: Tensor) -> Tensor:
+        """[B, C, T, H, W] in the memory layout that the VAE is to compute in."""
+        return values
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, num_frames: int | None = None) -> Tensor:
@@ -236,7 +240,7 @@ class VideoCodec(ABC):
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
         """[B, C, F, h, w] of the VAE's own → pixels [B, 3, T, H, W] in [−1, 1]."""
-        return vae.decode(latents).sample
+        return vae.decode(self._arranged(latents)).sample
 
 
 class FactorCodec(VideoCodec):
@@ -267,6 +271,10 @@ class FactorCodec(VideoCodec):
 
 class ChannelCodec(VideoCodec):
     """(z − mean)/std, each channel by itself: `latents_mean` and `latents_std` in the VAE's config."""
+
+    def _arranged(self, values: Tensor) -> Tensor:
+        # Channels last: a CPU's 3-D convolutions take half the time.
+        return values.contiguous(memory_format=torch.channels_last_3d)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and std, float32 [C, 1, 1, 1] on the CPU."""

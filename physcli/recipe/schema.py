@@ -48,13 +48,23 @@ class Data(Section):
 
 
 class Optimizer(Section):
-    """AdamW; `adamw-8bit` keeps its moments in 8 bits (bitsandbytes, CUDA)."""
+    """AdamW; `adamw-8bit` keeps its moments in 8 bits (bitsandbytes, CUDA); `muon` trains the weights of the linear
+    layers in a model's blocks with Muon, in steps of AdamW's size, and all else with AdamW. `rest_lr`: AdamW's learning
+    rate beside Muon's `lr`; none given: the same. `momentum`: Muon's."""
 
-    name: Literal["adamw", "adamw-8bit"] = "adamw"
+    name: Literal["adamw", "adamw-8bit", "muon"] = "adamw"
     lr: PositiveFloat = 1e-3
+    rest_lr: PositiveFloat | None = None
+    momentum: Decay = 0.95
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 1e-4
+
+    @model_validator(mode="after")
+    def _refuse_idle_fields(self) -> Self:
+        if self.name != "muon" and (self.rest_lr, self.momentum) != (None, 0.95):
+            raise ValueError(f"rest_lr and momentum are for name: muon, and name is {self.name}")
+        return self
 
 
 class Schedule(Section):
@@ -105,7 +115,8 @@ class Recipe(Section):
 
 class Reconstruction(Section):
     """See `physcli.methods.reconstruction`. Crops are of `crop_frames` frames and `crop` pixels a side; the last
-    `whole_share` of the steps sees whole windows of `frames` frames. `strides`: frames between two that are shown."""
+    `whole_share` of the steps sees whole windows of `frames` frames. `strides`: frames between two that are shown.
+    `halved_chroma`: share of the clips that are encoded from 4:2:0, and shall come out as they were before."""
 
     kl_weight: NonNegativeFloat = 1e-4
     edge_weight: NonNegativeFloat = 0.0
@@ -114,6 +125,7 @@ class Reconstruction(Section):
     frames: PositiveInt = 17
     strides: Numbers = (1, 3)
     whole_share: Share = 0.0
+    halved_chroma: Share = 0.0
 
 
 class VaeRecipe(Recipe):
@@ -143,8 +155,8 @@ class EncoderRecipe(Recipe):
 
 
 class WindowChoice(Section):
-    """Windows: `frames` of a clip, `strides` apart (one drawn each time; the rate is said in a simulated clip's
-    prompt). `windows` of them are computed of every clip and stride."""
+    """Windows: `frames` of a clip, `strides` apart (one drawn each time, a stride named twice twice as often; the rate is
+    said in a simulated clip's prompt). `windows` of them are computed of every clip and stride."""
 
     frames: PositiveInt = 17
     strides: Numbers = (1, 3)

@@ -26,7 +26,7 @@ from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.training.build import build_trainee
 from physcli.tasks.training.denoising import MEASURE_EVERY, DenoisingSteps
 from physcli.tasks.training.loop import build_accelerator
-from physcli.tasks.training.optimization import build_optimizer
+from physcli.tasks.training.optimization import block_matrices, build_optimizer
 from physcli.tasks.training.step import OptimizerStep, to_device
 from physcli.tasks.training.trainee import Steps
 
@@ -187,7 +187,13 @@ def steps_of(control: Steps, trainee: Steps, settings: Train, *, device: str) ->
     """
     accelerator = build_accelerator(settings, device=device)
     parameters = dict.fromkeys([*control.parameters(), *trainee.parameters()])
-    optimizer = build_optimizer(parameters, settings.optimizer, accelerator.device, groups=trainee.parameter_groups())
+    optimizer = build_optimizer(
+        parameters,
+        settings.optimizer,
+        accelerator.device,
+        groups=trainee.parameter_groups(),
+        matrices=[*block_matrices(control), *block_matrices(trainee)],
+    )
 
     def step(optimizer_step: OptimizerStep, side: Steps, number: int) -> Callable[[], None]:
         batches = [

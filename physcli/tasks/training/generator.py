@@ -172,7 +172,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             shape["frame_rates_hz"] = rates[first : first + 8]
             videos += list(self.generator.sample(some, seeds, **shape, steps=self.objective.sample_steps).frames)
         self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
-        every = self.objective.frames // 4
+        every = max(1, self.objective.frames // 4)
         columns = [str(i) for i in range(0, self.objective.frames, every)]
         made = list(zip(clips, prompts, videos, strict=True))
         shown = [(shorten(prompt, 72), video[::every]) for _, prompt, video in spread(made, _SHOWN)]

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
-from physcli.errors import PhyscliError
+from physcli.errors import PhyscliError, UsageError
 from physcli.hashing import seed_from
 from physcli.recipe import Train
-from physcli.tasks.training.optimization import Ema, build_optimizer, learning_rate
+from physcli.tasks.training.optimization import Ema, block_matrices, build_optimizer, learning_rate
 from physcli.tasks.training.trainee import Steps
 
 
@@ -61,9 +61,20 @@ class OptimizerStep:
         self.ema = Ema(trainee, settings.ema) if settings.ema else None
         if settings.compile:
             trainee.compile()
+        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if settings.optimizer.name == "muon" and sharded:
+            raise UsageError(
+                f"The optimizer muon under {accelerator.distributed_type.value}, where no process has whole matrices.",
+                expected="one process, or several without sharding",
+                fix="use train.optimizer.name=adamw, or an accelerate config of type MULTI_GPU",
+            )
         if optimizer is None:
             optimizer = build_optimizer(
-                trainee.parameters(), settings.optimizer, accelerator.device, groups=trainee.parameter_groups()
+                trainee.parameters(),
+                settings.optimizer,
+                accelerator.device,
+                groups=trainee.parameter_groups(),
+                matrices=block_matrices(trainee),
             )
         self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
         self._groups = [list(group.module.parameters()) for group in trainee.parameter_groups()]

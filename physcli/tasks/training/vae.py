@@ -24,6 +24,7 @@ from physcli.tasks.training.trainee import Trainee, held_out_row
 _VALIDATION_CLIPS = 64
 _SCALE_CLIPS = 256  # latents of so many clips set the scaling factor
 _SHOWN = 8
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class VaeTrainee(Trainee):
@@ -71,7 +72,7 @@ class VaeTrainee(Trainee):
         whole = step >= self._whole_from
         num_frames = objective.frames if whole else objective.crop_frames
         height, width = self.reader.size if whole else (objective.crop, objective.crop)
-        windows, noise = [], []
+        windows, noise, halved = [], [], []
         for sample in samples:
             clip, frames = self.reader.read(sample)
             rng = rng_of(self.seed, "window", sample)
@@ -80,7 +81,12 @@ class VaeTrainee(Trainee):
             left = int(rng.integers(frames.shape[2] - width + 1))
             windows.append(frames[chosen, top : top + height, left : left + width])
             noise.append(noise_of(self.seed, "noise", sample, shape=self._latent_shape(num_frames, height, width)))
-        return {"frames": to_tensor(windows), "noise": torch.stack(noise)}
+            halved.append(float(rng.random()) < objective.halved_chroma if objective.halved_chroma else False)
+        frames = to_tensor(windows)
+        batch = {"frames": frames, "noise": torch.stack(noise)}
+        if any(halved):
+            batch["shown"] = torch.where(torch.tensor(halved)[:, None, None, None, None], halve_chroma(frames), frames)
+        return batch
 
     def _latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         space = self.codec.spatial
@@ -91,6 +97,7 @@ class VaeTrainee(Trainee):
             self.vae,
             batch["frames"],
             batch["noise"],
+            shown=batch.get("shown"),
             kl_weight=self.objective.kl_weight,
             edge_weight=self.objective.edge_weight,
         )
@@ -98,6 +105,7 @@ class VaeTrainee(Trainee):
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
         """PSNR of reconstructions from the posterior mean, and the error of objects' mean colours, on whole windows."""
         psnr: list[float] = []
+        halved: list[float] = []
         color: list[float] = []
         shown: list[tuple[str, np.ndarray]] = []
         for number, clip in enumerate(spread(self.held_out, _VALIDATION_CLIPS)):
@@ -105,7 +113,9 @@ class VaeTrainee(Trainee):
             indices = [i * stride for i in range(self.objective.frames)]
             frames = to_tensor([clip.read(indices)]).to(self.device)
             decoded = self._decode(self._encode(frames)).clamp(0, 1)
-            psnr.append(float(-10 * torch.log10((decoded - frames).square().mean())))
+            psnr.append(_psnr(decoded, frames))
+            if self.objective.halved_chroma:
+                halved.append(_psnr(self._decode(self._encode(halve_chroma(frames))).clamp(0, 1), frames))
             if clip.arrays is not None:
                 segmentation = np.load(clip.arrays)["segmentation"][indices]
                 color += color_errors(frames[0].cpu().numpy(), decoded[0].cpu().numpy(), segmentation)
@@ -116,6 +126,8 @@ class VaeTrainee(Trainee):
         columns = [str(i) for i in range(0, self.objective.frames, self.objective.frames // 4)]
         contact_sheet(folder / "reconstructions.png", rows=shown, columns=columns)
         rows = [held_out_row("vae", self.subject, "psnr_db", psnr, higher_is_better=True)]
+        if halved:
+            rows.append(held_out_row("vae", self.subject, "psnr_db_halved_chroma", halved, higher_is_better=True))
         if color:
             rows.append(
                 held_out_row("vae", self.subject, "object_color_error", color, higher_is_better=False, kind="rate")
@@ -124,7 +136,8 @@ class VaeTrainee(Trainee):
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Posterior means [B, C, F, h, w], not scaled."""
-        return self.vae.encode(frames.transpose(1, 2).mul(2).sub(1)).latent_dist.mode()
+        pixels = frames.transpose(1, 2).mul(2).sub(1).contiguous(memory_format=torch.channels_last_3d)
+        return self.vae.encode(pixels).latent_dist.mode()
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents).sample.float().transpose(1, 2).add(1).div(2)
@@ -158,6 +171,24 @@ class VaeTrainee(Trainee):
         return list(self.reader.bad.values())
 
 
+def halve_chroma(frames: Tensor) -> Tensor:
+    """Frames as 4:2:0 video has them: each two by two pixels share the mean of their colour differences.
+
+    Brightness (BT.601) stays each pixel's own. Without the rounding, the low-pass filters and the compression of an
+    encoder.
+
+    Args:
+        frames: [..., 3, H, W] in [0, 1], both sides even.
+
+    Returns:
+        The same shape, in [0, 1].
+    """
+    luma = (frames * frames.new_tensor(_LUMA)[:, None, None]).sum(dim=-3, keepdim=True)
+    *lead, height, width = frames.shape
+    chroma = (frames - luma).reshape(*lead, height // 2, 2, width // 2, 2).mean(dim=(-3, -1))
+    return (luma + chroma.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)).clamp(0, 1)
+
+
 def window(rng: np.random.Generator, length: int, count: int, strides: Sequence[int], clip: Clip) -> list[int]:
     """`count` frame numbers, evenly `stride` apart, somewhere in a clip of `length` frames.
 
@@ -174,6 +205,10 @@ def window(rng: np.random.Generator, length: int, count: int, strides: Sequence[
     stride = possible[int(rng.integers(len(possible)))]
     start = int(rng.integers(length - (count - 1) * stride))
     return [start + i * stride for i in range(count)]
+
+
+def _psnr(decoded: Tensor, frames: Tensor) -> float:
+    return float(-10 * torch.log10((decoded - frames).square().mean()))
 
 
 def color_errors(original: np.ndarray, decoded: np.ndarray, segmentation: np.ndarray) -> list[float]:

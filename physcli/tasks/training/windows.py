@@ -36,7 +36,7 @@ class Windows:
         self.choice, self.seed, self.reporter, self._arrays = choice, seed, reporter, arrays
         self.problems: list[str] = []
         self._num_clips = len(clips)
-        self._by_clip: list[list[list[View]]] = []
+        self._by_clip: list[dict[int, list[View]]] = []
         self.views = self._choose(clips)
 
     def settle(self, usable: Callable[[View], bool], problems: Sequence[str], *, max_bad: float) -> None:
@@ -62,8 +62,8 @@ class Windows:
                 expected="longer clips, or fewer frames in objective.frames",
             )
         refuse_too_many_bad(self.problems, self._num_clips, max_bad)
-        self._by_clip = [list(strides.values()) for strides in by_clip.values()]
-        self.views = [view for strides in self._by_clip for views in strides for view in views]
+        self._by_clip = list(by_clip.values())
+        self.views = [view for strides in self._by_clip for views in strides.values() for view in views]
 
     def _choose(self, clips: Sequence[Clip]) -> list[View]:
         chosen: list[tuple[Clip, list[int]]] = []
@@ -75,7 +75,7 @@ class Windows:
                 continue
             rng = rng_of(self.seed, "starts", number)
             before = len(chosen)
-            for stride in self.choice.strides:
+            for stride in dict.fromkeys(self.choice.strides):
                 latest = length - 1 - (self.choice.frames - 1) * stride
                 if latest < 0:
                     continue
@@ -93,8 +93,9 @@ class Windows:
 
     def draw(self, sample: int, rng: np.random.Generator) -> View:
         """The window that is sample n: its clip by the order of samples, stride and place by `rng`."""
-        strides = self._by_clip[sample_order(sample, len(self._by_clip), self.seed)]
-        among = strides[int(rng.integers(len(strides)))]
+        by_stride = self._by_clip[sample_order(sample, len(self._by_clip), self.seed)]
+        strides = [stride for stride in self.choice.strides if stride in by_stride]
+        among = by_stride[strides[int(rng.integers(len(strides)))]]
         return among[int(rng.integers(len(among)))]
 
     def first_drawn(self, num_samples: int) -> list[View]:
@@ -104,7 +105,7 @@ class Windows:
 
     def first(self) -> list[View]:
         """One window of every clip and stride."""
-        return [windows[0] for strides in self._by_clip for windows in strides]
+        return [windows[0] for strides in self._by_clip for windows in strides.values()]
 
 
 def prompt_of(view: View) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 
@@ -11,7 +12,14 @@ from torch import nn
 
 from physcli.errors import MissingExtra, UsageError
 from physcli.recipe import Optimizer, Schedule
-from physcli.tasks.training.optimization import Ema, build_optimizer, learning_rate
+from physcli.tasks.training.optimization import (
+    Ema,
+    Muon,
+    ParameterGroup,
+    block_matrices,
+    build_optimizer,
+    learning_rate,
+)
 
 
 def test_ema_is_its_sum():
@@ -121,3 +129,96 @@ def test_eight_bits_need_bitsandbytes_and_cuda(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", object())
     with pytest.raises(UsageError, match="adamw-8bit on cpu"):
         build_optimizer([nn.Parameter(torch.ones(1))], Optimizer(name="adamw-8bit"), torch.device("cpu"))
+
+
+@pytest.fixture
+def blocks():
+    """A small stack of blocks between two ends, and gradients for it."""
+    torch.manual_seed(0)
+    block = [nn.ModuleDict({"wide": nn.Linear(6, 10), "norm": nn.LayerNorm(6), "back": nn.Linear(10, 6)}) for _ in "ab"]
+    module = nn.ModuleDict({"inner": nn.Embedding(5, 6), "blocks": nn.ModuleList(block), "out": nn.Linear(6, 3)})
+    for p in module.parameters():
+        p.grad = torch.randn_like(p)
+    return module
+
+
+def test_muon_takes_the_matrices_of_blocks_alone(blocks):
+    expected = [blocks["blocks"][i][name].weight for i in range(2) for name in ("wide", "back")]
+    assert [id(p) for p in block_matrices(blocks)] == [id(p) for p in expected]
+    settings = Optimizer(name="muon", lr=0.1, rest_lr=0.02)
+    optimizer = build_optimizer(blocks.parameters(), settings, torch.device("cpu"), matrices=expected)
+    sizes = [(len(group["params"]), group["lr_scale"]) for group in optimizer.param_groups]
+    assert sizes == [(4, 1.0), (2, pytest.approx(0.2)), (9, pytest.approx(0.2))]
+    with pytest.raises(UsageError, match="without linear layers in repeated blocks"):
+        build_optimizer(blocks["out"].parameters(), settings, torch.device("cpu"), matrices=())
+
+
+def test_muon_leaves_a_module_with_a_rate_of_its_own_to_adamw(blocks):
+    own = ParameterGroup(blocks["blocks"][1], 0.3)
+    settings = Optimizer(name="muon", lr=0.1)
+    optimizer = build_optimizer(
+        blocks.parameters(), settings, torch.device("cpu"), groups=[own], matrices=block_matrices(blocks)
+    )
+    muon = optimizer.param_groups[0]["params"]
+    assert [id(p) for p in muon] == [id(blocks["blocks"][0][name].weight) for name in ("wide", "back")]
+    assert {round(group["lr_scale"], 6) for group in optimizer.param_groups[1:]} == {1.0, 3.0}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 24), (12, 40), (40, 12)])
+def test_a_first_muon_step_is_orthogonal_and_of_the_size_of_adamw(rows, columns):
+    torch.manual_seed(1)
+    p = nn.Parameter(torch.randn(rows, columns))
+    before, p.grad = p.detach().clone(), torch.randn(rows, columns)
+    Muon([p], lr=0.1, weight_decay=0.5).step()
+    update = (before * (1 - 0.1 * 0.5) - p.detach()) / (0.1 * 0.2 * max(rows, columns) ** 0.5)
+    u, _, v = torch.linalg.svd(p.grad, full_matrices=False)  # the moment points as the gradient does
+    singular = torch.diagonal(u.T @ update @ v.T)
+    assert 0.3 < float(singular.min())
+    assert float(singular.max()) < 1.25
+    torch.testing.assert_close(u @ torch.diag(singular) @ v, update, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is of 2.9")
+def test_muon_is_that_of_torch_but_for_its_bfloat16():
+    torch.manual_seed(2)
+    start = [torch.randn(16, 16), torch.randn(8, 32), torch.randn(32, 8)]
+    mine, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
+    ours = Muon(mine, lr=0.05, momentum=0.9, weight_decay=0.1)
+    reference = torch.optim.Muon(
+        theirs, lr=0.05, momentum=0.9, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(4):
+        for a, b in zip(mine, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        ours.step()
+        reference.step()
+    for a, b, begun in zip(mine, theirs, start, strict=True):
+        assert float((a - b).norm() / (b - begun).norm()) < 0.02
+
+
+def test_several_optimizers_resume_as_one(blocks, tmp_path):
+    def build(module):
+        settings = Optimizer(name="muon", lr=0.1, rest_lr=0.02)
+        return build_optimizer(
+            module.parameters(), settings, torch.device("cpu"), matrices=block_matrices(module)
+        )
+
+    def step(module, optimizer, seed):
+        torch.manual_seed(seed)
+        for p in module.parameters():
+            p.grad = torch.randn_like(p)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.03 * group["lr_scale"]
+        optimizer.step()
+
+    optimizer = build(blocks)
+    step(blocks, optimizer, 1)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.bin")
+    resumed = copy.deepcopy(blocks)
+    again = build(resumed)
+    again.load_state_dict(torch.load(tmp_path / "optimizer.bin", weights_only=True))
+    for module, of in ((blocks, optimizer), (resumed, again)):
+        step(module, of, 2)
+    for a, b in zip(blocks.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -49,7 +49,7 @@ class Data(Section):
 
 class Optimizer(Section):
     """AdamW; `adamw-8bit` keeps its moments in 8 bits (bitsandbytes, CUDA); `muon` trains the weights of the linear
-    layers in a model's blocks with Muon, in steps of AdamW's size, and all else with AdamW. `rest_lr`: AdamW's learning
+    layers and convolutions in a model's blocks with Muon, in steps of AdamW's size, and all else with AdamW. `rest_lr`: AdamW's learning
     rate beside Muon's `lr`; none given: the same. `momentum`: Muon's."""
 
     name: Literal["adamw", "adamw-8bit", "muon"] = "adamw"

@@ -15,6 +15,9 @@ from physcli.models.device import computes_in_bfloat16
 from physcli.recipe import Optimizer, Schedule
 
 
+_LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
+
+
 class ParameterGroup(NamedTuple):
     """A module with a learning rate of its own; the norm of its gradients is clipped by itself, too."""
 
@@ -54,8 +57,8 @@ def build_optimizer(
     muons = [p for p in parameters if p in chosen]
     if settings.name == "muon" and not muons:
         raise UsageError(
-            "The optimizer muon for a model without linear layers in repeated blocks.",
-            expected="a transformer, trained in full or by LoRA",
+            "The optimizer muon for a model without linear layers or convolutions in repeated blocks.",
+            expected="a transformer or VAE, trained in full or by LoRA",
             fix="use train.optimizer.name=adamw",
         )
     rest_lr = settings.rest_lr or settings.lr
@@ -88,15 +91,16 @@ def build_optimizer(
 
 
 def block_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The weights of the linear layers inside repeated blocks (a `ModuleList`), which Muon is made for: no embeddings,
-    no layers at either end, no convolutions."""
+    """The weights of the linear layers and convolutions inside repeated blocks (a `ModuleList`), which Muon is made for:
+    no embeddings, no layers at either end."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    layers = (layer for part in lists for layer in part.modules() if isinstance(layer, nn.Linear))
+    layers = (layer for part in lists for layer in part.modules() if isinstance(layer, _LAYERS))
     return list(dict.fromkeys(layer.weight for layer in layers))
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan et al. 2024), for matrices.
+    """Momentum whose update is made orthogonal (Jordan et al. 2024), for matrices and for convolutions, whose kernels are
+    taken as matrices [out, in·kernel].
 
     update = orthogonal(g + μ·m) with m = μ·m + (1 − μ)·g before it (Nesterov), both scaled alike; then W ← W·(1 − lr·decay) −
     lr·0.2·√(max(rows, columns))·update, the scale by which a step has the size of AdamW's (Liu et al. 2025, arXiv
@@ -106,7 +110,7 @@ class Muon(torch.optim.Optimizer):
     the device computes in it and float32 elsewhere, matrices of one shape at a time.
 
     Args:
-        parameters: Matrices.
+        parameters: Matrices and kernels.
         lr: Learning rate.
         momentum: μ.
         weight_decay: Decoupled.
@@ -125,17 +129,18 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape.setdefault(tuple(p.shape), []).append(p)
-            for (rows, columns), matrices in by_shape.items():
+            for shape, matrices in by_shape.items():
                 for p in matrices:
                     if not self.state[p]:
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 gradients = [p.grad for p in matrices if p.grad is not None]
                 moments = [self.state[p]["momentum_buffer"] for p in matrices]
                 torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
-                updates = orthogonal(torch.stack(torch._foreach_lerp(gradients, moments, group["momentum"])))
+                updates = torch.stack(torch._foreach_lerp(gradients, moments, group["momentum"])).flatten(2)
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                size = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
-                torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype)), alpha=-size)
+                size = group["lr"] * 0.2 * math.sqrt(max(updates.shape[1:]))
+                steps = orthogonal(updates).to(matrices[0].dtype).reshape(-1, *shape)
+                torch._foreach_add_(matrices, list(steps), alpha=-size)
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:

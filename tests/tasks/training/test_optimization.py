@@ -149,7 +149,7 @@ def test_muon_takes_the_matrices_of_blocks_alone(blocks):
     optimizer = build_optimizer(blocks.parameters(), settings, torch.device("cpu"), matrices=expected)
     sizes = [(len(group["params"]), group["lr_scale"]) for group in optimizer.param_groups]
     assert sizes == [(4, 1.0), (2, pytest.approx(0.2)), (9, pytest.approx(0.2))]
-    with pytest.raises(UsageError, match="without linear layers in repeated blocks"):
+    with pytest.raises(UsageError, match="without linear layers or convolutions in repeated blocks"):
         build_optimizer(blocks["out"].parameters(), settings, torch.device("cpu"), matrices=())
 
 
@@ -195,6 +195,17 @@ def test_muon_is_that_of_torch_but_for_its_bfloat16():
         reference.step()
     for a, b, begun in zip(mine, theirs, start, strict=True):
         assert float((a - b).norm() / (b - begun).norm()) < 0.02
+
+
+def test_kernels_are_matrices_to_muon():
+    torch.manual_seed(3)
+    kernel, matrix = nn.Parameter(torch.randn(6, 4, 3, 3, 3)), nn.Parameter(torch.empty(6, 108))
+    matrix.data.copy_(kernel.detach().flatten(1))
+    kernel.grad = torch.randn_like(kernel)
+    matrix.grad = kernel.grad.flatten(1)
+    for p in (kernel, matrix):
+        Muon([p], lr=0.1).step()
+    assert torch.equal(kernel.detach().flatten(1), matrix.detach())
 
 
 def test_several_optimizers_resume_as_one(blocks, tmp_path):

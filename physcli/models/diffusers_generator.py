@@ -368,6 +368,31 @@ class DiffusersGenerator(ABC):
 
     vae_identity: ClassVar[tuple[str, ...]] = ("latent_channels", "temporal_compression_ratio")
 
+    def use_text_encoder(self, path: str | os.PathLike[str]) -> None:
+        """Give the text encoder the weights of the one in a folder (transformers layout).
+
+        Raises:
+            ModelError: it cannot be read, or does not fit.
+        """
+        own = self.pipeline.text_encoder
+        weights = self._text_weights(Path(path), own)
+        shapes = {name: value.shape for name, value in own.state_dict().items()}
+        wrong = [name for name in {**shapes, **weights} if name not in weights or weights[name].shape != shapes.get(name)]
+        if wrong:
+            raise ModelError(
+                f"The text encoder in {path} has other weights than that of {self.name}, such as {wrong[0]}.",
+                expected=f"a {type(own).__name__} of its sizes",
+            )
+        made = type(own)(own.config)
+        made.load_state_dict(weights)
+        self._folders.pop("text_encoder", None)
+        self._put("text_encoder", made)
+
+    def _text_weights(self, folder: Path, own: Any) -> dict[str, Tensor]:
+        """The weights of a text encoder in a folder, by the names that `own` has them by."""
+        weights: dict[str, Tensor] = read_part(type(own), folder, torch.float32).state_dict()
+        return weights
+
     def save(self, folder: Path, *, frozen: Collection[str] = ()) -> None:
         """Write the pipeline as a diffusers folder that plain diffusers loads.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,14 +21,16 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from physcli.errors import ModelError
 from physcli.models.codec import ChannelCodec
 from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
+from physcli.models.integrity import read_json
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
+from physcli.models.parts import read_part
 from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 
 # What the released models were trained on: (height, width), frames, frames a second. Their configs do not say.
@@ -138,6 +141,14 @@ class Wan(DiffusersGenerator):
             "prompt_embeds": conditioning.text,
             "negative_prompt_embeds": None if negative is None else negative.text,
         }
+
+    def _text_weights(self, folder: Path, own: Any) -> dict[str, Tensor]:
+        if read_json(folder / "config.json").get("model_type") != "t5":
+            return super()._text_weights(folder, own)
+        # A UMT5 is a T5 whose blocks have positions of their own; T5's are the first block's in all.
+        weights = read_part(T5EncoderModel, folder, torch.float32).state_dict()
+        positions = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        return {**dict.fromkeys((name for name in own.state_dict() if "relative_attention_bias" in name), positions), **weights}
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 

@@ -204,13 +204,15 @@ class Lora(Section):
 class GeneratorRecipe(Recipe):
     """Trains a text-to-video diffusion model. `adapter`: a LoRA that is merged into the model before (a folder, a file,
     or a run with adapter/), where `model` has none itself; `adapter_scale`: what the update of either is multiplied by.
-    `vae`: another VAE than the model's own: that of a built-in model, of a run, or a folder. `freeze`: the model itself
+    `vae`: another VAE than the model's own: that of a built-in model, of a run, or a folder. `text_encoder`: another text
+    encoder's weights to begin with, likewise; those of a T5 fit Wan's UMT5. `freeze`: the model itself
     is not trained, only what the method brings along: how much of a method's loss its projector can explain."""
 
     trains: Literal["generator"]
     adapter: str | None = None
     adapter_scale: float = 1.0
     vae: str | None = None
+    text_encoder: str | None = None
     freeze: bool = False
     lora: Lora | None = None
     objective: Denoising = Denoising()

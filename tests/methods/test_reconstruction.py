@@ -60,6 +60,17 @@ def test_no_weight_no_term(vae):
     assert (with_kl - plain).item() == pytest.approx(2 * logs["kl"].item(), rel=1e-4)
 
 
+@torch.no_grad()
+def test_what_is_shown_is_encoded_and_what_is_wanted_compared(vae):
+    generator = torch.Generator().manual_seed(3)
+    frames, shown = torch.rand(2, 1, 9, 3, 16, 16, generator=generator)
+    noise = torch.randn(1, 4, 3, 4, 4, generator=generator)
+    _, logs = reconstruction_loss(vae, frames, noise, shown=shown, kl_weight=0.1)
+    posterior = vae.encode(shown.transpose(1, 2) * 2 - 1).latent_dist
+    decoded = vae.decode(posterior.mean + posterior.std * noise).sample.transpose(1, 2) / 2 + 0.5
+    assert logs["psnr"].item() == pytest.approx(-10 * (decoded - frames).square().mean().log10().item(), rel=1e-5)
+
+
 def test_gradients_reach_encoder_and_decoder(vae):
     frames, noise = torch.rand(1, 9, 3, 16, 16), torch.randn(1, 4, 3, 4, 4)
     reconstruction_loss(vae, frames, noise, kl_weight=0.1)[0].mean().backward()

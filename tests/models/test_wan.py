@@ -20,6 +20,7 @@ from physcli.models import LORA_FILE
 from physcli.models.generator import Conditioning, denoising_loss
 from physcli.models.loading import load_generator
 from physcli.models.names import read_facts, resolve
+from physcli.models.tiny import architecture, asset_folder
 from physcli.models.wan import Wan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wan_objective"
@@ -326,6 +327,26 @@ def test_a_saved_folder_is_a_plain_pipeline_and_makes_the_same_video(tiny, saved
         prompts, [3, 4], num_frames=9, height=32, width=48, steps=3, guidance_scale=4.0, guidance=ours
     )
     assert np.array_equal(again.frames, made.frames)
+
+
+def test_the_text_encoder_of_the_other_family_says_the_same():
+    own, other = Wan.build(), load_generator("cogvideox-tiny")
+    before = {name: value.clone() for name, value in own.part("text_encoder").state_dict().items()}
+    own.use_text_encoder(asset_folder("cogvideox-tiny") / "text_encoder")
+    assert not torch.equal(before["shared.weight"], own.part("text_encoder").state_dict()["shared.weight"])
+    ids = own.pipeline.tokenizer(
+        ["A red ball rolls into a yellow box.", "a blue ring"], padding="max_length", max_length=32, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        mine = own.embed(ids)
+        theirs = other.pipeline.text_encoder(ids, mine["mask"].long())[0]
+    torch.testing.assert_close(mine.text, theirs * mine["mask"][..., None])
+
+
+def test_a_text_encoder_of_other_sizes_is_refused(saved):
+    small = {**architecture("wan-tiny"), "text_encoder": {**architecture("wan-tiny")["text_encoder"], "d_ff": 16}}
+    with pytest.raises(ModelError, match=r"other weights than that of wan-tiny, such as encoder\.block\.0"):
+        Wan.build(small).use_text_encoder(saved / "text_encoder")
 
 
 def test_own_facts_go_round(tiny, saved):

@@ -390,7 +390,9 @@ def _generator(
             )
         generator.merge_adapter()
     if isinstance(recipe, GeneratorRecipe) and recipe.vae is not None:
-        generator.use_vae(_vae_folder(recipe.vae))
+        generator.use_vae(_folder_of(recipe.vae, "vae"))
+    if isinstance(recipe, GeneratorRecipe) and recipe.text_encoder is not None:
+        generator.use_text_encoder(_folder_of(recipe.text_encoder, "text_encoder"))
     return generator
 
 
@@ -399,14 +401,14 @@ def _family_of(architecture: Mapping[str, Any] | None) -> str:
     return str((architecture or {}).get("family", "cogvideox"))
 
 
-def _vae_folder(name: str) -> Path:
-    """The VAE of a built-in model, of a run or pipeline folder, or the folder itself."""
+def _folder_of(name: str, part: str) -> Path:
+    """A part of a built-in model, of a run or pipeline folder, or the folder itself."""
     if name in BUILT_IN:
         folder = asset_folder(name)
         if folder is None:
-            raise ModelError(f"vae: {name} has no trained weights yet.", expected="a folder", fix="train one first")
-        return folder / "vae"
+            raise ModelError(f"{part}: {name} has no trained weights yet.", expected="a folder", fix="train one first")
+        return folder / part
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ModelError(f"vae: {name} is not there.", expected="a built-in name or an existing folder")
-    return folder / "vae" if (folder / "vae").is_dir() else folder
+        raise ModelError(f"{part}: {name} is not there.", expected="a built-in name or an existing folder")
+    return next((inner for inner in (folder / part, folder / "model" / part) if inner.is_dir()), folder)

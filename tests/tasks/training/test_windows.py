@@ -112,6 +112,14 @@ def test_strides_count_alike_whatever_fits(windows, video):
     assert 80 < sum(stride_of(view) == 3 for view in drawn(made, range(200))) < 120
 
 
+def test_a_stride_named_more_than_once_is_drawn_as_often(windows, video):
+    made = windows([video(25)], windows=2, strides=(1, 3, 3, 3))
+    assert Counter(stride_of(view) for view in made.views) == {1: 2, 3: 1}
+    assert 130 < sum(stride_of(view) == 3 for view in drawn(made, range(200))) < 170
+    short = windows([video(9)], strides=(1, 3, 3))  # too short for 3
+    assert {stride_of(view) for view in drawn(short, range(9))} == {1}
+
+
 def test_clips_that_are_too_short(windows, video, clips, heard):
     reporter = heard()
     made = windows([video(8), clips[0], video(9), video(24)], strides=(1, 3), reporter=reporter)

@@ -40,11 +40,11 @@ def sample(
         typer.Option(help="What the video shall show; may be repeated.", show_default=False),
     ] = None,
     prompts: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE|simulated[:N]",
             help="A list: .txt (a prompt a line), .csv or .jsonl; of VideoPhy's lists the detailed captions are used "
-            "and the short ones kept for scoring.",
+            "and the short ones kept for scoring. Or a simulated suite or folder: the whole events of its test clips.",
             show_default=False,
         ),
     ] = None,
@@ -141,8 +141,7 @@ def sample(
     **guidance_options: Any,
 ) -> None:
     """Make videos for prompts, through the model's diffusers pipeline; run again, it makes only what is missing."""
-    from physcli.data.prompts import read_prompts
-    from physcli.data.subsets import thin
+    from physcli.tasks.prompt_sets import listed_prompts
     from physcli.tasks.sample import SampleSettings
     from physcli.tasks.sample import sample as task
 
@@ -167,7 +166,10 @@ def sample(
         return
     if videos is not None:
         raise UsageError("--videos without --static or --repeat-real.", expected="one of them", fix="add it")
-    listed = [] if prompts is None else thin(read_prompts(prompts), limit)
+    reporter = render.RichReporter(quiet=common.quiet)
+    listed = [] if prompts is None else listed_prompts(
+        prompts, limit=limit, cache_dir=common.cache_dir, device=common.device, reporter=reporter
+    )
     settings = SampleSettings(
         prompts=(*(prompt or ()), *listed),
         model=model,
@@ -193,7 +195,7 @@ def sample(
         cpu_offload=cpu_offload,
         vae_tiling=vae_tiling,
         vae_slicing=vae_slicing,
-        reporter=render.RichReporter(quiet=common.quiet),
+        reporter=reporter,
     )
     if not done.is_main:
         return

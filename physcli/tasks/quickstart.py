@@ -33,6 +33,7 @@ from physcli.tasks.eval import EvalResult, EvalSettings, evaluate
 from physcli.tasks.finetune import FinetuneResult, finetune
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.probe_result import ProbeResult
+from physcli.tasks.prompt_sets import distinct
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults
 from physcli.tasks.sample import SampleSettings, sample
 from physcli.tasks.simulate import ensure_simulated
@@ -169,7 +170,8 @@ def quickstart(
             RECIPE: {"model": str(trained.path)},
             "guided": {"model": GENERATOR, "guidance": "lamo"},
         }
-        prompts = tuple(_test_prompts(folder)[: settings.num_prompts])
+        test = [clip for clip in read_dataset(folder).clips if clip.split == "test"]
+        prompts = tuple(clip.prompt for clip in distinct(test)[: settings.num_prompts])
         stage(
             "sample",
             f"Sampling {len(prompts)} videos before, after, and before with LaMo's motion guidance",
@@ -215,18 +217,6 @@ def quickstart(
         if not run.already_finished:
             run.write_metrics(result.rows)
     return result
-
-
-def _test_prompts(folder: Path) -> list[str]:
-    """The prompts of the test clips, each once, the scenarios in turn."""
-    clips = [clip for clip in read_dataset(folder).clips if clip.split == "test"]
-    by: dict[str, list[str]] = {}
-    for clip in clips:
-        prompts = by.setdefault(clip.scenario or "", [])
-        if clip.prompt not in prompts:
-            prompts.append(clip.prompt)
-    most = max(len(prompts) for prompts in by.values())
-    return [prompts[turn] for turn in range(most) for _, prompts in sorted(by.items()) if turn < len(prompts)]
 
 
 def draw_clips(folder: Path, path: Path) -> None:

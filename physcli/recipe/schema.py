@@ -116,7 +116,8 @@ class Recipe(Section):
 class Reconstruction(Section):
     """See `physcli.methods.reconstruction`. Crops are of `crop_frames` frames and `crop` pixels a side; the last
     `whole_share` of the steps sees whole windows of `frames` frames. `strides`: frames between two that are shown.
-    `halved_chroma`: share of the clips that are encoded from 4:2:0, and shall come out as they were before."""
+    `halved_chroma`: share of the clips that are encoded from 4:2:0, and shall come out as they were before.
+    `freeze_encoder`: the decoder alone is trained, so that the latents stay what generators know."""
 
     kl_weight: NonNegativeFloat = 1e-4
     edge_weight: NonNegativeFloat = 0.0
@@ -126,6 +127,7 @@ class Reconstruction(Section):
     strides: Numbers = (1, 3)
     whole_share: Share = 0.0
     halved_chroma: Share = 0.0
+    freeze_encoder: bool = False
 
 
 class VaeRecipe(Recipe):

@@ -188,6 +188,17 @@ def test_the_recipe_of_its_vae(few, session_cache, tmp_path):
     assert generator.codec.moments()[0].flatten().tolist() == pytest.approx(vae.config.latents_mean, abs=1e-6)
 
 
+def test_a_decoder_alone_is_trained_on_latents_that_stay(run, base):
+    changes = ("init=pretrained", "save_dtype=float32", "objective.crop=16", "objective.frames=9")
+    done = run("pretrain/wan-vae-tiny", *changes, "objective.freeze_encoder=true", "train.optimizer.name=muon")
+    before, after = (AutoencoderKLWan.from_pretrained(folder) for folder in (base / "vae", done.model))
+    assert after.config.latents_std == before.config.latents_std
+    for name, weight in before.state_dict().items():
+        frozen = name.startswith(("encoder.", "quant_conv."))
+        if frozen or name.endswith("conv_out.weight"):
+            assert torch.equal(weight, after.state_dict()[name]) == frozen, name
+
+
 # -- the published size ------------------------------------------------------------------------------------------
 
 SMALL = {"num_layers": 18, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "freq_dim": 16}

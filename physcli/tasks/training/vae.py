@@ -54,6 +54,10 @@ class VaeTrainee(Trainee):
         super().__init__()
         generator.need("vae")
         self.vae: Any = generator.part("vae").requires_grad_(True)
+        if objective.freeze_encoder:
+            for part in (self.vae.encoder, self.vae.quant_conv):
+                if part is not None:
+                    part.requires_grad_(False)
         self.codec = codec = generator.codec
         self.reader, self.held_out, self.objective, self.seed, self.subject = reader, held_out, objective, seed, subject
         self._whole_from = round(steps * (1 - objective.whole_share))
@@ -144,7 +148,14 @@ class VaeTrainee(Trainee):
 
     @torch.no_grad()
     def export(self, folder: Path) -> Path:
-        """Write `vae/`, with the statistics that give latents of training clips unit variance."""
+        """Write `vae/`, with the statistics that give latents of training clips unit variance; those of an encoder that
+        was not trained stay."""
+        if not self.objective.freeze_encoder:
+            self._measure_statistics()
+        self.vae.save_pretrained(folder / "vae", safe_serialization=True)
+        return folder / "vae"
+
+    def _measure_statistics(self) -> None:
         count = 0
         total, squares = (torch.zeros(self.codec.channels, dtype=torch.float64) for _ in range(2))
         for which, number in enumerate(spread(range(len(self.reader.clips)), _SCALE_CLIPS)):
@@ -158,8 +169,6 @@ class VaeTrainee(Trainee):
             squares += latents.square().sum(dim=1)
         mean = total / count
         self.codec.register_statistics(mean.tolist(), (squares / count - mean.square()).sqrt().tolist())
-        self.vae.save_pretrained(folder / "vae", safe_serialization=True)
-        return folder / "vae"
 
     def parts(self) -> dict[str, int]:
         return {"vae": sum(p.numel() for p in self.vae.parameters())}

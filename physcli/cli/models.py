@@ -29,8 +29,8 @@ def ls(common: Output) -> None:
         lines = [[row["name"], row["weights"], row["description"]] for row in rows if row["kind"] == kind]
         render.table(f"{kind.capitalize()}s", ["name", "weights", "what"], lines, whole=(0, 1))
     render.result(
-        "--model takes a generator or an encoder of these, any hub id, a folder in diffusers or transformers layout, or "
-        "a run directory."
+        "--model takes a generator or an encoder of these, any hub id, a folder in diffusers or transformers layout, "
+        "or a run directory."
     )
 
 

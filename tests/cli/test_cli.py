@@ -78,6 +78,7 @@ def test_json_is_all_there_is_on_stdout(run, tmp_path, simulated):
     cache = {"PHYSCLI_CACHE": str(tmp_path / "cache")}
     made = run("data", "simulate", "--num-clips", 4, "--scenario", "drop", "--out", tmp_path / "d", "--json")
     assert json.loads(made.stdout)["num_clips"] == 4
+    assert json.loads(made.stdout)["absent_scenarios"] == {}
     found = json.loads(run("data", "inspect", simulated, "--json").stdout)
     assert (found["kind"], found["num_usable"], found["problems"]) == ("simulated", 40, [])
     assert json.loads(run("data", "cache", "ls", "--json", env=cache).stdout)["kinds"] == {}

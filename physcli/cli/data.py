@@ -93,7 +93,8 @@ def simulate(
         reporter=render.RichReporter(quiet=common.quiet),
     )
     if common.json:
-        render.json_text(to_json({"run": done.path, "num_clips": done.num_clips, "rows": done.rows}))
+        shown = {"run": done.path, "num_clips": done.num_clips, "absent_scenarios": done.absent, "rows": done.rows}
+        render.json_text(to_json(shown))
         return
     facts = {row["metric"]: row["value"] for row in done.rows if row["group"] == "all"}
     render.result(

@@ -17,7 +17,7 @@ app = typer.Typer(
 @app.command("ls")
 @shared(Output)
 def ls(common: Output) -> None:
-    """Built-in models and known hub checkpoints."""
+    """Built-in models, motion fields and motion projectors, and known hub checkpoints."""
     from physcli.tasks.models import list_models
     from physcli.tasks.run_dir import to_json
 
@@ -25,10 +25,13 @@ def ls(common: Output) -> None:
     if common.json:
         render.json_text(to_json(rows))
         return
-    for kind in ("generator", "encoder", "rater"):
+    for kind in dict.fromkeys(row["kind"] for row in rows):
         lines = [[row["name"], row["weights"], row["description"]] for row in rows if row["kind"] == kind]
         render.table(f"{kind.capitalize()}s", ["name", "weights", "what"], lines, whole=(0, 1))
-    render.result("--model also takes any hub id, a folder in diffusers or transformers layout, or a run directory.")
+    render.result(
+        "--model takes a generator or an encoder of these, any hub id, a folder in diffusers or transformers layout, "
+        "or a run directory."
+    )
 
 
 @app.command("show")

@@ -103,6 +103,7 @@ class Guidance(ABC):
 
         Raises:
             ModelError: it is not there.
+            UsageError: nothing there is fits the model.
         """
         return {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 REDUCTIONS = ("mean", "sum", "normalized")
 WINDOWS = ("exact", "released")
-SHIPPED_FIELD = "motion-field-tiny"
+SHIPPED_FIELDS = "motion-field-"  # what the names of those in the package begin with
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class MotionSettings:
     )
     field: str | None = option(
         None,
-        "A motion field or the run that made it.  \\[default: the model's run's, else the built-in one]",
+        "A motion field or the run that made it.  \\[default: the model's run's, else the built-in one of its latents]",
         metavar="DIR",
     )
 
@@ -157,24 +157,47 @@ class MotionPrior(Guidance):
         )
 
 
-def find_field(name: str | None, model: Resolved) -> Path:
+def find_field(name: str | None, model: Resolved, generator: Generator | None = None) -> Path:
     """The motion field to follow: the one that was named, else the one in the model's or the adapter's run, else the
-    one in the package, which fits the embedded model and what was fine-tuned from it.
+    one in the package that knows the model's latents.
+
+    Args:
+        name: A built-in one, a run or a folder.
+        model: The generator.
+        generator: The same, where it is loaded; else only its configs are read, where the package's are to be tried.
 
     Raises:
-        ModelError: the named one is not there.
+        ModelError: the named one is not there, or the model cannot be read.
+        UsageError: none was named, and none in the package fits.
     """
+    from physcli.models.loading import load_generator
     from physcli.models.names import part_folder
-    from physcli.models.tiny import asset_folder
 
     if name is not None:
         return part_folder(name, "motion_field", "--motion-field ")
     for path in (model.adapter, model.path):
         if path is not None and (path.parent / "motion_field").is_dir():
             return path.parent / "motion_field"
-    shipped = asset_folder(SHIPPED_FIELD)
-    assert shipped is not None
-    return shipped
+    return _shipped_field(generator or load_generator(replace(model, adapter=None), device="cpu", parts=()))
+
+
+def _shipped_field(generator: Generator) -> Path:
+    """The one in the package that fits.
+
+    Raises:
+        UsageError: none does.
+    """
+    from physcli.models import MOTION_PARTS
+    from physcli.models.tiny import asset_folders
+
+    others = []
+    for folder in asset_folders(SHIPPED_FIELDS):
+        different = _differences(read_field(folder), generator)
+        if not different:
+            return folder
+        of = f"{MOTION_PARTS[folder.name].of}'s" if folder.name in MOTION_PARTS else "other"
+        others.append(f"{folder.name} is of {of} latents ({', '.join(different)})")
+    raise _no_field(f"No built-in motion field is for {generator.name}: {'; '.join(others)}.", generator)
 
 
 def read_field(path: Path) -> MotionField:
@@ -200,6 +223,13 @@ def check_field(field: MotionField, generator: Generator, name: str) -> None:
     Raises:
         UsageError: it does not fit.
     """
+    different = _differences(field, generator)
+    if different:
+        raise _no_field(f"The motion field {name} is not for {generator.name}: {', '.join(different)}.", generator)
+
+
+def _differences(field: MotionField, generator: Generator) -> list[str]:
+    """In what a field's latents or prompts are not this generator's."""
     theirs: dict[str, Any] = {"latent channels": field.channels}
     ours: dict[str, Any] = {"latent channels": generator.facts.latent_channels}
     if field.prompt_proj is not None:
@@ -208,13 +238,13 @@ def check_field(field: MotionField, generator: Generator, name: str) -> None:
         theirs["latent space"], ours["latent space"] = field.latent_space, generator.codec.space
     elif field.scaling_factor is not None:
         theirs["VAE scaling factor"], ours["VAE scaling factor"] = field.scaling_factor, generator.codec.scaling_factor
-    different = [key for key in theirs if theirs[key] != ours[key]]
-    if different:
-        raise UsageError(
-            f"The motion field {name} is not for {generator.name}: "
-            + ", ".join(f"{key} {theirs[key]} for {ours[key]}" for key in different)
-            + ".",
-            expected="a motion field trained on this model's latents",
-            fix=f"train one (`physcli finetune --recipe lamo-field --model {generator.name}`) and name it with "
-            "--motion-field",
-        )
+    return [f"{key} {theirs[key]} for {ours[key]}" for key in theirs if theirs[key] != ours[key]]
+
+
+def _no_field(received: str, generator: Generator) -> UsageError:
+    return UsageError(
+        received,
+        expected="a motion field trained on this model's latents",
+        fix=f"train one (`physcli finetune --recipe lamo-field --model {generator.name}`) and name it with "
+        "--motion-field",
+    )

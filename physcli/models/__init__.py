@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["generator", "encoder", "rater"]
+Kind = Literal["generator", "encoder", "rater", "motion field", "motion projector"]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".torch", ".bin")  # the earlier the better
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
@@ -18,11 +18,19 @@ OWN_FILE = "physcli.json"  # beside model_index.json: what diffusers has no plac
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model `physcli models ls` names: its kind, its family (a key of the tables below), and one line of facts."""
+    """A model `physcli models ls` names.
+
+    Attributes:
+        kind: What it is.
+        family: A key of the tables below; of a motion field or projector, its method.
+        description: One line of facts.
+        of: The built-in model whose latents or tokens a motion field or projector knows.
+    """
 
     kind: Kind
     family: str
     description: str
+    of: str = ""
 
 
 def shown_name(name: str, random_init: bool) -> str:
@@ -54,6 +62,22 @@ BUILT_IN: dict[str, KnownModel] = {
     ),
     "mplug-owl-video-tiny": KnownModel(
         "rater", "mplug-owl", "VideoPhy's rater with 1.4 M parameters for the simulated world: 16 frames of 64×64"
+    ),
+}
+
+# Built-in networks on top of another model: no --model takes them.
+MOTION_PARTS: dict[str, KnownModel] = {
+    "motion-field-tiny": KnownModel(
+        "motion field",
+        "lamo",
+        "LaMo's, with 0.2 M parameters, of cogvideox-tiny's latents; for --motion-field",
+        of="cogvideox-tiny",
+    ),
+    "motion-projector-tiny": KnownModel(
+        "motion projector",
+        "moalign",
+        "MoAlign's, with 0.2 M parameters, of videomae-tiny's tokens; for method.motion_projector",
+        of="videomae-tiny",
     ),
 }
 

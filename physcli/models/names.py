@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from physcli.errors import ModelError, PhyscliError, UsageError, unknown
-from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, LORA_FILE, PIPELINES, WEIGHT_SUFFIXES, Kind, shown_name
+from physcli.models import (
+    BUILT_IN,
+    GENERATORS,
+    KNOWN_HUB,
+    LORA_FILE,
+    MOTION_PARTS,
+    PIPELINES,
+    WEIGHT_SUFFIXES,
+    Kind,
+    KnownModel,
+    shown_name,
+)
 from physcli.models.adapters import check_scale
 from physcli.models.encoders import ENCODERS, detect_family
 from physcli.models.fingerprints import hash_files
@@ -101,8 +112,8 @@ def resolve(
         local_files_only: Never reach for the network.
 
     Raises:
-        UsageError: no such name, or a rater's; an adapter for an encoder; a scale that is 0 or no number, or without an
-            adapter.
+        UsageError: no such name, or that of a rater, motion field or motion projector; an adapter for an encoder; a
+            scale that is 0 or no number, or without an adapter.
         ModelError: the path is not a model, or not a whole one; the hub cannot be reached.
     """
     found = _resolve_base(name, revision, local_files_only)
@@ -205,12 +216,7 @@ def _resolve_base(name: str, revision: str | None, local_files_only: bool) -> Re
     built_in, colon, variant = name.partition(":")
     if built_in in BUILT_IN and variant == ("random" if colon else ""):
         known = BUILT_IN[built_in]
-        if known.kind == "rater":
-            raise UsageError(
-                f"{name} is a rater: it watches videos and answers questions.",
-                expected="a generator or an encoder",
-                fix=f"physcli eval videophy2 --videos RUN --rater {name}",
-            )
+        _refuse_other_kinds(name, known)
         folder = None if colon else asset_folder(built_in)
         return Resolved(
             name,
@@ -222,6 +228,8 @@ def _resolve_base(name: str, revision: str | None, local_files_only: bool) -> Re
             random_init=folder is None,
             description=known.description,
         )
+    if name in MOTION_PARTS:
+        _refuse_other_kinds(name, MOTION_PARTS[name])
     path = Path(name).expanduser()
     if path.exists():
         if (path / "run.json").is_file():
@@ -236,7 +244,28 @@ def _resolve_base(name: str, revision: str | None, local_files_only: bool) -> Re
             expected="an existing model folder, checkpoint file or run directory",
             fix="check the path; `physcli models ls` lists the names that need none",
         )
-    raise unknown("model", name, [*BUILT_IN, *KNOWN_HUB])
+    raise unknown("model", name, [*BUILT_IN, *MOTION_PARTS, *KNOWN_HUB])
+
+
+# Kinds that are neither generator nor encoder → what they do, and where their names go.
+_ELSEWHERE: dict[Kind, tuple[str, str]] = {
+    "rater": ("it watches videos and answers questions", "physcli eval videophy2 --videos RUN --rater {name}"),
+    "motion field": (
+        "it predicts how {of}'s latents change",
+        "physcli sample --guidance lamo --motion-field {name}, or physcli visualize field VIDEO --motion-field {name}",
+    ),
+    "motion projector": (
+        "it maps {of}'s tokens to a motion subspace",
+        "physcli finetune --recipe moalign method.motion_projector={name}",
+    ),
+}
+
+
+def _refuse_other_kinds(name: str, known: KnownModel) -> None:
+    """Raises UsageError for what is neither a generator nor an encoder."""
+    if known.kind in _ELSEWHERE:
+        what, where = (text.format(name=name, of=known.of) for text in _ELSEWHERE[known.kind])
+        raise UsageError(f"{name} is a {known.kind}: {what}.", expected="a generator or an encoder", fix=where)
 
 
 def _resolve_own(name: str, where: str, revision: str | None) -> Resolved:

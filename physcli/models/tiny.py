@@ -35,6 +35,11 @@ def asset_folder(name: str) -> Path | None:
     return folder if any(folder.rglob("*.safetensors")) else None
 
 
+def asset_folders(prefix: str) -> list[Path]:
+    """The folders of shipped weights whose names begin so, in order."""
+    return sorted(path for path in ASSETS.glob(f"{prefix}*") if asset_folder(path.name) is not None)
+
+
 def architecture(name: str) -> dict[str, Any]:
     """The `architecture:` section of the recipe that trains a built-in: one mapping of config values a component."""
     files = (folder / "pretrain" / f"{name}.yaml" for folder in recipe_folders())

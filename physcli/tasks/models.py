@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from physcli.models import BUILT_IN, KNOWN_HUB
+from physcli.models import BUILT_IN, KNOWN_HUB, MOTION_PARTS
 from physcli.models.raters import TINY_RATER
+from physcli.progress import counted
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Rows of all built-in models and known hub checkpoints. Loads nothing."""
+    """Rows of all that is built in, and of known hub checkpoints. Loads nothing."""
     from physcli.models.tiny import asset_folder
 
     rows = []
-    for table, where in ((BUILT_IN, "built in"), (KNOWN_HUB, "hub")):
+    for table, where in ((BUILT_IN | MOTION_PARTS, "built in"), (KNOWN_HUB, "hub")):
         for name, known in table.items():
             weights = "hub"
             if where == "built in":
@@ -25,6 +26,7 @@ def list_models() -> list[dict[str, Any]]:
                     "kind": known.kind,
                     "family": known.family,
                     "weights": weights,
+                    "of": known.of or None,
                     "description": known.description,
                 }
             )
@@ -32,13 +34,15 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def show_model(name: str) -> dict[str, Any]:
-    """Facts of one model; loads it, because only a whole model is known to be one."""
+    """Facts of one model, motion field or motion projector; loads it, because only a whole one is known to be one."""
     from physcli.models.features import default_tap
     from physcli.models.loading import load
     from physcli.models.names import fingerprint, resolve
 
     if name.partition(":")[0] == TINY_RATER:
         return _show_rater(name)
+    if name in MOTION_PARTS:
+        return _show_motion_part(name)
     resolved = resolve(name)
     model = load(resolved, device="cpu")
     facts: dict[str, Any] = {
@@ -93,3 +97,46 @@ def _show_rater(name: str) -> dict[str, Any]:
         "frames shown": f"{rater.num_frames} of {size}x{size}, evenly spaced",
         "content hash": rater_fingerprint(name),
     }
+
+
+def _show_motion_part(name: str) -> dict[str, Any]:
+    """Facts of a built-in motion field or motion projector."""
+    from physcli.methods.lamo import MotionField
+    from physcli.methods.moalign import MotionProjector
+    from physcli.models.fingerprints import hash_files
+    from physcli.models.tiny import asset_folder
+
+    known, path = MOTION_PARTS[name], asset_folder(name)
+    assert path is not None
+    facts: dict[str, Any] = {
+        "name": name,
+        "kind": known.kind,
+        "family": known.family,
+        "source": "built-in",
+        "path": path,
+        "weights": "trained",
+    }
+    if known.kind == "motion field":
+        field = MotionField.load(path)
+        space = f"scaled by {field.scaling_factor:g}" if field.latent_space is None else field.latent_space
+        facts |= {
+            "parameters": sum(p.numel() for p in field.parameters()),
+            "latents": f"of {known.of}: {field.channels} channels, {space}",
+            "lag": counted(field.lag, "latent frame"),
+            "prompt width": None if field.prompt_proj is None else field.text_dim,
+            "blocks": field.config["num_blocks"],
+            "hidden size": field.config["hidden"],
+        }
+    else:
+        projector = MotionProjector.load(path)
+        facts |= {
+            "parameters": sum(p.numel() for p in projector.parameters()),
+            "encoder": projector.info["encoder"],
+            "tokens": f"{projector.config['in_dim']} to {projector.config['dim']} dimensions",
+            "layers": projector.config["num_layers"],
+            "kernel": projector.config["kernel"],
+            "view": projector.info["view"],
+            "flow": projector.info["flow"],
+        }
+    facts["content hash"] = hash_files(path).hex()
+    return facts

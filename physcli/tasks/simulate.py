@@ -12,13 +12,14 @@ rerun goes on with the pairs that are missing; with another release it is refuse
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -79,6 +80,7 @@ class SimulateResult:
     path: Path
     num_clips: int
     num_impossible: int
+    absent: dict[str, list[str]]  # as of `absent_scenarios`
     rows: list[dict[str, Any]]
 
 
@@ -107,6 +109,17 @@ def split_total(num_clips: int) -> tuple[int, int]:
             expected="an even number, at least 4 (clips come in pairs, a positive and its negative twin)",
         )
     return num_train, num_test
+
+
+def absent_scenarios(settings: SimulateSettings) -> dict[str, list[str]]:
+    """Of each split with too few pairs for one of every scenario, the scenarios that have none."""
+    pairs = {"train": settings.num_train // 2, "test": settings.num_test // 2}
+    return {split: list(settings.scenarios[n:]) for split, n in pairs.items() if n < len(settings.scenarios)}
+
+
+def enough_clips(num_scenarios: int) -> int:
+    """The least --num-clips that has a pair of each of so many scenarios in both splits."""
+    return next(count for count in itertools.count(4, 2) if min(split_total(count)) >= 2 * num_scenarios)
 
 
 def check_settings(settings: SimulateSettings) -> None:
@@ -155,19 +168,33 @@ def simulate(
     run = RunDir(
         out, "data simulate", resolved, complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
     )
+    absent = absent_scenarios(settings)
+    if absent:
+        reporter.note(_say_absent(absent, settings.scenarios))
     with run:
+        run.record["absent_scenarios"] = absent
         if run.already_finished:
             missing = _missing(run.path)
             if not missing:
                 reporter.note(f"{run.path} already holds these clips, whole.")
-                return _read_result(run.path)
+                return _read_result(run.path, absent)
             reporter.warn(f"{run.path} lacks {len(missing)} files, such as {missing[0]}: all its clips are made again.")
             run.reopen()
         start = time.monotonic()
         samples = _make_all(run.path, settings, workers, reporter)
         rows = _finish(run, settings, samples, time.monotonic() - start, reporter)
         run.write_metrics(rows)
-    return _read_result(run.path)
+    return _read_result(run.path, absent)
+
+
+def _say_absent(absent: Mapping[str, Sequence[str]], scenarios: Sequence[str]) -> str:
+    missing = "; ".join(f"{split} has no {', '.join(names)}" for split, names in absent.items())
+    enough = f"--num-clips {enough_clips(len(scenarios))}"
+    if tuple(scenarios) == SCENARIOS:
+        enough += f" (or --data simulated:{2 * len(scenarios)})"
+    return (
+        f"Too few clips for {len(scenarios)} scenarios: {missing}. {enough} is the least that has all in both splits."
+    )
 
 
 def ensure_simulated(
@@ -489,8 +516,8 @@ def _missing(path: Path) -> list[str]:
     return [name for name in expected if not (path / name).exists()]
 
 
-def _read_result(path: Path) -> SimulateResult:
+def _read_result(path: Path, absent: dict[str, list[str]]) -> SimulateResult:
     count = sum(1 for _ in (path / "metadata.jsonl").open(encoding="utf-8"))
     impossible = path / TWINS_LIST
     twins = sum(1 for _ in impossible.open(encoding="utf-8")) if impossible.exists() else 0
-    return SimulateResult(path, count, twins, read_metrics(path))
+    return SimulateResult(path, count, twins, absent, read_metrics(path))

@@ -170,7 +170,7 @@ def _drift(model: Generator, settings: VisualizeSettings, device: str, reporter:
 
 
 def _field(model: Generator, settings: VisualizeSettings, device: str, reporter: Reporter) -> _Draw:
-    path = find_field(settings.motion_field, resolve(settings.model))
+    path = find_field(settings.motion_field, resolve(settings.model), model)
     field = read_field(path)
     check_field(field, model, str(path))
     field = field.to(model.device).eval().requires_grad_(False)

@@ -78,11 +78,12 @@ def test_json_is_all_there_is_on_stdout(run, tmp_path, simulated):
     cache = {"PHYSCLI_CACHE": str(tmp_path / "cache")}
     made = run("data", "simulate", "--num-clips", 4, "--scenario", "drop", "--out", tmp_path / "d", "--json")
     assert json.loads(made.stdout)["num_clips"] == 4
+    assert json.loads(made.stdout)["absent_scenarios"] == {}
     found = json.loads(run("data", "inspect", simulated, "--json").stdout)
     assert (found["kind"], found["num_usable"], found["problems"]) == ("simulated", 40, [])
     assert json.loads(run("data", "cache", "ls", "--json", env=cache).stdout)["kinds"] == {}
     names = {row["name"] for row in json.loads(run("models", "ls", "--json").stdout)}
-    assert {"cogvideox-tiny", "videomae-tiny", "mplug-owl-video-tiny"} <= names
+    assert {"cogvideox-tiny", "videomae-tiny", "mplug-owl-video-tiny", "motion-field-tiny"} <= names
     facts = json.loads(run("models", "show", "videomae-tiny", "--json").stdout)
     assert (facts["kind"], facts["blocks"], facts["weights"]) == ("encoder", 6, "trained")
     facts = json.loads(run("models", "show", "videomae-tiny:random", "--json").stdout)
@@ -90,6 +91,8 @@ def test_json_is_all_there_is_on_stdout(run, tmp_path, simulated):
     facts = json.loads(run("models", "show", "mplug-owl-video-tiny:random", "--json").stdout)
     assert (facts["kind"], facts["weights"]) == ("rater", "random init")
     assert facts["frames shown"] == "16 of 64x64, evenly spaced"
+    facts = json.loads(run("models", "show", "motion-field-tiny", "--json").stdout)
+    assert (facts["kind"], facts["parameters"], facts["lag"]) == ("motion field", 195784, "1 latent frame")
     checks = json.loads(run("doctor", "--json", env=cache).stdout)
     assert {"Software", "Devices", "Extras", "Storage", "Models"} == {check["area"] for check in checks}
 

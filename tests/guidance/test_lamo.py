@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 
 from physcli.errors import ModelError, UsageError
 from physcli.guidance.lamo import MotionPrior, check_field, find_field, read_field
 from physcli.methods.lamo import MotionField
+from physcli.models import tiny as tiny_models
 from physcli.models.loading import load
 from physcli.models.names import resolve
+from physcli.models.tiny import architecture, asset_folder
 from physcli.models.wan import Wan
 
 PROMPTS, SEEDS = ["a red ball rolls into a yellow box", "a box"], [1, 2]
@@ -69,6 +74,44 @@ def test_where_the_field_is_found(tmp_path):
         find_field("nowhere", model)
     with pytest.raises(ModelError, match="holds no motion field"):
         read_field(tmp_path)
+
+
+@pytest.fixture
+def two_fields(tmp_path, monkeypatch):
+    """A package with the field of CogVideoX's latents, one of random weights of Wan's, and one of others yet."""
+    wan = Wan.build()
+    sizes = {"channels": wan.facts.latent_channels, "hidden": 8, "num_blocks": 1, "cond_dim": 4}
+    shutil.copytree(asset_folder("motion-field-tiny"), tmp_path / "motion-field-tiny")
+    own = MotionField(**sizes, text_dim=wan.facts.text_width, latent_space=wan.codec.space)
+    own.save(tmp_path / "motion-field-wan-tiny")
+    MotionField(**sizes, text_dim=wan.facts.text_width, scaling_factor=0.7).save(tmp_path / "motion-field-0")
+    (tmp_path / "motion-field-without-weights").mkdir()
+    models = {"cogvideox": resolve("cogvideox-tiny"), "wan": resolve("wan-tiny:random")}
+    monkeypatch.setattr(tiny_models, "ASSETS", tmp_path)
+    return models
+
+
+def test_the_built_in_field_is_that_of_the_latents(two_fields, tiny, tmp_path):
+    cogvideox, wan = two_fields["cogvideox"], two_fields["wan"]
+    assert find_field(None, cogvideox) == find_field(None, cogvideox, tiny) == tmp_path / "motion-field-tiny"
+    assert find_field(None, wan) == find_field(None, wan, Wan.build()) == tmp_path / "motion-field-wan-tiny"
+    assert find_field("motion-field-tiny", wan) == tmp_path / "motion-field-tiny"  # `check_field` refuses it
+    adapted = dataclasses.replace(cogvideox, adapter=tmp_path / "run" / "adapter")  # which need not be read
+    assert find_field(None, adapted) == tmp_path / "motion-field-tiny"
+
+
+def test_latents_that_no_built_in_field_knows(two_fields):
+    model = architecture("wan-tiny")
+    other = Wan.build(model | {"vae": model["vae"] | {"latents_std": [0.3] * model["vae"]["z_dim"]}}, name="other")
+    with pytest.raises(UsageError) as error:
+        find_field(None, two_fields["wan"], other)
+    said = error.value.received
+    assert said.startswith("No built-in motion field is for other: motion-field-0 is of other latents (")
+    assert "motion-field-tiny is of cogvideox-tiny's latents (VAE scaling factor 2.0394 for None); " in said
+    assert "motion-field-wan-tiny" in said
+    assert "latent space channels " in said
+    assert "without-weights" not in said
+    assert "lamo-field --model other" in error.value.fix
 
 
 def test_a_field_of_another_model_is_refused(tiny, field):

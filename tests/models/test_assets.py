@@ -12,10 +12,11 @@ from transformers import VideoMAEModel
 
 from physcli.benchmarks.videophy import QUESTIONS
 from physcli.data.clips import read_dataset
+from physcli.guidance.lamo import check_field
 from physcli.hashing import content_hash
 from physcli.methods.lamo import MotionField, field_loss
 from physcli.methods.moalign import MotionProjector
-from physcli.models import BUILT_IN
+from physcli.models import BUILT_IN, MOTION_PARTS
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
 from physcli.models.raters import TINY_RATER
@@ -32,7 +33,7 @@ def test_all_fit_the_budget():
 SHIPPED = [name for name in BUILT_IN if name != "wan-tiny"]  # whose weights are random
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "motion-projector-tiny", "motion-field-tiny"])
+@pytest.mark.parametrize("name", [*SHIPPED, *MOTION_PARTS])
 def test_whole_and_as_the_card_says(name):
     folder = asset_folder(name)
     assert folder is not None
@@ -133,6 +134,14 @@ def test_the_rater_passes_real_clips_and_refuses_still_ones(simulated):
     yes = rater.yes_probability(videos, [QUESTIONS["v1_pc"].segments()] * len(videos)) >= 0.5
     assert yes[: len(clips)].float().mean() >= 0.4  # 0.83 of all seven scenarios
     assert not yes[len(clips) :].any()
+
+
+@pytest.mark.parametrize(("name", "known"), MOTION_PARTS.items())
+def test_motion_parts_are_of_the_model_that_the_table_says(name, known):
+    if known.kind == "motion field":
+        check_field(MotionField.load(asset_folder(name)), load(known.of, device="cpu", parts=()), name)
+    else:
+        assert MotionProjector.load(asset_folder(name)).info["encoder"] == known.of
 
 
 def test_the_motion_projector_is_the_teacher_s():

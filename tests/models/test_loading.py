@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from physcli.errors import ModelError, UsageError
-from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, PIPELINES
+from physcli.methods import METHODS
+from physcli.models import BUILT_IN, GENERATORS, KNOWN_HUB, MOTION_PARTS, PIPELINES
 from physcli.models.cogvideox import build_cogvideox
 from physcli.models.device import pick_device, pick_dtype
 from physcli.models.encoders import ENCODERS
 from physcli.models.hub import explain, explain_hub_errors
-from physcli.models.loading import load
+from physcli.models.loading import load, load_encoder, load_generator
 from physcli.models.names import fingerprint, resolve
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import MODEL_TYPE
@@ -87,7 +88,8 @@ def write_run(folder: Path, **record) -> Path:
 
 def test_tables_agree():
     families = {"generator": GENERATORS, "encoder": ENCODERS, "rater": [MODEL_TYPE]}
-    for name, known in (BUILT_IN | KNOWN_HUB).items():
+    families |= {"motion field": METHODS, "motion projector": METHODS}
+    for name, known in (BUILT_IN | MOTION_PARTS | KNOWN_HUB).items():
         assert known.family in families[known.kind], name
         assert known.description
     assert set(PIPELINES.values()) <= set(GENERATORS)
@@ -102,6 +104,32 @@ def test_a_rater_is_no_model_to_probe():
             resolve(name)
         assert str(raised.value.received) == f"{name} is a rater: it watches videos and answers questions."
         assert f"--rater {name}" in str(raised.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "fix"),
+    [
+        (
+            "motion-field-tiny",
+            "is a motion field: it predicts how cogvideox-tiny's latents change.",
+            "--motion-field motion-field-tiny",
+        ),
+        (
+            "motion-projector-tiny",
+            "is a motion projector: it maps videomae-tiny's tokens to a motion subspace.",
+            "method.motion_projector=motion-projector-tiny",
+        ),
+    ],
+)
+def test_a_motion_field_or_projector_is_no_model(name, said, fix):
+    for take in (resolve, load, load_generator, load_encoder):
+        with pytest.raises(UsageError) as raised:
+            take(name)
+        assert raised.value.received == f"{name} {said}"
+        assert raised.value.expected == "a generator or an encoder"
+        assert fix in raised.value.fix
+    with pytest.raises(UsageError, match=f"Unknown model: '{name}:random'. Did you mean '{name}'"):
+        resolve(f"{name}:random")
 
 
 @pytest.mark.parametrize("name", MODELS)

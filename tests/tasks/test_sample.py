@@ -299,6 +299,15 @@ def test_guided_videos_say_how(tmp_path):
     assert "motion field" in json.loads((done.path / "run.json").read_text())["inputs"]
 
 
+def test_latents_that_no_motion_field_knows_are_refused_at_once(base, tmp_path):
+    settings = dataclasses.replace(GUIDED, model=str(base))
+    with pytest.raises(
+        UsageError, match=r"motion-field-tiny is of cogvideox-tiny's latents \(latent channels 8 for 4, "
+    ):
+        sample(settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_scale_0_makes_the_files_of_no_guidance(tmp_path):
     plain = sample(dataclasses.replace(GUIDED, guidance="none"), out=tmp_path / "plain")
     measured = sample(dataclasses.replace(GUIDED, guidance_options={"motion_scale": 0}), out=tmp_path / "measured")

@@ -19,7 +19,16 @@ from physcli.data.clips import read_dataset, read_impossible
 from physcli.data.video import read_video
 from physcli.errors import DataError, UsageError
 from physcli.progress import Reporter
-from physcli.tasks.simulate import SimulateSettings, check_settings, ensure_simulated, simulate, split_total
+from physcli.simulation.types import SCENARIOS
+from physcli.tasks.simulate import (
+    SimulateSettings,
+    absent_scenarios,
+    check_settings,
+    enough_clips,
+    ensure_simulated,
+    simulate,
+    split_total,
+)
 
 
 def contents(folder):
@@ -260,6 +269,38 @@ def test_three_quarters_train():
     for bad in (0, 2, 7):
         with pytest.raises(UsageError, match=f"--num-clips {bad}"):
             split_total(bad)
+
+
+@pytest.mark.parametrize("num_scenarios", range(1, 8))
+def test_the_least_clips_that_hold_every_scenario(num_scenarios):
+    def absent(count):
+        num_train, num_test = split_total(count)
+        return absent_scenarios(SimulateSettings(num_train, num_test, scenarios=SCENARIOS[:num_scenarios]))
+
+    enough = enough_clips(num_scenarios)
+    assert not any(absent(count) for count in range(enough, 400, 2))
+    assert all(absent(count) for count in range(4, enough, 2))
+
+
+def test_scenarios_that_do_not_appear_are_said(tmp_path, listener):
+    heard = listener()
+    settings = SimulateSettings(num_train=4, num_test=2, scenarios=("drop", "roll", "link"))
+    done = simulate(settings, out=tmp_path / "out", workers=1, reporter=heard)
+    assert done.absent == {"train": ["link"], "test": ["roll", "link"]}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["absent_scenarios"] == done.absent
+    made = {(clip.split, clip.record["scenario"]) for clip in read_dataset(tmp_path / "out").clips}
+    assert made == {("train", "drop"), ("train", "roll"), ("test", "drop")}
+    said = "Too few clips for 3 scenarios: train has no link; test has no roll, link. --num-clips 22 is the least that "
+    assert heard.notes == [f"{said}has all in both splits."]
+    assert simulate(settings, out=tmp_path / "out", reporter=heard).absent == done.absent  # also of one that is there
+
+
+def test_nothing_is_said_where_every_scenario_appears(tmp_path, listener):
+    heard = listener()
+    settings = SimulateSettings(num_train=4, num_test=4, scenarios=("drop", "roll"))
+    assert simulate(settings, out=tmp_path / "out", workers=1, reporter=heard).absent == {}
+    assert heard.notes == []
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["absent_scenarios"] == {}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -63,7 +63,7 @@ def bench_sample(
         reporter.note("The motion field has random weights: its time is what matters.")
         field = MotionField(channels=generator.facts.latent_channels, text_dim=generator.facts.text_width)
     else:
-        path = find_field(motion_field, resolved)
+        path = find_field(motion_field, resolved, generator)
         field = read_field(path)
         check_field(field, generator, str(path))
     field = field.to(generator.device).eval().requires_grad_(False)

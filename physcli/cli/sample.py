@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -167,8 +166,10 @@ def sample(
     if videos is not None:
         raise UsageError("--videos without --static or --repeat-real.", expected="one of them", fix="add it")
     reporter = render.RichReporter(quiet=common.quiet)
-    listed = [] if prompts is None else listed_prompts(
-        prompts, limit=limit, cache_dir=common.cache_dir, device=common.device, reporter=reporter
+    listed = (
+        []
+        if prompts is None
+        else listed_prompts(prompts, limit=limit, cache_dir=common.cache_dir, device=common.device, reporter=reporter)
     )
     settings = SampleSettings(
         prompts=(*(prompt or ()), *listed),

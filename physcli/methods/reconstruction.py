@@ -27,7 +27,7 @@ def reconstruction_loss(
         vae: A diffusers autoencoder that takes [B, C, T, H, W] in [-1, 1].
         frames: [B, T, 3, H, W] in [0, 1].
         noise: Standard normal [B, C, F, h, w] that picks the point of the posterior.
-        shown: What is encoded, if it is not the frames themselves but a poorer copy that shall be mended; the same shape.
+        shown: What is encoded, if it is not the frames but a poorer copy that shall be mended; the same shape.
         kl_weight: Of the mean over latent elements of KL(q ‖ N(0, 1)).
         edge_weight: Of the absolute error of differences between neighbouring pixels, which small objects live by.
 

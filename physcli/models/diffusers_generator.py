@@ -377,7 +377,9 @@ class DiffusersGenerator(ABC):
         own = self.pipeline.text_encoder
         weights = self._text_weights(Path(path), own)
         shapes = {name: value.shape for name, value in own.state_dict().items()}
-        wrong = [name for name in {**shapes, **weights} if name not in weights or weights[name].shape != shapes.get(name)]
+        wrong = [
+            name for name in {**shapes, **weights} if name not in weights or weights[name].shape != shapes.get(name)
+        ]
         if wrong:
             raise ModelError(
                 f"The text encoder in {path} has other weights than that of {self.name}, such as {wrong[0]}.",

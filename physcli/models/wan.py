@@ -148,7 +148,10 @@ class Wan(DiffusersGenerator):
         # A UMT5 is a T5 whose blocks have positions of their own; T5's are the first block's in all.
         weights = read_part(T5EncoderModel, folder, torch.float32).state_dict()
         positions = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-        return {**dict.fromkeys((name for name in own.state_dict() if "relative_attention_bias" in name), positions), **weights}
+        return {
+            **dict.fromkeys((name for name in own.state_dict() if "relative_attention_bias" in name), positions),
+            **weights,
+        }
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 

@@ -49,8 +49,8 @@ class Data(Section):
 
 class Optimizer(Section):
     """AdamW; `adamw-8bit` keeps its moments in 8 bits (bitsandbytes, CUDA); `muon` trains the weights of the linear
-    layers and convolutions in a model's blocks with Muon, in steps of AdamW's size, and all else with AdamW. `rest_lr`: AdamW's learning
-    rate beside Muon's `lr`; none given: the same. `momentum`: Muon's."""
+    layers and convolutions in a model's blocks with Muon, in steps of AdamW's size, and all else with AdamW. `rest_lr`:
+    AdamW's learning rate beside Muon's `lr`; none given: the same. `momentum`: Muon's."""
 
     name: Literal["adamw", "adamw-8bit", "muon"] = "adamw"
     lr: PositiveFloat = 1e-3
@@ -157,8 +157,8 @@ class EncoderRecipe(Recipe):
 
 
 class WindowChoice(Section):
-    """Windows: `frames` of a clip, `strides` apart (one drawn each time, a stride named twice twice as often; the rate is
-    said in a simulated clip's prompt). `windows` of them are computed of every clip and stride."""
+    """Windows: `frames` of a clip, `strides` apart (one drawn each time, a stride named twice twice as often; the rate
+    is said in a simulated clip's prompt). `windows` of them are computed of every clip and stride."""
 
     frames: PositiveInt = 17
     strides: Numbers = (1, 3)
@@ -206,9 +206,9 @@ class Lora(Section):
 class GeneratorRecipe(Recipe):
     """Trains a text-to-video diffusion model. `adapter`: a LoRA that is merged into the model before (a folder, a file,
     or a run with adapter/), where `model` has none itself; `adapter_scale`: what the update of either is multiplied by.
-    `vae`: another VAE than the model's own: that of a built-in model, of a run, or a folder. `text_encoder`: another text
-    encoder's weights to begin with, likewise; those of a T5 fit Wan's UMT5. `freeze`: the model itself
-    is not trained, only what the method brings along: how much of a method's loss its projector can explain."""
+    `vae`: another VAE than the model's own: that of a built-in model, of a run, or a folder. `text_encoder`: another
+    text encoder's weights to begin with, likewise; those of a T5 fit Wan's UMT5. `freeze`: the model itself is not
+    trained, only what the method brings along: how much of a method's loss its projector can explain."""
 
     trains: Literal["generator"]
     adapter: str | None = None

@@ -44,7 +44,9 @@ def listed_prompts(
             f"--prompts {source}: a folder without simulated test clips.",
             expected="simulated[:N], a folder of `physcli data simulate`, or a .txt, .csv or .jsonl file",
         )
-    return thin([Prompt(with_rate(c.prompt, max(RATES)), columns={"scenario": c.scenario}) for c in distinct(clips)], limit)
+    return thin(
+        [Prompt(with_rate(c.prompt, max(RATES)), columns={"scenario": c.scenario}) for c in distinct(clips)], limit
+    )
 
 
 def distinct(clips: Sequence[Clip]) -> list[Clip]:

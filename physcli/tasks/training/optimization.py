@@ -14,7 +14,6 @@ from physcli.errors import MissingExtra, UsageError
 from physcli.models.device import computes_in_bfloat16
 from physcli.recipe import Optimizer, Schedule
 
-
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
@@ -91,23 +90,23 @@ def build_optimizer(
 
 
 def block_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The weights of the linear layers and convolutions inside repeated blocks (a `ModuleList`), which Muon is made for:
-    no embeddings, no layers at either end."""
+    """The weights of the linear layers and convolutions inside repeated blocks (a `ModuleList`), which Muon is made
+    for: no embeddings, no layers at either end."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     layers = (layer for part in lists for layer in part.modules() if isinstance(layer, _LAYERS))
     return list(dict.fromkeys(layer.weight for layer in layers))
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan et al. 2024), for matrices and for convolutions, whose kernels are
-    taken as matrices [out, in·kernel].
+    """Momentum whose update is made orthogonal (Jordan et al. 2024), for matrices and for convolutions, whose kernels
+    are taken as matrices [out, in·kernel].
 
-    update = orthogonal(g + μ·m) with m = μ·m + (1 − μ)·g before it (Nesterov), both scaled alike; then W ← W·(1 − lr·decay) −
+    m ← μ·m + (1 − μ)·g; update = orthogonal(μ·m + (1 − μ)·g), which is Nesterov's; W ← W·(1 − lr·decay) −
     lr·0.2·√(max(rows, columns))·update, the scale by which a step has the size of AdamW's (Liu et al. 2025, arXiv
     2502.16982), so that one learning rate serves both. The same as `torch.optim.Muon` with
     `adjust_lr_fn="match_rms_adamw"`, which orthogonalises in bfloat16 whatever the device: on a CPU without such
-    instructions that takes fifteen times as long, longer than the rest of a tiny model's step. Here it is in bfloat16 where
-    the device computes in it and float32 elsewhere, matrices of one shape at a time.
+    instructions that takes fifteen times as long, longer than the rest of a tiny model's step. Here it is in bfloat16
+    where the device computes in it and float32 elsewhere, matrices of one shape at a time.
 
     Args:
         parameters: Matrices and kernels.
@@ -144,8 +143,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About the nearest orthogonal matrix of each: U·S·Vᵀ with S between 0.7 and 1.2, by Newton and Schulz's iteration of
-    fifth order with Jordan's coefficients. Singular values below a hundredth of the largest come out smaller.
+    """About the nearest orthogonal matrix of each: U·S·Vᵀ with S between 0.7 and 1.2, by Newton and Schulz's iteration
+    of fifth order with Jordan's coefficients. Singular values below a hundredth of the largest come out smaller.
 
     Args:
         matrices: [N, rows, columns].

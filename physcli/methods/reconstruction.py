@@ -20,6 +20,7 @@ def reconstruction_loss(
     kl_weight: float,
     edge_weight: float = 0.0,
     shown: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Encode, draw from the posterior, decode, compare.
 
@@ -28,6 +29,7 @@ def reconstruction_loss(
         frames: [B, T, 3, H, W] in [0, 1].
         noise: Standard normal [B, C, F, h, w] that picks the point of the posterior.
         shown: What is encoded, if it is not the frames but a poorer copy that shall be mended; the same shape.
+        weights: Of each pixel's squared error, [B, T, H, W]; None: 1.
         kl_weight: Of the mean over latent elements of KL(q ‖ N(0, 1)).
         edge_weight: Of the absolute error of differences between neighbouring pixels, which small objects live by.
 
@@ -44,12 +46,12 @@ def reconstruction_loss(
     latents = posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
     decoded = vae.decode(latents).sample.float()
     each = (1, 2, 3, 4)
-    squared = (decoded - pixels).square().mean(each)
+    error = decoded - pixels
+    squared = error.square().mean(each)
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(each)
-    loss = squared + kl_weight * kl
+    loss = (squared if weights is None else (error.square() * weights[:, None]).mean(each)) + kl_weight * kl
     if edge_weight:
-        error = decoded - pixels
         edges = error.diff(dim=3).abs().mean(each) + error.diff(dim=4).abs().mean(each)
         loss = loss + edge_weight * edges
     with torch.no_grad():

@@ -116,6 +116,8 @@ class Recipe(Section):
 class Reconstruction(Section):
     """See `physcli.methods.reconstruction`. Crops are of `crop_frames` frames and `crop` pixels a side; the last
     `whole_share` of the steps sees whole windows of `frames` frames. `strides`: frames between two that are shown.
+    `object_crops`: share of the crops that lie around a pixel of a thing, and `object_weight`: of the squared error on
+    things and next to them (both of simulated clips, whose things are known).
     `halved_chroma`: share of the clips that are encoded from 4:2:0, and shall come out as they were before.
     `freeze_encoder`: the decoder alone is trained, so that the latents stay what generators know."""
 
@@ -126,6 +128,8 @@ class Reconstruction(Section):
     frames: PositiveInt = 17
     strides: Numbers = (1, 3)
     whole_share: Share = 0.0
+    object_crops: Share = 0.0
+    object_weight: PositiveFloat = 1.0
     halved_chroma: Share = 0.0
     freeze_encoder: bool = False
 

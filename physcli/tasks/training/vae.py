@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from physcli.data.clips import Clip
@@ -60,6 +61,7 @@ class VaeTrainee(Trainee):
                     part.requires_grad_(False)
         self.codec = codec = generator.codec
         self.reader, self.held_out, self.objective, self.seed, self.subject = reader, held_out, objective, seed, subject
+        self._seen_things: dict[Path, np.ndarray] = {}
         self._whole_from = round(steps * (1 - objective.whole_share))
         step = codec.step(decoding=True)
         for name, frames in (("crop_frames", objective.crop_frames), ("frames", objective.frames)):
@@ -76,21 +78,48 @@ class VaeTrainee(Trainee):
         whole = step >= self._whole_from
         num_frames = objective.frames if whole else objective.crop_frames
         height, width = self.reader.size if whole else (objective.crop, objective.crop)
-        windows, noise, halved = [], [], []
+        windows, noise, halved, weights = [], [], [], []
         for sample in samples:
             clip, frames = self.reader.read(sample)
             rng = rng_of(self.seed, "window", sample)
             chosen = window(rng, len(frames), num_frames, objective.strides, clip)
-            top = int(rng.integers(frames.shape[1] - height + 1))
-            left = int(rng.integers(frames.shape[2] - width + 1))
+            things = self._things(clip, chosen)
+            top, left = self._corner(rng, frames.shape[1:3], (height, width), things)
             windows.append(frames[chosen, top : top + height, left : left + width])
+            weights.append(things[:, top : top + height, left : left + width])
             noise.append(noise_of(self.seed, "noise", sample, shape=self._latent_shape(num_frames, height, width)))
             halved.append(float(rng.random()) < objective.halved_chroma if objective.halved_chroma else False)
         frames = to_tensor(windows)
         batch = {"frames": frames, "noise": torch.stack(noise)}
+        if objective.object_weight != 1:
+            # With the pixels next to them: edges are theirs, too.
+            near = F.max_pool2d(torch.from_numpy(np.stack(weights)).float(), 3, stride=1, padding=1)
+            batch["weights"] = 1 + (objective.object_weight - 1) * near
         if any(halved):
             batch["shown"] = torch.where(torch.tensor(halved)[:, None, None, None, None], halve_chroma(frames), frames)
         return batch
+
+    def _things(self, clip: Clip, frames: Sequence[int]) -> np.ndarray:
+        """Where things are in a clip's frames [T, H, W]; nowhere, where that is not known or not asked for."""
+        objective = self.objective
+        if clip.arrays is None or not (objective.object_crops or objective.object_weight != 1):
+            return np.zeros((len(frames), *self.reader.size), bool)
+        if clip.arrays not in self._seen_things:
+            self._seen_things[clip.arrays] = np.load(clip.arrays)["segmentation"] > 0
+        return self._seen_things[clip.arrays][frames]
+
+    def _corner(
+        self, rng: np.random.Generator, whole: Sequence[int], crop: Sequence[int], things: np.ndarray
+    ) -> tuple[int, int]:
+        """Top and left of a crop."""
+        highest = [size - part for size, part in zip(whole, crop, strict=True)]
+        if self.objective.object_crops and rng.random() < self.objective.object_crops and things.any():
+            places = np.argwhere(things)
+            _, *place = places[rng.integers(len(places))]
+            near = [p - int(rng.integers(part)) for p, part in zip(place, crop, strict=True)]
+            top, left = (int(np.clip(n, 0, most)) for n, most in zip(near, highest, strict=True))
+            return top, left
+        return int(rng.integers(highest[0] + 1)), int(rng.integers(highest[1] + 1))
 
     def _latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         space = self.codec.spatial
@@ -102,6 +131,7 @@ class VaeTrainee(Trainee):
             batch["frames"],
             batch["noise"],
             shown=batch.get("shown"),
+            weights=batch.get("weights"),
             kl_weight=self.objective.kl_weight,
             edge_weight=self.objective.edge_weight,
         )

@@ -6,6 +6,7 @@ which have nothing to perceive at 64×64 pixels and would trade PSNR for texture
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 
 def reconstruction_loss(
-    vae: Any,
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Tensor],
     frames: Tensor,
     noise: Tensor,
     *,
@@ -25,7 +27,8 @@ def reconstruction_loss(
     """Encode, draw from the posterior, decode, compare.
 
     Args:
-        vae: A diffusers autoencoder that takes [B, C, T, H, W] in [-1, 1].
+        encode: Pixels [B, 3, T, H, W] in [-1, 1] → a posterior of diffusers.
+        decode: Latents [B, C, F, h, w] → pixels.
         frames: [B, T, 3, H, W] in [0, 1].
         noise: Standard normal [B, C, F, h, w] that picks the point of the posterior.
         shown: What is encoded, if it is not the frames but a poorer copy that shall be mended; the same shape.
@@ -37,14 +40,10 @@ def reconstruction_loss(
         The loss of each clip [B], and `psnr` (dB, pixels in [0, 1], of the posterior draw), `kl` and `latent_std`,
         each [B].
     """
-    # Channels last: a CPU's 3-D convolutions take half the time.
-    pixels, given = (
-        some.transpose(1, 2).mul(2).sub(1).contiguous(memory_format=torch.channels_last_3d)
-        for some in (frames, frames if shown is None else shown)
-    )
-    posterior = vae.encode(given).latent_dist
+    pixels = frames.transpose(1, 2).mul(2).sub(1)
+    posterior = encode(pixels if shown is None else shown.transpose(1, 2).mul(2).sub(1))
     latents = posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
-    decoded = vae.decode(latents).sample.float()
+    decoded = decode(latents).float()
     each = (1, 2, 3, 4)
     error = decoded - pixels
     squared = error.square().mean(each)

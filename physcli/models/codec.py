@@ -209,11 +209,16 @@ class VideoCodec(ABC):
         self.check_size(*frames.shape[3:])
         vae = self._get_vae(True)
         pixels = frames.to(self._get_device(), torch.float32).mul(2).sub(1).to(vae.dtype)
-        return vae.encode(self._arranged(pixels.transpose(1, 2))).latent_dist
+        return self.posterior(vae, pixels.transpose(1, 2))
 
-    def _arranged(self, values: Tensor) -> Tensor:
-        """[B, C, T, H, W] in the memory layout that the VAE is to compute in."""
-        return values
+    def posterior(self, vae: Any, pixels: Tensor) -> Any:
+        """The VAE's own posterior of [B, 3, T, H, W] in [−1, 1], with gradients where they are enabled."""
+        return vae.encode(pixels).latent_dist
+
+    def pixels(self, vae: Any, latents: Tensor) -> Tensor:
+        """The VAE's own latents [B, C, F, h, w] → [B, 3, T, H, W] in [−1, 1], with gradients where they are enabled."""
+        pixels: Tensor = vae.decode(latents).sample
+        return pixels
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, num_frames: int | None = None) -> Tensor:
@@ -235,12 +240,8 @@ class VideoCodec(ABC):
         latents = latents[:, -self.latent_frames(num_frames) :]
         vae = self._get_vae(True)
         own = self.unscale(latents.to(self._get_device(), torch.float32).transpose(1, 2))
-        pixels = self._decode(vae, own.to(vae.dtype))
+        pixels = self.pixels(vae, own.to(vae.dtype))
         return pixels.float().transpose(1, 2).add(1).div(2).clamp(0, 1)
-
-    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """[B, C, F, h, w] of the VAE's own → pixels [B, 3, T, H, W] in [−1, 1]."""
-        return vae.decode(self._arranged(latents)).sample
 
 
 class FactorCodec(VideoCodec):
@@ -271,10 +272,6 @@ class FactorCodec(VideoCodec):
 
 class ChannelCodec(VideoCodec):
     """(z − mean)/std, each channel by itself: `latents_mean` and `latents_std` in the VAE's config."""
-
-    def _arranged(self, values: Tensor) -> Tensor:
-        # Channels last: a CPU's 3-D convolutions take half the time.
-        return values.contiguous(memory_format=torch.channels_last_3d)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and std, float32 [C, 1, 1, 1] on the CPU."""

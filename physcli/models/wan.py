@@ -32,6 +32,7 @@ from physcli.models.integrity import read_json
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
 from physcli.models.parts import read_part
 from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
+from physcli.models.wan_vae import decode_whole, encode_whole, is_small
 
 # What the released models were trained on: (height, width), frames, frames a second. Their configs do not say.
 _WAN21: dict[str, Any] = {"size": (480, 832), "num_frames": 81, "frame_rate_hz": 16.0}
@@ -114,9 +115,9 @@ class Wan(DiffusersGenerator):
             )
         return FlowMatching(config["num_train_timesteps"])
 
-    def _codec(self) -> ChannelCodec:
+    def _codec(self) -> WanCodec:
         return self._codec_of(
-            ChannelCodec,
+            WanCodec,
             temporal=self.pipeline.vae_scale_factor_temporal,
             spatial=self.pipeline.vae_scale_factor_spatial,
         )
@@ -202,6 +203,22 @@ class Wan(DiffusersGenerator):
         return self._denoised(None if features_only else output.transpose(1, 2), hidden_states, grid)
 
 
+class WanCodec(ChannelCodec):
+    """Small batches at once instead of in pieces, and channels last: half the time of the VAE's own way on a CPU."""
+
+    def posterior(self, vae: Any, pixels: Tensor) -> Any:
+        batch, _, *size = pixels.shape
+        if not is_small(batch, *size):
+            return super().posterior(vae, pixels)
+        return encode_whole(vae, pixels.contiguous(memory_format=torch.channels_last_3d))
+
+    def pixels(self, vae: Any, latents: Tensor) -> Tensor:
+        batch, _, frames, height, width = latents.shape
+        if not is_small(batch, self.num_frames(frames), height * self.spatial, width * self.spatial):
+            return super().pixels(vae, latents)
+        return decode_whole(vae, latents.contiguous(memory_format=torch.channels_last_3d))
+
+
 def _fixed(text: str) -> str:
     try:
         import ftfy
@@ -223,6 +240,10 @@ def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
     tokenizer = tiny_tokenizer(model["text_encoder"], max_length=model["facts"]["max_text_tokens"])
     vae: Any = build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"])
     with torch.no_grad():
+        # A VAE learns faster whose residual branches begin at zero.
+        for name, weight in vae.named_parameters():
+            if re.search(r"resnets\.\d+\.conv2\.|down_blocks\.\d+\.conv2\.|\.proj\.", name):
+                weight.zero_()
         # Posteriors as narrow as a trained VAE's: at a log variance of 0, which random weights give, draws would be
         # eight times as wide as their means.
         vae.quant_conv.bias[vae.config.z_dim :] -= _RANDOM_LOG_VARIANCE

@@ -26,12 +26,16 @@ def vae():
     )
 
 
+def both(vae):
+    return lambda pixels: vae.encode(pixels).latent_dist, lambda latents: vae.decode(latents).sample
+
+
 @torch.no_grad()
 def test_loss_is_its_definition(vae):
     generator = torch.Generator().manual_seed(1)
     frames = torch.rand(2, 9, 3, 16, 16, generator=generator)
     noise = torch.randn(2, 4, 3, 4, 4, generator=generator)
-    loss, logs = reconstruction_loss(vae, frames, noise, kl_weight=0.3, edge_weight=0.7)
+    loss, logs = reconstruction_loss(*both(vae), frames, noise, kl_weight=0.3, edge_weight=0.7)
 
     pixels = frames.permute(0, 2, 1, 3, 4) * 2 - 1
     posterior = vae.encode(pixels).latent_dist
@@ -55,8 +59,8 @@ def test_no_weight_no_term(vae):
     generator = torch.Generator().manual_seed(2)
     frames = torch.rand(1, 9, 3, 16, 16, generator=generator)
     noise = torch.randn(1, 4, 3, 4, 4, generator=generator)
-    plain, logs = reconstruction_loss(vae, frames, noise, kl_weight=0)
-    with_kl, _ = reconstruction_loss(vae, frames, noise, kl_weight=2)
+    plain, logs = reconstruction_loss(*both(vae), frames, noise, kl_weight=0)
+    with_kl, _ = reconstruction_loss(*both(vae), frames, noise, kl_weight=2)
     assert (with_kl - plain).item() == pytest.approx(2 * logs["kl"].item(), rel=1e-4)
 
 
@@ -65,7 +69,7 @@ def test_what_is_shown_is_encoded_and_what_is_wanted_compared(vae):
     generator = torch.Generator().manual_seed(3)
     frames, shown = torch.rand(2, 1, 9, 3, 16, 16, generator=generator)
     noise = torch.randn(1, 4, 3, 4, 4, generator=generator)
-    _, logs = reconstruction_loss(vae, frames, noise, shown=shown, kl_weight=0.1)
+    _, logs = reconstruction_loss(*both(vae), frames, noise, shown=shown, kl_weight=0.1)
     posterior = vae.encode(shown.transpose(1, 2) * 2 - 1).latent_dist
     decoded = vae.decode(posterior.mean + posterior.std * noise).sample.transpose(1, 2) / 2 + 0.5
     assert logs["psnr"].item() == pytest.approx(-10 * (decoded - frames).square().mean().log10().item(), rel=1e-5)
@@ -73,6 +77,6 @@ def test_what_is_shown_is_encoded_and_what_is_wanted_compared(vae):
 
 def test_gradients_reach_encoder_and_decoder(vae):
     frames, noise = torch.rand(1, 9, 3, 16, 16), torch.randn(1, 4, 3, 4, 4)
-    reconstruction_loss(vae, frames, noise, kl_weight=0.1)[0].mean().backward()
+    reconstruction_loss(*both(vae), frames, noise, kl_weight=0.1)[0].mean().backward()
     assert all(p.grad is not None for p in vae.parameters())
     vae.zero_grad()

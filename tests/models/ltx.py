@@ -47,9 +47,9 @@ class LTXCodec(ChannelCodec):
         """Of one clip [C, F, h, w]; the same for every one, so that a clip's frames do not depend on its batch."""
         return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
 
-    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
+    def pixels(self, vae: Any, latents: Tensor) -> Tensor:
         if not vae.config.timestep_conditioning:
-            return super()._decode(vae, latents)
+            return super().pixels(vae, latents)
         noise = self.decode_noise(latents.shape[1:]).to(latents)
         noisy = (1 - DECODE_NOISE_SCALE) * latents + DECODE_NOISE_SCALE * noise
         return vae.decode(noisy, torch.full((len(latents),), DECODE_TIMESTEP).to(latents)).sample

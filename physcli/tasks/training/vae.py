@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ class VaeTrainee(Trainee):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return reconstruction_loss(
-            self.vae,
+            partial(self.codec.posterior, self.vae),
+            partial(self.codec.pixels, self.vae),
             batch["frames"],
             batch["noise"],
             shown=batch.get("shown"),
@@ -170,11 +172,11 @@ class VaeTrainee(Trainee):
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Posterior means [B, C, F, h, w], not scaled."""
-        pixels = frames.transpose(1, 2).mul(2).sub(1).contiguous(memory_format=torch.channels_last_3d)
-        return self.vae.encode(pixels).latent_dist.mode()
+        posterior = self.codec.posterior(self.vae, frames.transpose(1, 2).mul(2).sub(1))
+        return posterior.mode()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents).sample.float().transpose(1, 2).add(1).div(2)
+        return self.codec.pixels(self.vae, latents).float().transpose(1, 2).add(1).div(2)
 
     @torch.no_grad()
     def export(self, folder: Path) -> Path:

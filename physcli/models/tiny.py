@@ -30,9 +30,16 @@ BEGIN = "<s>"  # of raters, the last id
 
 
 def asset_folder(name: str) -> Path | None:
-    """The folder of shipped weights, or None while there are none."""
+    """The folder of shipped weights, or None while there are none, or those of some parts alone."""
     folder = ASSETS / name
-    return folder if any(folder.rglob("*.safetensors")) else None
+    whole = any((folder / file).is_file() for file in ("model_index.json", "config.json"))
+    return folder if whole and any(folder.rglob("*.safetensors")) else None
+
+
+def asset_part(name: str, part: str) -> Path | None:
+    """The folder of a part's shipped weights, such as a VAE's, which may be there before the whole model's."""
+    folder = ASSETS / name / part
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 def asset_folders(prefix: str) -> list[Path]:

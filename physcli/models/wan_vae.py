@@ -1,9 +1,9 @@
 """Wan's VAE run on a whole clip at once.
 
-`AutoencoderKLWan` encodes and decodes in pieces of four frames that pass their last ones on, so that long clips fit into
-memory. Of a small clip the pieces are so small that most of the time goes into starting operations, most of all with
-gradients. Its convolutions are causal, so on all frames at once they give the same numbers; only where time is halved or
-doubled does the first frame go a way of its own.
+`AutoencoderKLWan` encodes and decodes in pieces of four frames that pass their last ones on, so that long clips fit
+into memory. Of a small clip the pieces are so small that much of the time goes into starting operations. Its
+convolutions are causal, so on all frames at once they give the same numbers; only where time is halved or doubled does
+the first frame go a way of its own.
 """
 
 from __future__ import annotations

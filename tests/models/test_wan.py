@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import seeded
-from physcli.models import LORA_FILE
+from physcli.models import LORA_FILE, wan
 from physcli.models.generator import Conditioning, denoising_loss
 from physcli.models.loading import load_generator
 from physcli.models.names import read_facts, resolve
 from physcli.models.tiny import architecture, asset_folder
 from physcli.models.wan import Wan
+from physcli.models.wan_vae import decode_whole, encode_whole
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wan_objective"
 
@@ -278,6 +279,44 @@ def test_lengths_that_the_pipeline_would_cut_in_silence(golden, num_frames):
     with pytest.raises(UsageError, match=f"cannot take clips of {num_frames} frames") as error:
         generator.codec.encode(torch.rand(1, num_frames, 3, 32, 32))
     assert "4k+1" in error.value.expected
+
+
+# -- the VAE on whole clips ------------------------------------------------------------------------------------------
+
+RESIDUAL = {"is_residual": True, "decoder_base_dim": 4, "patch_size": 2, "in_channels": 12, "out_channels": 12}
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17])
+@pytest.mark.parametrize("more", [{}, RESIDUAL])
+def test_a_whole_clip_is_its_pieces(more, frames):
+    config = {
+        "base_dim": 4,
+        "z_dim": 3,
+        "dim_mult": [1, 2, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, True],
+    }
+    with seeded(0):
+        vae = AutoencoderKLWan(**{**config, **more})
+        pixels = torch.rand(2, 3, frames, 16, 24) * 2 - 1
+    with torch.no_grad():
+        expected = vae.encode(pixels).latent_dist
+        latents = expected.sample(torch.Generator().manual_seed(0))
+        decoded = vae.decode(latents).sample
+        torch.testing.assert_close(encode_whole(vae, pixels).parameters, expected.parameters, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(decode_whole(vae, latents), decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_large_clips_go_in_pieces(golden, monkeypatch):
+    generator, _, _ = golden
+    frames = torch.rand(1, 5, 3, *generator.facts.size)
+    at_once = generator.codec.encode(frames)
+    called = []
+    monkeypatch.setattr(wan, "is_small", lambda *sizes: called.append(sizes) or False)
+    torch.testing.assert_close(generator.codec.encode(frames), at_once, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(generator.codec.decode(at_once), generator.codec.decode(at_once), atol=1e-4, rtol=1e-3)
+    assert called[0] == (1, 5, *generator.facts.size)
+    assert called[1] == called[0]
 
 
 # -- wan-tiny: plain diffusers loads what physcli saves ----------------------------------------------------------

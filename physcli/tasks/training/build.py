@@ -23,7 +23,7 @@ from physcli.models.fingerprints import hash_module
 from physcli.models.generator import Generator
 from physcli.models.names import part_folder
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo, build_rater, load_rater
-from physcli.models.tiny import architecture, asset_folder
+from physcli.models.tiny import architecture, asset_part
 from physcli.progress import Reporter
 from physcli.recipe import (
     Alignment,
@@ -404,10 +404,10 @@ def _family_of(architecture: Mapping[str, Any] | None) -> str:
 def _folder_of(name: str, part: str) -> Path:
     """A part of a built-in model, of a run or pipeline folder, or the folder itself."""
     if name in BUILT_IN:
-        folder = asset_folder(name)
-        if folder is None:
+        shipped = asset_part(name, part)
+        if shipped is None:
             raise ModelError(f"{part}: {name} has no trained weights yet.", expected="a folder", fix="train one first")
-        return folder / part
+        return shipped
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise ModelError(f"{part}: {name} is not there.", expected="a built-in name or an existing folder")

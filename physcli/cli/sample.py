@@ -49,7 +49,11 @@ def sample(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="At most this many prompts of the list, evenly spaced.", show_default=False),
+        typer.Option(
+            min=1,
+            help="At most this many prompts of the list, evenly spaced; of a simulated suite the first.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(help="A generator: built-in name, hub id, folder or run directory.")

@@ -25,7 +25,7 @@ def listed_prompts(
     Args:
         source: A file (see `read_prompts`), a folder of simulated clips, or simulated[:N]: then the prompts of its test
             clips, each once, at the rate at which a generator of 17 frames shows the whole event.
-        limit: At most so many, evenly spaced.
+        limit: At most so many: evenly spaced ones of a file, the first of simulated clips, whose scenarios take turns.
         cache_dir: Simulated suites are kept here.
         device: Tells how many processes there are.
         reporter: Receives progress.
@@ -44,9 +44,10 @@ def listed_prompts(
             f"--prompts {source}: a folder without simulated test clips.",
             expected="simulated[:N], a folder of `physcli data simulate`, or a .txt, .csv or .jsonl file",
         )
-    return thin(
-        [Prompt(with_rate(c.prompt, max(RATES)), columns={"scenario": c.scenario}) for c in distinct(clips)], limit
-    )
+    stride = max(RATES)
+    return [
+        Prompt(with_rate(clip.prompt, stride), columns={"scenario": clip.scenario}) for clip in distinct(clips)[:limit]
+    ]
 
 
 def distinct(clips: Sequence[Clip]) -> list[Clip]:

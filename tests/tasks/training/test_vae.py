@@ -7,8 +7,12 @@ import pytest
 import torch
 from made_videos import encode
 
+from physcli.data.clips import read_dataset
 from physcli.data.video import read_video
-from physcli.tasks.training.vae import halve_chroma
+from physcli.models.wan import Wan
+from physcli.recipe import Reconstruction
+from physcli.tasks.training.clips import ClipReader
+from physcli.tasks.training.vae import VaeTrainee, halve_chroma
 
 
 def test_halved_chroma_keeps_brightness_and_shares_colour():
@@ -35,3 +39,57 @@ def test_halved_chroma_is_what_a_video_of_it_holds(tmp_path):
     off = (read - original).abs().mean().item()
     assert (read - halve_chroma(original)).abs().mean().item() < off / 2
     assert off == pytest.approx((halve_chroma(original) - original).abs().mean().item(), rel=0.3)
+
+
+@pytest.fixture(scope="module")
+def trainee(simulated):
+    """`trainee(object_crops=1)`: of an untrained VAE, with crops of 16x16 pixels."""
+    clips = [clip for clip in read_dataset(simulated).clips if clip.split == "train"]
+
+    def make(**objective):
+        return VaeTrainee(
+            Wan.build(),
+            reader=ClipReader(clips, size=(64, 64), seed=0),
+            held_out=[],
+            objective=Reconstruction(crop=16, crop_frames=5, strides=(1, 3), **objective),
+            steps=10,
+            seed=0,
+            subject="it",
+        )
+
+    return make
+
+
+def test_crops_lie_where_things_are_and_their_pixels_count(trainee):
+    samples = range(40)
+    anywhere, around = trainee(object_weight=4), trainee(object_weight=4, object_crops=1)
+    share = {}
+    for name, one in (("anywhere", anywhere), ("around", around)):
+        batch = one.batch(samples, 0)
+        assert batch["weights"].shape == (40, 5, 16, 16)
+        assert set(batch["weights"].unique().tolist()) == {1.0, 4.0}
+        share[name] = (batch["weights"] == 4).float().mean((1, 2, 3))
+    assert bool((share["around"] > 0).all())
+    assert share["around"].mean() > 1.5 * share["anywhere"].mean()
+
+
+def test_crops_are_as_before_where_nothing_is_asked_of_things(trainee):
+    plain, weighted = trainee().batch(range(6), 0), trainee(object_weight=2).batch(range(6), 0)
+    assert "weights" not in plain
+    assert torch.equal(plain["frames"], weighted["frames"])
+
+
+def test_a_whole_window_has_the_weights_of_its_things(trainee):
+    one = trainee(object_weight=3, whole_share=1)
+    batch = one.batch([0], 0)
+    clip, _ = one.reader.read(0)
+    things = np.load(clip.arrays)["segmentation"] > 0
+    assert batch["weights"].shape == (1, 17, 64, 64)
+    heavy = batch["weights"][0] == 3
+    matches = [
+        bool((heavy | ~torch.from_numpy(things[start : start + 16 * stride + 1 : stride])).all())
+        for stride in (1, 3)
+        for start in range(49 - 16 * stride)
+    ]
+    assert any(matches)
+    assert 0 < heavy.float().mean() < 0.6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,8 @@ def block_matrices(module: nn.Module) -> list[nn.Parameter]:
     """The weights of the linear layers and convolutions inside repeated blocks (a `ModuleList`), which Muon is made
     for: no embeddings, no layers at either end."""
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    layers = (layer for part in lists for layer in part.modules() if isinstance(layer, _LAYERS))
-    return list(dict.fromkeys(layer.weight for layer in layers))
+    layers = [layer for part in lists for layer in part.modules() if isinstance(layer, _LAYERS)]
+    return list(dict.fromkeys(cast(nn.Parameter, layer.weight) for layer in layers))
 
 
 class Muon(torch.optim.Optimizer):

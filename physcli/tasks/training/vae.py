@@ -90,14 +90,14 @@ class VaeTrainee(Trainee):
             weights.append(things[:, top : top + height, left : left + width])
             noise.append(noise_of(self.seed, "noise", sample, shape=self._latent_shape(num_frames, height, width)))
             halved.append(float(rng.random()) < objective.halved_chroma if objective.halved_chroma else False)
-        frames = to_tensor(windows)
-        batch = {"frames": frames, "noise": torch.stack(noise)}
+        shown = to_tensor(windows)
+        batch = {"frames": shown, "noise": torch.stack(noise)}
         if objective.object_weight != 1:
             # With the pixels next to them: edges are theirs, too.
             near = F.max_pool2d(torch.from_numpy(np.stack(weights)).float(), 3, stride=1, padding=1)
             batch["weights"] = 1 + (objective.object_weight - 1) * near
         if any(halved):
-            batch["shown"] = torch.where(torch.tensor(halved)[:, None, None, None, None], halve_chroma(frames), frames)
+            batch["shown"] = torch.where(torch.tensor(halved)[:, None, None, None, None], halve_chroma(shown), shown)
         return batch
 
     def _things(self, clip: Clip, frames: Sequence[int]) -> np.ndarray:
@@ -106,7 +106,11 @@ class VaeTrainee(Trainee):
         if clip.arrays is None or not (objective.object_crops or objective.object_weight != 1):
             return np.zeros((len(frames), *self.reader.size), bool)
         if clip.arrays not in self._seen_things:
-            self._seen_things[clip.arrays] = np.load(clip.arrays)["segmentation"] > 0
+            things = np.load(clip.arrays)["segmentation"] > 0
+            rows, columns = (
+                np.arange(size) * own // size for size, own in zip(self.reader.size, things.shape[1:], strict=True)
+            )  # as large as the frames are read
+            self._seen_things[clip.arrays] = things[:, rows][:, :, columns]
         return self._seen_things[clip.arrays][frames]
 
     def _corner(

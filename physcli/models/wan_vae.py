@@ -38,11 +38,12 @@ def encode_whole(vae: Any, pixels: Tensor) -> DiagonalGaussianDistribution:
         vae: An `AutoencoderKLWan`.
         pixels: [B, 3, 4k+1, H, W] in [−1, 1].
     """
-    x, encoder = pixels, vae.encoder
+    x, encoder = _with_company(pixels), vae.encoder
     if vae.config.patch_size is not None:
         x = patchify(x, patch_size=vae.config.patch_size)
     x = encoder.mid_block(_through(encoder.down_blocks, encoder.conv_in(x)))
-    return DiagonalGaussianDistribution(vae.quant_conv(encoder.conv_out(encoder.nonlinearity(encoder.norm_out(x)))))
+    x = encoder.conv_out(encoder.nonlinearity(encoder.norm_out(x)))
+    return DiagonalGaussianDistribution(vae.quant_conv(x)[: len(pixels)])
 
 
 def decode_whole(vae: Any, latents: Tensor) -> Tensor:
@@ -56,12 +57,19 @@ def decode_whole(vae: Any, latents: Tensor) -> Tensor:
         [B, 3, 4(F − 1)+1, H, W] in [−1, 1].
     """
     decoder = vae.decoder
-    x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
+    x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(_with_company(latents))))
     x = _through(decoder.up_blocks, x)
     x = decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x)))
     if vae.config.patch_size is not None:
         x = unpatchify(x, patch_size=vae.config.patch_size)
-    return torch.clamp(x, min=-1.0, max=1.0)
+    return torch.clamp(x[: len(latents)], min=-1.0, max=1.0)
+
+
+def _with_company(clips: Tensor) -> Tensor:
+    """A single clip twice, on a CPU: for one alone PyTorch takes kernels that are five times as slow as for two
+    (findings/torch-conv3d-batch-of-one.sh)."""
+    alone = len(clips) == 1 and clips.device.type == "cpu"
+    return torch.cat([clips, clips]).contiguous(memory_format=torch.channels_last_3d) if alone else clips
 
 
 def _through(blocks: Iterable[Any], x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
 
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import seeded
@@ -305,6 +306,33 @@ def test_a_whole_clip_is_its_pieces(more, frames):
         decoded = vae.decode(latents).sample
         torch.testing.assert_close(encode_whole(vae, pixels).parameters, expected.parameters, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(decode_whole(vae, latents), decoded, atol=1e-5, rtol=1e-4)
+
+
+def slow_convolutions(vae, pixels):
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        decode_whole(vae, encode_whole(vae, pixels).mode())
+    return sum(event.count for event in seen.key_averages() if event.key == "aten::slow_conv3d_forward")
+
+
+def test_a_clip_alone_is_what_it_is_in_company():
+    """Not by PyTorch's own kernels, which are slow, and with its gradients."""
+    with seeded(0):
+        vae = Wan.build().part("vae")
+        pixels = torch.rand(2, 3, 5, 16, 16) * 2 - 1
+    posterior = encode_whole(vae, pixels[:1])
+    decoded = decode_whole(vae, posterior.mode())
+    assert slow_convolutions(vae, pixels[:1]) == slow_convolutions(vae, pixels)  # those of one pixel and one frame
+    both = encode_whole(vae, pixels)
+    torch.testing.assert_close(posterior.parameters, both.parameters[:1])
+    torch.testing.assert_close(decoded, decode_whole(vae, both.mode())[:1], atol=1e-5, rtol=1e-4)
+    alone, together = (
+        torch.autograd.grad(loss, vae.encoder.conv_in.weight)[0]
+        for loss in (
+            decoded.square().sum(),
+            vae.decode(vae.encode(pixels[:1]).latent_dist.mode()).sample.square().sum(),
+        )
+    )
+    torch.testing.assert_close(alone, together, atol=1e-3, rtol=1e-3)
 
 
 def test_large_clips_go_in_pieces(golden, monkeypatch):

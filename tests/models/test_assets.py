@@ -21,7 +21,7 @@ from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import load_rater
-from physcli.models.tiny import ASSETS, architecture, asset_folder, vocabulary
+from physcli.models.tiny import ASSETS, architecture, asset_folder, asset_part, vocabulary
 from physcli.recipe import read_recipe
 from physcli.simulation.prompts import with_rate
 
@@ -33,10 +33,10 @@ def test_all_fit_the_budget():
 SHIPPED = [name for name in BUILT_IN if name != "wan-tiny"]  # whose weights are random
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *MOTION_PARTS])
+@pytest.mark.parametrize("name", [*SHIPPED, *MOTION_PARTS, "wan-tiny"])
 def test_whole_and_as_the_card_says(name):
-    folder = asset_folder(name)
-    assert folder is not None
+    folder = ASSETS / name
+    assert (asset_folder(name) is None) == (name == "wan-tiny")  # of which the VAE alone is there
     card = (folder / "README.md").read_text(encoding="utf-8")
     files = sorted(folder.rglob("*.safetensors"))
     stated = dict(re.findall(r"^- `(\S+)` `([0-9a-f]{64})`$", card, flags=re.MULTILINE))
@@ -90,6 +90,20 @@ def test_the_generator_is_a_plain_pipeline():
     assert video.shape == (1, 17, 3, 64, 64)
     assert bool(torch.isfinite(video).all())
     assert generator.facts.max_text_tokens == 32
+
+
+def test_the_vae_that_ships_before_its_model_is_the_recipe_s():
+    generator = load("wan-tiny", device="cpu")
+    assert generator.random_init
+    before = generator.codec.moments()[1]
+    vae = read_recipe("pretrain/wan-tiny").vae
+    assert vae == "wan-tiny"
+    generator.use_vae(asset_part(vae, "vae"))
+    generator.need("vae")
+    assert sum(p.numel() for p in generator.part("vae").parameters()) <= 2e6
+    assert not torch.allclose(before, generator.codec.moments()[1])
+    frames = torch.rand(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert bool(generator.codec.decode(generator.codec.encode(frames)).isfinite().all())
 
 
 def seen(clips):

@@ -123,7 +123,7 @@ def test_a_flow_model_rests_in_its_first_step(wan):
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
     assert guided.abs().max() > 0
     plain = wan.sample(["a red ball", "a box"], [1, 2], steps=3, **SIZE)
-    assert (made.frames != plain.frames).mean() > 0.05
+    assert (made.frames != plain.frames).mean() > 0.03
 
 
 def test_refusals(wan):

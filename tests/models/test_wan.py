@@ -424,7 +424,7 @@ def test_own_facts_go_round(tiny, saved):
 
 # -- LoRA --------------------------------------------------------------------------------------------------------
 
-LATENTS = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+LATENTS = torch.randn(1, 3, 16, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def velocity(generator) -> torch.Tensor:

@@ -107,7 +107,8 @@ def test_latents_that_no_built_in_field_knows(two_fields):
         find_field(None, two_fields["wan"], other)
     said = error.value.received
     assert said.startswith("No built-in motion field is for other: motion-field-0 is of other latents (")
-    assert "motion-field-tiny is of cogvideox-tiny's latents (latent channels 8 for 16, VAE scaling factor 2.0394 for None); " in said
+    differences = "latent channels 8 for 16, VAE scaling factor 2.0394 for None"
+    assert f"motion-field-tiny is of cogvideox-tiny's latents ({differences}); " in said
     assert "motion-field-wan-tiny" in said
     assert "latent space channels " in said
     assert "without-weights" not in said

@@ -179,7 +179,7 @@ def test_the_recipe_of_its_vae(few, session_cache, tmp_path):
         )
     )
     vae = AutoencoderKLWan.from_pretrained(done.model)
-    assert len(vae.config.latents_mean) == len(vae.config.latents_std) == 8
+    assert len(vae.config.latents_mean) == len(vae.config.latents_std) == 16
     assert vae.config.latents_mean != architecture("wan-tiny")["vae"]["latents_mean"]
     assert "AutoencoderKLWan.from_pretrained" in (done.model / "README.md").read_text()
     generator = Wan.build()

@@ -20,6 +20,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResidualBlock
 from torch import Tensor
 from transformers import T5EncoderModel, UMT5Config, UMT5EncoderModel
 
@@ -204,19 +205,19 @@ class Wan(DiffusersGenerator):
 
 
 class WanCodec(ChannelCodec):
-    """Small batches at once instead of in pieces, and channels last: half the time of the VAE's own way on a CPU."""
+    """Small batches at once instead of in pieces: half the time of the VAE's own way on a CPU."""
 
     def posterior(self, vae: Any, pixels: Tensor) -> Any:
         batch, _, *size = pixels.shape
         if not is_small(batch, *size):
             return super().posterior(vae, pixels)
-        return encode_whole(vae, pixels.contiguous(memory_format=torch.channels_last_3d))
+        return encode_whole(vae, pixels)
 
     def pixels(self, vae: Any, latents: Tensor) -> Tensor:
         batch, _, frames, height, width = latents.shape
         if not is_small(batch, self.num_frames(frames), height * self.spatial, width * self.spatial):
             return super().pixels(vae, latents)
-        return decode_whole(vae, latents.contiguous(memory_format=torch.channels_last_3d))
+        return decode_whole(vae, latents)
 
 
 def _fixed(text: str) -> str:
@@ -241,8 +242,9 @@ def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
     vae: Any = build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"])
     with torch.no_grad():
         # A VAE learns faster whose residual branches begin at zero.
-        for name, weight in vae.named_parameters():
-            if re.search(r"resnets\.\d+\.conv2\.|down_blocks\.\d+\.conv2\.|\.proj\.", name):
+        for block in vae.modules():
+            last = {WanResidualBlock: "conv2", WanAttentionBlock: "proj"}.get(type(block))
+            for weight in getattr(block, last).parameters() if last else ():
                 weight.zero_()
         # Posteriors as narrow as a trained VAE's: at a log variance of 0, which random weights give, draws would be
         # eight times as wide as their means.

@@ -38,7 +38,7 @@ def encode_whole(vae: Any, pixels: Tensor) -> DiagonalGaussianDistribution:
         vae: An `AutoencoderKLWan`.
         pixels: [B, 3, 4k+1, H, W] in [−1, 1].
     """
-    x, encoder = _with_company(pixels), vae.encoder
+    x, encoder = _laid_out(pixels), vae.encoder
     if vae.config.patch_size is not None:
         x = patchify(x, patch_size=vae.config.patch_size)
     x = encoder.mid_block(_through(encoder.down_blocks, encoder.conv_in(x)))
@@ -57,7 +57,7 @@ def decode_whole(vae: Any, latents: Tensor) -> Tensor:
         [B, 3, 4(F − 1)+1, H, W] in [−1, 1].
     """
     decoder = vae.decoder
-    x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(_with_company(latents))))
+    x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(_laid_out(latents))))
     x = _through(decoder.up_blocks, x)
     x = decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x)))
     if vae.config.patch_size is not None:
@@ -65,11 +65,12 @@ def decode_whole(vae: Any, latents: Tensor) -> Tensor:
     return torch.clamp(x[: len(latents)], min=-1.0, max=1.0)
 
 
-def _with_company(clips: Tensor) -> Tensor:
-    """A single clip twice, on a CPU: for one alone PyTorch takes kernels that are five times as slow as for two
-    (findings/torch-conv3d-batch-of-one.sh)."""
-    alone = len(clips) == 1 and clips.device.type == "cpu"
-    return torch.cat([clips, clips]).contiguous(memory_format=torch.channels_last_3d) if alone else clips
+def _laid_out(clips: Tensor) -> Tensor:
+    """Clips as convolutions are fastest on them: channels last, and on a CPU never one alone, for which PyTorch takes
+    kernels that are five times as slow as for two (findings/torch-conv3d-batch-of-one.sh): it comes back twice."""
+    if len(clips) == 1 and clips.device.type == "cpu":
+        clips = torch.cat([clips, clips])
+    return clips.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _through(blocks: Iterable[Any], x: Tensor) -> Tensor:

@@ -115,15 +115,16 @@ def test_a_flow_model_rests_in_its_first_step(wan):
             seen.append((step.noisy.clone(), mixed))
             return mixed
 
-    made = wan.sample(["a red ball", "a box"], [1, 2], steps=3, guidance=Watched(zero_steps=1), **SIZE)
+    asked = {"prompts": ["a red ball", "a box"], "seeds": [1, 2], "steps": 3, "guidance_scale": 30.0, **SIZE}
+    made = wan.sample(**asked, guidance=Watched(zero_steps=1))
     assert made.guided == (0, 1, 2)
     assert made.measured["zero_scale"].shape == (2, 3)
     (first, rest), (second, guided), _ = seen
     assert not rest.any()
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
     assert guided.abs().max() > 0
-    plain = wan.sample(["a red ball", "a box"], [1, 2], steps=3, **SIZE)
-    assert (made.frames != plain.frames).mean() > 0.03
+    plain = wan.sample(**asked)
+    assert (made.frames != plain.frames).mean() > 0.05
 
 
 def test_refusals(wan):

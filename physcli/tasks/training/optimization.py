@@ -52,17 +52,19 @@ def build_optimizer(
     parameters = [p for p in parameters if p.requires_grad]
     own = [([p for p in module.parameters() if p.requires_grad], lr) for module, lr in groups]
     elsewhere = {p for some, _ in own for p in some}
-    chosen = set(matrices) - elsewhere if settings.name == "muon" else set()
+    with_muon = settings.name == "muon"
+    chosen = set(matrices) - elsewhere if with_muon else set()
     muons = [p for p in parameters if p in chosen]
-    if settings.name == "muon" and not muons:
+    if with_muon and not muons:
         raise UsageError(
             "The optimizer muon for a model without linear layers or convolutions in repeated blocks.",
             expected="a transformer or VAE, trained in full or by LoRA",
             fix="use train.optimizer.name=adamw",
         )
+    elsewhere.update(muons)
     rest_lr = settings.rest_lr or settings.lr
     split = []
-    for some, lr in (([p for p in parameters if p not in elsewhere | chosen], rest_lr), *own):
+    for some, lr in (([p for p in parameters if p not in elsewhere], rest_lr), *own):
         scale = lr / settings.lr  # of the rate that the schedule gives
         split += [
             {"params": [p for p in some if p.ndim >= 2], "weight_decay": settings.weight_decay, "lr_scale": scale},
@@ -82,7 +84,7 @@ def build_optimizer(
                 fix="use train.optimizer.name=adamw",
             )
         return bitsandbytes.optim.AdamW8bit(split, **common)
-    if settings.name == "muon":
+    if with_muon:
         muon = Muon(muons, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
         muon.param_groups[0]["lr_scale"] = 1.0
         return Together(muon, torch.optim.AdamW(split, **common)) if split else muon

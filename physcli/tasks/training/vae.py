@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from physcli.benchmarks.chroma import LUMA
 from physcli.data.clips import Clip
 from physcli.data.subsets import spread
 from physcli.errors import UsageError
@@ -26,7 +27,6 @@ from physcli.tasks.training.trainee import Trainee, held_out_row
 _VALIDATION_CLIPS = 64
 _SCALE_CLIPS = 256  # latents of so many clips set the scaling factor
 _SHOWN = 8
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class VaeTrainee(Trainee):
@@ -62,7 +62,6 @@ class VaeTrainee(Trainee):
                     part.requires_grad_(False)
         self.codec = codec = generator.codec
         self.reader, self.held_out, self.objective, self.seed, self.subject = reader, held_out, objective, seed, subject
-        self._seen_things: dict[Path, np.ndarray] = {}
         self._whole_from = round(steps * (1 - objective.whole_share))
         step = codec.step(decoding=True)
         for name, frames in (("crop_frames", objective.crop_frames), ("frames", objective.frames)):
@@ -79,7 +78,7 @@ class VaeTrainee(Trainee):
         whole = step >= self._whole_from
         num_frames = objective.frames if whole else objective.crop_frames
         height, width = self.reader.size if whole else (objective.crop, objective.crop)
-        windows, noise, halved, weights = [], [], [], []
+        windows, noise, halved, masks = [], [], [], []
         for sample in samples:
             clip, frames = self.reader.read(sample)
             rng = rng_of(self.seed, "window", sample)
@@ -87,38 +86,39 @@ class VaeTrainee(Trainee):
             things = self._things(clip, chosen)
             top, left = self._corner(rng, frames.shape[1:3], (height, width), things)
             windows.append(frames[chosen, top : top + height, left : left + width])
-            weights.append(things[:, top : top + height, left : left + width])
+            if things is not None:
+                masks.append(things[:, top : top + height, left : left + width])
             noise.append(noise_of(self.seed, "noise", sample, shape=self._latent_shape(num_frames, height, width)))
-            halved.append(float(rng.random()) < objective.halved_chroma if objective.halved_chroma else False)
+            halved.append(objective.halved_chroma > 0 and rng.random() < objective.halved_chroma)
         shown = to_tensor(windows)
         batch = {"frames": shown, "noise": torch.stack(noise)}
         if objective.object_weight != 1:
             # With the pixels next to them: edges are theirs, too.
-            near = F.max_pool2d(torch.from_numpy(np.stack(weights)).float(), 3, stride=1, padding=1)
+            near = F.max_pool2d(torch.from_numpy(np.stack(masks)).float(), 3, stride=1, padding=1)
             batch["weights"] = 1 + (objective.object_weight - 1) * near
         if any(halved):
             batch["shown"] = torch.where(torch.tensor(halved)[:, None, None, None, None], halve_chroma(shown), shown)
         return batch
 
-    def _things(self, clip: Clip, frames: Sequence[int]) -> np.ndarray:
-        """Where things are in a clip's frames [T, H, W]; nowhere, where that is not known or not asked for."""
-        objective = self.objective
-        if clip.arrays is None or not (objective.object_crops or objective.object_weight != 1):
+    def _things(self, clip: Clip, frames: Sequence[int]) -> np.ndarray | None:
+        """Where things are in a clip's frames [T, H, W]: nowhere, where that is not known; None, if not asked for."""
+        if not self.objective.object_crops and self.objective.object_weight == 1:
+            return None
+        if clip.arrays is None:
             return np.zeros((len(frames), *self.reader.size), bool)
-        if clip.arrays not in self._seen_things:
-            things = np.load(clip.arrays)["segmentation"] > 0
-            rows, columns = (
-                np.arange(size) * own // size for size, own in zip(self.reader.size, things.shape[1:], strict=True)
-            )  # as large as the frames are read
-            self._seen_things[clip.arrays] = things[:, rows][:, :, columns]
-        return self._seen_things[clip.arrays][frames]
+        things = np.load(clip.arrays)["segmentation"][list(frames)] > 0
+        rows, columns = (
+            np.arange(size) * own // size for size, own in zip(self.reader.size, things.shape[1:], strict=True)
+        )  # as large as the frames are read
+        return things[:, rows][:, :, columns]
 
     def _corner(
-        self, rng: np.random.Generator, whole: Sequence[int], crop: Sequence[int], things: np.ndarray
+        self, rng: np.random.Generator, whole: Sequence[int], crop: Sequence[int], things: np.ndarray | None
     ) -> tuple[int, int]:
         """Top and left of a crop."""
         highest = [size - part for size, part in zip(whole, crop, strict=True)]
-        if self.objective.object_crops and rng.random() < self.objective.object_crops and things.any():
+        wanted = self.objective.object_crops > 0 and rng.random() < self.objective.object_crops
+        if wanted and things is not None and things.any():
             places = np.argwhere(things)
             _, *place = places[rng.integers(len(places))]
             near = [p - int(rng.integers(part)) for p, part in zip(place, crop, strict=True)]
@@ -228,7 +228,7 @@ def halve_chroma(frames: Tensor) -> Tensor:
     Returns:
         The same shape, in [0, 1].
     """
-    luma = (frames * frames.new_tensor(_LUMA)[:, None, None]).sum(dim=-3, keepdim=True)
+    luma = (frames * frames.new_tensor(LUMA)[:, None, None]).sum(dim=-3, keepdim=True)
     *lead, height, width = frames.shape
     chroma = (frames - luma).reshape(*lead, height // 2, 2, width // 2, 2).mean(dim=(-3, -1))
     return (luma + chroma.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)).clamp(0, 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,17 +211,29 @@ def row_bytes(cache: TensorCache, keys: Iterable[str]) -> float:
 
 def _decode(views: Sequence[View], problems: dict[Path, str]) -> list[list[tuple[View, np.ndarray]]]:
     """The readable ones of some windows, those alike in size together."""
-    by_shape: dict[tuple[int, ...], list[tuple[View, np.ndarray]]] = {}
+    by_clip: dict[int, list[View]] = {}
     for view in views:
-        try:
-            frames = view.read()
-        except FileChanged:
-            raise
-        except DataError as error:
-            problems.setdefault(view.clip.path, f"{view.clip.path}: {error.received}")
-            continue
-        by_shape.setdefault(frames.shape, []).append((view, frames))
+        by_clip.setdefault(id(view.clip), []).append(view)
+    by_shape: dict[tuple[int, ...], list[tuple[View, np.ndarray]]] = {}
+    for some in by_clip.values():
+        for view, frames in _read(some, problems):
+            by_shape.setdefault(frames.shape, []).append((view, frames))
     return list(by_shape.values())
+
+
+def _read(views: Sequence[View], problems: dict[Path, str]) -> list[tuple[View, np.ndarray]]:
+    """Windows of one clip, which is decoded once for all of them: that takes longer than to encode a few frames."""
+    every = sorted({frame for view in views for frame in view.frames})
+    try:
+        frames = replace(views[0], frames=tuple(every)).read()
+    except FileChanged:
+        raise
+    except DataError as error:
+        if len(views) > 1:  # a part of it may be whole
+            return [read for view in views for read in _read([view], problems)]
+        problems.setdefault(views[0].clip.path, f"{views[0].clip.path}: {error.received}")
+        return []
+    return [(view, frames[np.searchsorted(every, view.frames)]) for view in views]
 
 
 class Kept:

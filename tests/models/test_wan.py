@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import seeded
-from physcli.models import LORA_FILE, wan
+from physcli.models import LORA_FILE, wan, wan_vae
 from physcli.models.generator import Conditioning, denoising_loss
 from physcli.models.loading import load_generator
 from physcli.models.names import read_facts, resolve
@@ -333,6 +333,23 @@ def test_a_clip_alone_is_what_it_is_in_company():
         )
     )
     torch.testing.assert_close(alone, together, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3, 5])
+def test_a_few_clips_at_a_time_are_all_at_once(monkeypatch, clips):
+    with seeded(0):
+        vae = Wan.build().part("vae")
+        pixels = torch.rand(clips, 3, 5, 16, 16) * 2 - 1
+    seen = []
+    monkeypatch.setattr(wan_vae, "_CACHED_PIXELS", 2 * 5 * 16 * 16)
+    vae.encoder.conv_in.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        posterior = encode_whole(vae, pixels)
+        expected = vae.encode(pixels).latent_dist
+        torch.testing.assert_close(posterior.parameters, expected.parameters, atol=1e-5, rtol=1e-4)
+        decoded = vae.decode(expected.mode()).sample
+        torch.testing.assert_close(decode_whole(vae, expected.mode()), decoded, atol=1e-5, rtol=1e-4)
+    assert seen[: -(-clips // 2)] == [2] * -(-clips // 2)  # a last one alone is doubled
 
 
 def test_large_clips_go_in_pieces(golden, monkeypatch):

@@ -118,6 +118,29 @@ def test_other_frames_are_another_window(windows, signal, compute):
     assert len(a.cache) == 2
 
 
+def test_a_clip_is_decoded_once_for_all_its_windows(clips, signal, compute, decoded):
+    chosen = [range(9), range(0, 27, 3), range(20, 11, -1)]
+    views = views_of([clips[0]] * 3, chosen, {})
+    a = signal("a")
+    assert compute(views, a) == []
+    assert decoded == [clips[0].name]
+    stored = a.cache.get(view.key for view in views)
+    for view in views:
+        assert stored[view.key].tolist() == [pytest.approx(view.read().mean())]
+
+
+def test_windows_of_a_clip_s_whole_part_stay(clips, signal, compute, tmp_path):
+    """One that says it has more frames than there are."""
+    path = tmp_path / "short.mp4"
+    write_video(path, clips[0].read(range(12)), 20.0)
+    short = Clip(name="short", split="train", path=path, kind="video", num_frames=49)
+    views = views_of([short, short], [range(9), range(9, 18)], {})
+    a = signal("a")
+    (problem,) = compute(views, a)
+    assert problem.startswith(f"{path}: ")
+    assert [view.key in a.cache for view in views] == [True, False]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_finished_work_is_kept(windows, signal, compute, monkeypatch, error):
     monkeypatch.setattr(module, "COMPUTED_AT_ONCE", 2)

@@ -7,9 +7,9 @@ method of one's own may have both in one file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from physcli.sections import Section, Share
 
@@ -26,6 +26,35 @@ class MethodSettings(Section):
         `flow`: the teacher's picture's optical flow (kind).
         """
         return {}
+
+
+class WeightSchedule(Section):
+    """What a method's weight is multiplied by, and when the method ends; steps are optimizer steps, from 0.
+
+    `warmup_steps`: of a line up to 1. `name`: then constant, or down to `final` on a line, a cosine, or a polynomial.
+    `decay_steps`: after the warm-up, of the way down; none given: to the end of training. `power`: of the polynomial.
+    `stop_step`: the method is off from this step on. `stop_loss`: off for good once the moving average (0.99, beginning
+    with the first value) of its unweighted loss is at most this; the loss of a method by cosines is the negative mean
+    cosine. `stop_cosine`: off for good once the cosine between the gradients of its loss and the denoising loss at the
+    tapped features is below this (HASTE: −0.05, on the weights of the aligned block); measured every 50 steps.
+    """
+
+    warmup_steps: NonNegativeInt = 0
+    name: Literal["constant", "linear", "cosine", "polynomial"] = "constant"
+    decay_steps: PositiveInt | None = None
+    final: Share = 0.0
+    power: PositiveFloat = 2.0
+    stop_step: PositiveInt | None = None
+    stop_loss: float | None = None
+    stop_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _refuse_idle_fields(self) -> Self:
+        if self.name == "constant" and (self.decay_steps, self.final) != (None, 0.0):
+            raise ValueError("decay_steps and final are for a schedule that decays, and name is constant")
+        if self.name != "polynomial" and self.power != 2.0:
+            raise ValueError(f"power is for name: polynomial, and name is {self.name}")
+        return self
 
 
 class TeacherView(Section):
@@ -71,6 +100,7 @@ class Alignment(MethodSettings):
     needs_common_width: ClassVar[bool] = False  # D must be E
 
     weight: NonNegativeFloat = 0.5
+    schedule: WeightSchedule = WeightSchedule()
     taps: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
     teacher: str
     view: TeacherView = TeacherView()
@@ -168,6 +198,7 @@ class LaMo(MethodSettings):
 
     name: Literal["lamo"]
     weight: NonNegativeFloat = 0.4
+    schedule: WeightSchedule = WeightSchedule()
     lag: PositiveInt = 2
     reading: Literal["clamp", "add", "ratio_of_sums"] = "clamp"
     noise_weight: Literal["released", "abar", "none"] = "released"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -41,9 +42,11 @@ from physcli.recipe import (
 )
 from physcli.tasks import finetune as task
 from physcli.tasks.features import to_tensor
+from physcli.tasks.training import build
 from physcli.tasks.training.alignment import MotionDrift, Pass, TeacherAlignment
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.request import FinetuneRequest
+from physcli.tasks.training.signals import teacher_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -189,11 +192,12 @@ def test_a_generator_recipe(made, base, name):
     assert all(math.isfinite(value) for row in (first, second) for value in row.values())
     assert first.get("denoising", first["loss"]) == made("sft").steps[0]["loss"]  # the same clips, noise and captions
     if method.name == "sft":
-        assert not {"denoising", "gradient_ratio"} & first.keys()
+        assert not {"denoising", "gradient_ratio", "gradient_cosine"} & first.keys()
     else:
         for row in (first, second):
             assert row["loss"] == pytest.approx(row["denoising"] + method.weight * row[method.name], rel=1e-6)
-        assert first.keys() - second.keys() == {"gradient_ratio"}
+        assert first.keys() - second.keys() == {"gradient_ratio", "gradient_cosine"}
+        assert -1 <= first["gradient_cosine"] <= 1
         assert first["gradient_ratio"] > 0
     if aligned:
         teacher_dim = 16 if name == "moalign" else 24
@@ -426,6 +430,47 @@ def test_gradient_ratio(made, run, listener):
     assert "at the tapped features. Change method.weight" in said["1e7"]
 
 
+# -- the weight over the steps -----------------------------------------------------------------------------------
+
+
+def test_a_method_is_off_from_a_step_on(run, made):
+    """From there on as if it had never been there."""
+    done = run("repa", "out", "method.schedule.stop_step=1", *EXACT, steps=3)
+    on, off, last = done.steps
+    assert on["method_weight"] == pytest.approx(read_recipe("repa").method.weight)
+    for row in (off, last):
+        assert not {"repa", "cosine", "method_weight"} & row.keys()
+        assert row["loss"] == row["denoising"]
+
+
+@pytest.mark.parametrize("stop", [("stop_step", "1"), ("stop_loss", "1")])
+def test_no_teacher_runs_once_a_method_is_off(run, monkeypatch, stop):
+    """Of one that is not kept, but for the batches that were made ahead."""
+    seen = []
+
+    def watched(*arguments, **options):
+        made = teacher_of(*arguments, **options)
+        return dataclasses.replace(made, compute=lambda *given: seen.append(1) or made.compute(*given))
+
+    monkeypatch.setattr(build, "teacher_of", watched)
+    run("repa", "out", "method.schedule.{}={}".format(*stop), "data.cache=[latents,text]", *EXACT, steps=12)
+    assert 0 < len(seen) <= 2 * 4 + 1  # windows of at most four batches, and one for its shape
+
+
+def test_a_term_that_is_warming_up_is_not_negligible(run, listener):
+    heard = listener()
+    [row] = run("videorepa", "out", "method.schedule.warmup_steps=100000", steps=1, reporter=heard).steps
+    assert row["method_weight"] == pytest.approx(read_recipe("videorepa").method.weight / 100000)
+    assert row["gradient_ratio"] < 0.01
+    assert not any("negligible" in warning for warning in heard.warnings)
+
+
+@pytest.mark.parametrize("changes", [("freeze=true",), ("train.compile=true",)])
+def test_gradients_that_are_not_compared_cannot_end_a_method(run, changes):
+    with pytest.raises(UsageError, match=r"method\.schedule\.stop_cosine where the gradients"):
+        run("repa", "out", "method.schedule.stop_cosine=-0.05", *changes)
+
+
 # -- the cache ---------------------------------------------------------------------------------------------------
 
 
@@ -531,6 +576,8 @@ def test_a_frozen_generator(run, base):
     [
         *(("videorepa", ()), ("m-tsa", (*LORA, "lora.dropout=0.2")), ("lamo", FIELD)),
         *(("lamo-field", ()), ("moalign-motion", ())),
+        ("repa", ("method.schedule.warmup_steps=2", "method.schedule.name=cosine", "method.schedule.final=0.1")),
+        ("repa", ("method.schedule.stop_loss=1",)),  # off after the first step
     ],
 )
 def test_resumed(run, name, changes, listener):
@@ -560,6 +607,7 @@ finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
     ("name", "changes"),
     [
         ("videorepa", ()),
+        ("repa", ("method.schedule.stop_cosine=1",)),  # off after the first step, with its projector
         ("lamo", (*FIELD, "method.per_sample=true")),
         pytest.param("lamo-field", (), marks=pytest.mark.slow),
     ],
@@ -571,7 +619,7 @@ def test_two_processes_are_twice_the_batch(run, small, start, two_processes, tmp
     ranks = two_processes(lambda environment: start(code, env=environment))
     assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
     for mine, theirs in zip(log_of(tmp_path / "two"), log_of(one.path), strict=True):
-        for key in theirs.keys() - {"seconds", "gradient_ratio"}:  # the ratio is of each process's own batch
+        for key in theirs.keys() - {"seconds", "gradient_ratio", "gradient_cosine"}:  # of each process's own batch
             assert mine[key] == pytest.approx(theirs[key], abs=1e-4, rel=1e-5), key
     for part in ("model", "motion_field", ""):
         mine, theirs = (weights_of(folder / part) for folder in (tmp_path / "two", one.path))

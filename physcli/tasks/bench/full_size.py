@@ -40,7 +40,7 @@ from physcli.tasks.bench.finetune import motion_stage, recipes_for, time_methods
 from physcli.tasks.processes import on_cpu
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.denoising import MEASURE_EVERY, TOLD, DenoisingSteps
+from physcli.tasks.training.denoising import TOLD, DenoisingSteps
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class RandomSteps(DenoisingSteps):
             "noise": self._noise("noise", samples, self._latents_shape),
             "time": self.generator.noise.draw_uniform(rng, len(samples)),
             f"{TOLD}text": self._noise("text", samples, (facts.max_text_tokens, facts.text_width)),
-            "measure": step % MEASURE_EVERY == 0,
+            **self.about_step(step),
         }
         if self.method is None:
             return batch

@@ -21,7 +21,7 @@ from physcli.methods import imported
 from physcli.methods.grids import Grid, resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
 from physcli.methods.projector import Projector
-from physcli.methods.settings import Alignment, LaMo, MethodSettings
+from physcli.methods.settings import Alignment, LaMo, MethodSettings, WeightSchedule
 from physcli.models.features import default_tap
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import NoiseLevel, NoiseProcess
@@ -51,12 +51,14 @@ class Method(nn.Module, ABC):
 
     Attributes:
         weight: λ.
+        schedule: Of the weight, over the steps.
         taps: Blocks whose features it wants.
         needs: What it wants of `Pass.signals`, by name.
         parameter_groups: Modules with a learning rate of their own.
     """
 
     weight: float
+    schedule = WeightSchedule()
     taps: tuple[int, ...] = ()
     needs: tuple[str, ...] = ()
     parameter_groups: Sequence[ParameterGroup] = ()
@@ -103,7 +105,7 @@ class TeacherAlignment(Method):
         seed: int,
     ) -> None:
         super().__init__()
-        self.weight, self.taps = settings.weight, tuple(taps)
+        self.weight, self.schedule, self.taps = settings.weight, settings.schedule, tuple(taps)
         self.compare: Callable[..., Tensor] = imported(settings.loss)
         self.options = settings.options()
         self.needs = tuple(settings.signals())
@@ -187,7 +189,7 @@ class MotionDrift(Method):
         latent_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.weight, self.settings = settings.weight, settings
+        self.weight, self.schedule, self.settings = settings.weight, settings.schedule, settings
         self.process = process
         self.field, self.latent_shape = field, tuple(latent_shape)
         if field is not None and settings.field is not None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from physcli.errors import UsageError
+from physcli.methods.settings import WeightSchedule
 from physcli.models.generator import Conditioning, Generator, denoising_loss
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.tasks.training.alignment import Method, Pass
+from physcli.tasks.training.method_schedule import GRADIENT_COSINE, MethodSchedule
 from physcli.tasks.training.optimization import ParameterGroup
 from physcli.tasks.training.trainee import Steps
 
@@ -45,7 +48,37 @@ class DenoisingSteps(Steps):
         self.transformer: Any = generator.network
         self.text_encoder = text_encoder
         self.method = method
+        self.schedule: MethodSchedule | None = None
+        if method is not None:
+            self.schedule = MethodSchedule(
+                method.schedule, steps=recipe.train.steps, loss=recipe.method.name, reporter=reporter
+            )
+            if method.schedule.stop_cosine is not None and not self._compares:
+                raise UsageError(
+                    "method.schedule.stop_cosine where the gradients of the two losses are not compared.",
+                    expected="train.compile=false and freeze=false",
+                )
         self._warned: set[str] = set()
+
+    @property
+    def _compares(self) -> bool:
+        return not self.recipe.freeze and not self.recipe.train.compile
+
+    @property
+    def states(self) -> Sequence[Any]:
+        return [self.schedule] if self.schedule is not None and self.schedule.measures else []
+
+    def after_step(self, means: Mapping[str, float], step: int) -> None:
+        if self.schedule is not None:
+            self.schedule.observe(means, step)
+
+    def about_step(self, step: int) -> dict[str, Any]:
+        """What a batch holds of its step: whether the gradients are compared in it, and the method's weight [], where
+        there is one that is on."""
+        about: dict[str, Any] = {"measure": step % MEASURE_EVERY == 0}
+        if self.method is not None and self.schedule is not None and self.schedule.is_on(step):
+            about["method_weight"] = torch.tensor(self.method.weight * self.schedule.factor(step))
+        return about
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         told = {name.removeprefix(TOLD): value for name, value in batch.items() if name.startswith(TOLD)}
@@ -55,10 +88,13 @@ class DenoisingSteps(Steps):
         latents, process = batch["latents"], self.generator.noise
         level = process.of_time(batch["time"])
         method = self.method if torch.is_grad_enabled() else None
-        taps = method.taps if method is not None else ()
+        # A batch may have been made before the method ended.
+        is_on = "method_weight" in batch and self.schedule is not None and self.schedule.ended is None
+        taps = method.taps if method is not None and is_on else ()
         loss, denoised = denoising_loss(self.generator, latents, batch["noise"], level, conditioning, taps=taps)
         if method is None:
             return loss, {}
+        logs = {"denoising": loss.detach()}
         assert denoised.output is not None
         noisy = process.add_noise(latents, batch["noise"], level)
         seen = Pass(
@@ -67,14 +103,22 @@ class DenoisingSteps(Steps):
             predicted_clean=process.clean(denoised.output, noisy, level),
             level=level,
             conditioning=conditioning,
-            signals={name: batch[name] for name in method.needs},
+            signals={name: batch[name] for name in method.needs if name in batch},
         )
-        extra, logs = method(seen)
-        logs = {"denoising": loss.detach(), self.recipe.method.name: extra.detach(), **logs}
-        if batch["measure"] and not self.recipe.freeze and not self.recipe.train.compile:
-            at = ([denoised.tokens[tap] for tap in taps], "tapped features") if taps else ([denoised.output], "output")
-            logs["gradient_ratio"] = self._compare(method.weight * extra, loss, *at).expand_as(loss)
-        loss = loss + method.weight * extra
+        if is_on:
+            extra, own = method(seen)
+            weight = batch["method_weight"]
+            logs |= {self.recipe.method.name: extra.detach(), **own}
+            if method.schedule != WeightSchedule():
+                logs["method_weight"] = weight.expand_as(loss)
+            if batch["measure"] and self._compares:
+                where = [denoised.tokens[tap] for tap in taps] or [denoised.output]
+                ratio, cosine = self._compare(extra, loss, where)
+                logs["gradient_ratio"] = (weight * ratio).expand_as(loss)
+                logs[GRADIENT_COSINE] = cosine.expand_as(loss)
+            loss = loss + weight * extra
+        else:  # DDP waits for the gradient of every weight
+            loss = loss + 0 * sum(p.sum() for p in method.parameters() if p.requires_grad)
         if auxiliary := method.auxiliary_loss(seen):
             loss, logs = loss + auxiliary[0], logs | auxiliary[1]
         return loss, logs
@@ -82,18 +126,23 @@ class DenoisingSteps(Steps):
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         return self.method.parameter_groups if self.method is not None else ()
 
-    def _compare(self, extra: Tensor, loss: Tensor, at: Sequence[Tensor], where: str) -> Tensor:
-        """‖gradient of the weighted method loss‖ / ‖gradient of the denoising loss‖, both at these tensors."""
-        norms = []
+    def _compare(self, extra: Tensor, loss: Tensor, where: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """‖gradient of the method's loss‖ / ‖gradient of the denoising loss‖, and the cosine between the two, at these
+        tensors; the method's is not weighted."""
+        assert self.method is not None
+        both = []
         for value in (extra, loss):
-            gradients = torch.autograd.grad(value.mean(), at, retain_graph=True)
-            norms.append(torch.stack([gradient.float().norm() for gradient in gradients]).norm())
-        ratio = norms[0] / norms[1].clamp_min(1e-30)
-        kind = "negligible" if ratio < _NEGLIGIBLE else "dominant" if ratio > _DOMINANT else ""
+            gradients = torch.autograd.grad(value.mean(), where, retain_graph=True)
+            both.append(torch.cat([gradient.float().flatten() for gradient in gradients]))
+        own, denoising = (gradient.norm().clamp_min(1e-30) for gradient in both)
+        ratio = own / denoising
+        usual = float(self.method.weight * ratio)
+        kind = "negligible" if usual < _NEGLIGIBLE else "dominant" if usual > _DOMINANT else ""
         if kind and kind not in self._warned:
             self._warned.add(kind)
+            at = "tapped features" if self.method.taps else "output"
             self.reporter.warn(
-                f"The method's term is {kind}: its gradient is {float(ratio):.2g} times that of the denoising loss "
-                f"at the {where}. Change method.weight, unless that is meant."
+                f"The method's term is {kind}: its gradient is {usual:.2g} times that of the denoising loss at the "
+                f"{at}. Change method.weight, unless that is meant."
             )
-        return ratio
+        return ratio, (both[0] / own) @ (both[1] / denoising)

@@ -25,7 +25,7 @@ from physcli.tasks.features import View, rate_at, stride_of
 from physcli.tasks.sheets import shorten
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.denoising import MEASURE_EVERY, TOLD, DenoisingSteps
+from physcli.tasks.training.denoising import TOLD, DenoisingSteps
 from physcli.tasks.training.material import Material
 from physcli.tasks.training.signals import Prompts, draw_latents
 from physcli.tasks.training.trainee import Trainee, held_out_row
@@ -105,9 +105,10 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             "noise": torch.stack(noise),
             "time": torch.stack(times),
             **self._told(prompts, views),
-            "measure": step % MEASURE_EVERY == 0,
+            **self.about_step(step),
         }
-        batch |= {name: torch.stack(values.get(views)) for name, values in self._signals.items()}
+        if "method_weight" in batch:  # once it is off, no teacher runs
+            batch |= {name: torch.stack(values.get(views)) for name, values in self._signals.items()}
         draws = [self.method.draw(sample, self.seed) for sample in samples] if self.method is not None else [{}]
         return batch | {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 

@@ -163,6 +163,7 @@ class _Loop:
         self.ema = self.optimizer_step.ema
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
+        accelerator.register_for_checkpointing(*trainee.states)
         if settings.trackers:
             accelerator.init_trackers("physcli", config={"recipe": to_json(facts.get("recipe", {}), indent=None)})
 

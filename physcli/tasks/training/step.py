@@ -54,7 +54,7 @@ class OptimizerStep:
     def __init__(
         self, trainee: Steps, settings: Train, accelerator: Accelerator, *, seed: int, optimizer: Any = None
     ) -> None:
-        self.settings, self.accelerator, self.seed = settings, accelerator, seed
+        self.settings, self.accelerator, self.seed, self._trainee = settings, accelerator, seed, trainee
         if settings.gradient_checkpointing:
             trainee.checkpoint_gradients()
         trainee.to(accelerator.device).train()
@@ -121,8 +121,10 @@ class OptimizerStep:
                 self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update()
-        means = accelerator.reduce(torch.stack(list(total.values())), reduction="mean").tolist()
-        return StepResult(dict(zip(total, means, strict=True)), float(norm) if norm is not None else math.nan, lr=rate)
+        reduced = accelerator.reduce(torch.stack(list(total.values())), reduction="mean").tolist()
+        means = dict(zip(total, reduced, strict=True))
+        self._trainee.after_step(means, number)
+        return StepResult(means, float(norm) if norm is not None else math.nan, lr=rate)
 
     def _clip(self, largest: float) -> Tensor:
         """Clip the gradients, of each module with a learning rate of its own by themselves; the norm of the others."""

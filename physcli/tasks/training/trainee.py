@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ class Steps(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each sample [B] and what else is worth logging, each [B]."""
+
+    def after_step(self, means: Mapping[str, float], step: int) -> None:
+        """What was logged of optimizer step `step`, from 0: means over all processes, the same in each."""
+
+    @property
+    def states(self) -> Sequence[Any]:
+        """What else a resumed run must know, with `state_dict` and `load_state_dict`."""
+        return ()
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Modules with a learning rate of their own."""

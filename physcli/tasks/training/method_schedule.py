@@ -1,0 +1,85 @@
+"""A method's weight over the steps of a run, and when the method ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from physcli.methods.settings import WeightSchedule
+from physcli.progress import Reporter
+
+GRADIENT_COSINE = "gradient_cosine"  # its name in steps.jsonl
+_KEPT = 0.99  # of the moving average, at each step
+
+
+class MethodSchedule:
+    """The factor of a method's weight: a function of the step, until what was measured ends the method for good.
+
+    What is measured are means over all processes, once an optimizer step, so that all end it at the same step; and it
+    is in the checkpoint, so that a resumed run goes on as it would have.
+
+    Args:
+        settings: The recipe's.
+        steps: Of the whole run.
+        loss: Name of the method's unweighted loss in what is logged.
+        reporter: Told when the method ends.
+
+    Attributes:
+        ended: The first step without the method, once something measured has ended it.
+        average: Moving average of the method's loss, where that is looked at.
+    """
+
+    def __init__(self, settings: WeightSchedule, *, steps: int, loss: str, reporter: Reporter) -> None:
+        self.settings, self.steps, self._loss, self.reporter = settings, steps, loss, reporter
+        self.ended: int | None = None
+        self.average: float | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything but the step may end the method."""
+        return self.settings.stop_loss is not None or self.settings.stop_cosine is not None
+
+    def is_on(self, step: int) -> bool:
+        """Whether the method runs in this step."""
+        stop = self.settings.stop_step
+        return self.ended is None and (stop is None or step < stop)
+
+    def factor(self, step: int) -> float:
+        """Of the weight in a step, whether or not something measured has ended the method; 0 from `stop_step` on."""
+        settings = self.settings
+        if settings.stop_step is not None and step >= settings.stop_step:
+            return 0.0
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        if settings.name == "constant":
+            return 1.0
+        decay_steps = settings.decay_steps or max(1, self.steps - settings.warmup_steps)
+        left = 1 - min(1.0, (step - settings.warmup_steps) / decay_steps)
+        if settings.name == "cosine":
+            left = 0.5 * (1 - math.cos(math.pi * left))
+        elif settings.name == "polynomial":
+            left = left**settings.power
+        return settings.final + (1 - settings.final) * left
+
+    def observe(self, logs: Mapping[str, float], step: int) -> None:
+        """Look at what was logged of a step; the next may be the first without the method."""
+        settings = self.settings
+        if not self.measures or not self.is_on(step) or self._loss not in logs:
+            return
+        loss, cosine = logs[self._loss], logs.get(GRADIENT_COSINE)
+        self.average = loss if self.average is None else _KEPT * self.average + (1 - _KEPT) * loss
+        if settings.stop_loss is not None and self.average <= settings.stop_loss:
+            self._end(step, f"the moving average of its loss, {self.average:.4g}, is at most {settings.stop_loss:.4g}")
+        elif settings.stop_cosine is not None and cosine is not None and cosine < settings.stop_cosine:
+            self._end(step, f"the cosine of the gradients, {cosine:.3g}, is below {settings.stop_cosine:.3g}")
+
+    def _end(self, step: int, why: str) -> None:
+        self.ended = step + 1
+        self.reporter.note(f"The method ends after step {step + 1}: {why}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended": self.ended, "average": self.average}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ended, self.average = state["ended"], state["average"]

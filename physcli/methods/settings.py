@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from physcli.sections import Section, Share
+from physcli.sections import Decay, Section, Share
 
 
 class MethodSettings(Section):
@@ -31,12 +31,13 @@ class MethodSettings(Section):
 class WeightSchedule(Section):
     """What a method's weight is multiplied by, and when the method ends; steps are optimizer steps, from 0.
 
-    `warmup_steps`: of a line up to 1. `name`: then constant, or down to `final` on a line, a cosine, or a polynomial.
-    `decay_steps`: after the warm-up, of the way down; none given: to the end of training. `power`: of the polynomial.
-    `stop_step`: the method is off from this step on. `stop_loss`: off for good once the moving average (0.99, beginning
-    with the first value) of its unweighted loss is at most this; the loss of a method by cosines is the negative mean
-    cosine. `stop_cosine`: off for good once the cosine between the gradients of its loss and the denoising loss at the
-    tapped features is below this (HASTE: −0.05, on the weights of the aligned block); measured every 50 steps.
+    `warmup_steps`: of a line from 0 up to 1. `name`: then constant, or down to `final` on a line, a cosine, or a
+    polynomial. `decay_steps`: after the warm-up, of the way down; none given: to the end of training. `power`: of the
+    polynomial. `stop_step`: the method is off from this step on. `stop_loss`: off for good once the moving average of
+    its unweighted loss is at most this (of a method by cosines the loss is the negative mean cosine). `average_decay`:
+    of that average, which begins with the first value. `stop_cosine`: off for good once the cosine between the
+    gradients of its loss and the denoising loss at the tapped features is below this (HASTE: −0.05, on the weights of
+    the aligned block); measured every 50 steps.
     """
 
     warmup_steps: NonNegativeInt = 0
@@ -46,6 +47,7 @@ class WeightSchedule(Section):
     power: PositiveFloat = 2.0
     stop_step: PositiveInt | None = None
     stop_loss: float | None = None
+    average_decay: Decay = 0.99
     stop_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
 
     @model_validator(mode="after")
@@ -54,6 +56,8 @@ class WeightSchedule(Section):
             raise ValueError("decay_steps and final are for a schedule that decays, and name is constant")
         if self.name != "polynomial" and self.power != 2.0:
             raise ValueError(f"power is for name: polynomial, and name is {self.name}")
+        if self.stop_loss is None and self.average_decay != 0.99:
+            raise ValueError("average_decay is of the average that stop_loss looks at, and there is none")
         return self
 
 

@@ -10,7 +10,6 @@ from physcli.methods.settings import WeightSchedule
 from physcli.progress import Reporter
 
 GRADIENT_COSINE = "gradient_cosine"  # its name in steps.jsonl
-_KEPT = 0.99  # of the moving average, at each step
 
 
 class MethodSchedule:
@@ -51,7 +50,7 @@ class MethodSchedule:
         if settings.stop_step is not None and step >= settings.stop_step:
             return 0.0
         if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
+            return step / settings.warmup_steps
         if settings.name == "constant":
             return 1.0
         decay_steps = settings.decay_steps or max(1, self.steps - settings.warmup_steps)
@@ -68,7 +67,8 @@ class MethodSchedule:
         if not self.measures or not self.is_on(step) or self._loss not in logs:
             return
         loss, cosine = logs[self._loss], logs.get(GRADIENT_COSINE)
-        self.average = loss if self.average is None else _KEPT * self.average + (1 - _KEPT) * loss
+        kept = 0.0 if self.average is None else settings.average_decay
+        self.average = kept * (self.average or 0.0) + (1 - kept) * loss
         if settings.stop_loss is not None and self.average <= settings.stop_loss:
             self._end(step, f"the moving average of its loss, {self.average:.4g}, is at most {settings.stop_loss:.4g}")
         elif settings.stop_cosine is not None and cosine is not None and cosine < settings.stop_cosine:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from physcli.methods.settings import WeightSchedule
 from physcli.tasks.training.method_schedule import MethodSchedule
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "crepa" / "schedule.json").read_text())["schedules"]
 
 
 @pytest.fixture
@@ -28,9 +32,9 @@ def test_constant_is_one_everywhere(made):
     assert not made().measures
 
 
-def test_warm_up_ends_at_one(made):
+def test_warm_up_from_nothing_to_one(made):
     schedule = made(warmup_steps=4)
-    assert [schedule.factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [schedule.factor(step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,34 @@ def test_the_cosine_of_the_gradients_ends_it(made):
     assert schedule.ended == 4
 
 
+@pytest.mark.parametrize("name", [name for name in GOLDEN if not name.startswith("threshold")])
+def test_golden_weights(made, name):
+    """Released code counts `decay_steps` from step 0, and 0 means all of the run."""
+    config, steps = GOLDEN[name]["config"], GOLDEN[name]["max_train_steps"]
+    warmup_steps, weight = config.get("warmup_steps", 0), config["lambda"]
+    settings = {"name": config["scheduler"], "warmup_steps": warmup_steps, "stop_step": config.get("cutoff_step")}
+    if config["scheduler"] != "constant":
+        settings["final"] = config["lambda_end"] / weight
+        settings["decay_steps"] = (config["decay_steps"] or steps) - warmup_steps
+    schedule = made(steps, **settings)
+    for row in GOLDEN[name]["rows"]:
+        factor = schedule.factor(row["step"]) if schedule.is_on(row["step"]) else 0
+        assert weight * factor == pytest.approx(row["weight"], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["threshold.permanent", "threshold.first_step"])
+def test_golden_thresholds(made, name):
+    """Of a similarity, the negative loss. Released code looks at it in the step that it switches off, ours after it."""
+    config = GOLDEN[name]["config"]
+    schedule = made(stop_loss=-config["similarity_threshold"], average_decay=config["similarity_ema_decay"])
+    for row in GOLDEN[name]["rows"]:
+        was_on = schedule.is_on(row["step"])
+        schedule.observe({"repa": -row["similarity"]}, row["step"])
+        assert schedule.is_on(row["step"] + 1) == (not row["cut_off"])
+        if was_on:
+            assert schedule.average == pytest.approx(-row["ema"], abs=1e-12)
+
+
 def test_its_state_goes_round(made):
     one, other = made(stop_loss=0), made(stop_loss=0)
     one.observe({"repa": 3.0}, 0)
@@ -100,6 +132,7 @@ def test_its_state_goes_round(made):
         ({"decay_steps": 5}, "decay_steps and final are for a schedule that decays"),
         ({"name": "linear", "power": 3}, "power is for name: polynomial, and name is linear"),
         ({"name": "cubic"}, "'constant', 'linear', 'cosine' or 'polynomial'"),
+        ({"average_decay": 0.5}, "average_decay is of the average that stop_loss looks at"),
         ({"stop_cosine": -2}, "greater than or equal to -1"),
     ],
 )

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "sft": "physcli.methods.settings:Sft",
     "repa": "physcli.methods.settings:Repa",
+    "irepa": "physcli.methods.settings:IRepa",
+    "crepa": "physcli.methods.settings:Crepa",
     "videorepa": "physcli.methods.settings:VideoRepa",
     "tsa": "physcli.methods.settings:Tsa",
     "moalign": "physcli.methods.settings:MoAlign",
     "lamo": "physcli.methods.settings:LaMo",
+    "layersync": "physcli.methods.settings:LayerSync",
 }
 
 

@@ -20,7 +20,7 @@ from physcli.files import read_tensors, write_tensors
 from physcli.methods import grids
 from physcli.methods.grids import Grid, Time
 
-Resample = Literal["conv2d", "conv3d", "interpolate"]
+Resample = Literal["conv2d", "conv3d", "conv3x3", "interpolate"]
 
 FILE_NAME = "projector.safetensors"
 
@@ -40,9 +40,12 @@ class Projector(nn.Module):
       three axes; in space the kernel is as large as the stride, in time it sees one more frame on either side
       (the first and last frames repeated), or it would be a 2D convolution where time does not shrink.
 
-    A convolution can neither stride by a fraction nor make an axis finer. So an axis that it strides along is first
-    interpolated linearly to the wanted size times the nearest whole ratio, at least 1: 45 columns to 14 go by way of
-    42, 8 to 16 by way of 16, and where the ratio is whole there is nothing to interpolate.
+    - `conv3x3`, iREPA's: a 2D convolution of 3×3 of every frame on the student's own grid, zeros around it, then as for
+      `interpolate`.
+
+    A convolution that changes the grid can neither stride by a fraction nor make an axis finer. So an axis that it
+    strides along is first interpolated linearly to the wanted size times the nearest whole ratio, at least 1: 45
+    columns to 14 go by way of 42, 8 to 16 by way of 16, and where the ratio is whole there is nothing to interpolate.
 
     Args:
         in_dim: D of the student.
@@ -113,6 +116,8 @@ class Projector(nn.Module):
         if resample == "conv2d":
             over_time = 1
             self.conv = nn.Conv2d(widths[-1], out_dim, (down, right), (down, right))
+        elif resample == "conv3x3":
+            self.conv = nn.Conv2d(widths[-1], out_dim, 3, padding=1)
         elif resample == "conv3d":
             self.conv = nn.Conv3d(
                 widths[-1],
@@ -147,11 +152,18 @@ class Projector(nn.Module):
         tokens = self.mlp(features.to(next((parameter.dtype for parameter in self.parameters()), features.dtype)))
         if self.conv is None:
             return grids.resample(tokens, teacher, time="area", space="area")
+        if self.config["resample"] == "conv3x3":
+            return grids.resample(self._by_frame(tokens.to(self.conv.weight.dtype)), teacher, time="area", space="area")
         over_time = isinstance(self.conv, nn.Conv3d)
         time: Time = "linear" if over_time else "area"
         tokens = grids.resample(tokens, self._conv_grid, time=time, space="bilinear").to(self.conv.weight.dtype)
         if over_time:
             return self.conv(tokens.movedim(-1, 1)).movedim(1, -1)
+        return self._by_frame(tokens)
+
+    def _by_frame(self, tokens: Tensor) -> Tensor:
+        """The 2D convolution of every frame: [B, F, H, W, D] → [B, F, h, w, E]."""
+        assert self.conv is not None
         return self.conv(tokens.flatten(0, 1).movedim(-1, 1)).movedim(1, -1).unflatten(0, tokens.shape[:2])
 
     def save(self, folder: str | Path) -> Path:

@@ -76,12 +76,12 @@ class ProjectorSettings(Section):
     """From the generator's features to the teacher's grid and width; see `physcli.methods.projector`.
 
     `num_layers: 0` with `resample: interpolate`: no weights at all, the tapped features themselves are compared
-    (relations need no common width).
+    (relations need no common width). `num_layers: 0` with `resample: conv3x3`: iREPA's, one convolution.
     """
 
     num_layers: NonNegativeInt = 3
     hidden_dim: PositiveInt = 2048
-    resample: Literal["conv2d", "conv3d", "interpolate"] = "conv2d"
+    resample: Literal["conv2d", "conv3d", "conv3x3", "interpolate"] = "conv2d"
 
 
 class Sft(MethodSettings):
@@ -101,6 +101,8 @@ class Alignment(MethodSettings):
     # "module:function" of (student [B, F, H, W, D], teacher [B, F, H, W, E], **options) → [B]. Where there are these
     # signals, it is also given `queries`, bool [B, F, H, W], of saliency, and `flow`, float32 [B, T, 2, height, width].
     loss: ClassVar[str]
+    # "module:function" of (teacher [B, F, H, W, E], **target_options): what of the teacher is compared; None: as it is.
+    target: ClassVar[str | None] = None
     needs_common_width: ClassVar[bool] = False  # D must be E
 
     weight: NonNegativeFloat = 0.5
@@ -116,6 +118,10 @@ class Alignment(MethodSettings):
         """Keyword arguments of the loss: the method's own fields, those that the methods do not share."""
         return self.model_dump(exclude={"name", *Alignment.model_fields})
 
+    def target_options(self) -> dict[str, Any]:
+        """Keyword arguments of the target."""
+        return {}
+
     def signals(self) -> dict[str, Mapping[str, Any]]:
         return {"teacher": {}}
 
@@ -127,6 +133,44 @@ class Repa(Alignment):
     needs_common_width = True
 
     name: Literal["repa"]
+
+
+class IRepa(Alignment):
+    """See `physcli.methods.irepa`. `gamma`: the share of the mean over places that is taken off the teacher's tokens
+    (the paper: 0.6 to 0.8). `over`: the places of a frame, or of the whole clip. `least_std`: a teacher's channel that
+    varies less over the places is divided by this instead."""
+
+    loss = "physcli.methods.repa:repa_loss"
+    target = "physcli.methods.irepa:spatial_norm"
+    needs_common_width = True
+
+    name: Literal["irepa"]
+    gamma: Share = 0.6
+    over: Literal["frame", "clip"] = "frame"
+    least_std: NonNegativeFloat = 0.0
+    projector: ProjectorSettings = ProjectorSettings(num_layers=0, resample="conv3x3")
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def target_options(self) -> dict[str, Any]:
+        return {"gamma": self.gamma, "over": self.over, "least_std": self.least_std}
+
+
+class Crepa(Alignment):
+    """See `physcli.methods.crepa`. `distance`: frames between a token's frame and those of the teacher that it also
+    looks at, on both sides; `cumulative`: and at all nearer ones. `tau`: of their weight, e^(−distance/τ).
+    `normalized`: each frame's cosines are divided by the weights that were present. `reduction`: over frames."""
+
+    loss = "physcli.methods.crepa:crepa_loss"
+    needs_common_width = True
+
+    name: Literal["crepa"]
+    distance: NonNegativeInt = 1
+    tau: PositiveFloat = 1.0
+    cumulative: bool = False
+    normalized: bool = False
+    reduction: Literal["mean", "sum"] = "mean"
 
 
 class VideoRepa(Alignment):
@@ -208,3 +252,23 @@ class LaMo(MethodSettings):
     noise_weight: Literal["released", "abar", "none"] = "released"
     per_sample: bool = False
     field: JointField | None = None
+
+
+class LayerSync(MethodSettings):
+    """See `physcli.methods.layersync`. `pairs`: (block that learns, deeper block), counted from 0. `detach`: the deeper
+    block gets no gradient. `centered`: each clip's mean token is taken off both sides first (ours): any two tokens of
+    a block have a high cosine."""
+
+    name: Literal["layersync"]
+    weight: NonNegativeFloat = 0.2
+    schedule: WeightSchedule = WeightSchedule()
+    pairs: Annotated[tuple[tuple[NonNegativeInt, NonNegativeInt], ...], Field(min_length=1)]
+    detach: bool = True
+    centered: bool = False
+
+    @model_validator(mode="after")
+    def _refuse_shallow_targets(self) -> Self:
+        for block, deeper in self.pairs:
+            if deeper <= block:
+                raise ValueError(f"the pair [{block}, {deeper}]: the second block must be deeper than the first")
+        return self

@@ -358,7 +358,7 @@ def test_files_that_cannot_be_used(tmp_path):
         ({"student_grid": (1, 4, 4)}, r"student_grid \(1, 4, 4\) has no frame left without its first"),
         ({"in_dim": 0}, "widths must be positive .* in_dim=0"),
         ({"num_layers": -1}, "num_layers=-1"),
-        ({"resample": "conv1d"}, "resample must be one of .*'conv3d', 'interpolate'.*, got 'conv1d'"),
+        ({"resample": "conv1d"}, "resample must be one of .*'conv3d', 'conv3x3', 'interpolate'.*, got 'conv1d'"),
         ({"resample": "interpolate", "num_layers": 0}, "nothing changes the width from 6 to 4"),
     ],
 )

@@ -32,6 +32,7 @@ from physcli.models.noise import VPrediction
 from physcli.recipe import (
     Alignment,
     LaMo,
+    LayerSync,
     MoAlign,
     ProjectorSettings,
     Repa,
@@ -82,6 +83,8 @@ def small(base, teacher, simulated, session_cache, tmp_path_factory):
             changes.append("objective.samples=0")
         if isinstance(method, Alignment):
             changes += [f"method.teacher={teacher}", "method.projector.hidden_dim=20"]
+        if isinstance(method, LayerSync):
+            changes.append("method.pairs=[[0, 1]]")  # of two blocks
         if isinstance(method, MoAlign):
             if not motion.exists():
                 finetune(**arguments("moalign-motion"), out=motion)
@@ -173,7 +176,7 @@ def denoised(generator):
 
 def test_the_recipes_of_the_embedded_default():
     assert set(RECIPES) >= {
-        *("sft", "repa", "videorepa", "tsa", "m-tsa", "moalign", "lamo"),
+        *("sft", "repa", "irepa", "crepa", "videorepa", "tsa", "m-tsa", "moalign", "lamo", "layersync"),
         *("moalign-motion", "lamo-field"),
     }
 

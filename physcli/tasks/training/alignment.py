@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from physcli.hashing import seed_from, seeded
 from physcli.methods import imported
 from physcli.methods.grids import Grid, resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
+from physcli.methods.layersync import layersync_loss
 from physcli.methods.projector import Projector
-from physcli.methods.settings import Alignment, LaMo, MethodSettings, WeightSchedule
+from physcli.methods.settings import Alignment, LaMo, LayerSync, MethodSettings, WeightSchedule
 from physcli.models.features import default_tap
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import NoiseLevel, NoiseProcess
@@ -108,13 +110,17 @@ class TeacherAlignment(Method):
         self.weight, self.schedule, self.taps = settings.weight, settings.schedule, tuple(taps)
         self.compare: Callable[..., Tensor] = imported(settings.loss)
         self.options = settings.options()
+        self.target: Callable[..., Tensor] | None = None
+        if settings.target is not None:
+            self.target = partial(imported(settings.target), **settings.target_options())
         self.needs = tuple(settings.signals())
         own_grid: Grid = (teacher_shape[0], teacher_shape[1], teacher_shape[2])
         self.meets_at = own_grid
         resampled, width = settings.projector.resample, teacher_shape[3]
         if settings.interpolate == "teacher":
             self.meets_at = (student_grid[0] - settings.drop_first, student_grid[1], student_grid[2])
-            resampled = "interpolate"
+            if resampled != "conv3x3":  # which leaves the student's grid as it is
+                resampled = "interpolate"
         if "saliency" in self.needs and self.meets_at != own_grid:
             raise UsageError(
                 f"method.interpolate=teacher with method.queries=salient: tokens {self.meets_at}, masks {own_grid}.",
@@ -152,7 +158,8 @@ class TeacherAlignment(Method):
             projector.save(folder if len(self.taps) == 1 else folder / f"projector-block-{tap}")
 
     def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
-        teacher = resample(seen.signals["teacher"].float(), self.meets_at)
+        teacher = seen.signals["teacher"].float()
+        teacher = resample(teacher if self.target is None else self.target(teacher), self.meets_at)
         options = dict(self.options)
         if "saliency" in self.needs:
             options["queries"] = seen.signals["saliency"].bool()
@@ -168,6 +175,35 @@ class TeacherAlignment(Method):
         if "saliency" in self.needs:
             logs["salient"] = seen.signals["saliency"].float().mean(dim=(1, 2, 3))
         return torch.stack(losses).mean(dim=0), logs
+
+
+class BlockSync(Method):
+    """LayerSync: tapped features against those of deeper blocks. It needs no teacher and brings no weights.
+
+    Args:
+        settings: The recipe's.
+        num_blocks: Of the generator.
+
+    Raises:
+        UsageError: a block that the generator does not have.
+    """
+
+    def __init__(self, settings: LayerSync, *, num_blocks: int) -> None:
+        super().__init__()
+        self.weight, self.schedule, self.settings = settings.weight, settings.schedule, settings
+        self.taps = tuple(sorted({block for pair in settings.pairs for block in pair}))
+        if self.taps[-1] >= num_blocks:
+            raise UsageError(
+                f"method.pairs has block {self.taps[-1]}.", expected=f"0 to {num_blocks - 1}: blocks are counted from 0"
+            )
+
+    def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.settings
+        losses = [
+            layersync_loss(seen.features[a], seen.features[b], detach=settings.detach, centered=settings.centered)
+            for a, b in settings.pairs
+        ]
+        return torch.stack(losses).mean(dim=0), {}
 
 
 class MotionDrift(Method):
@@ -260,6 +296,8 @@ def build_method(
         if settings.field is not None:
             field = new_field(settings.field, generator, latent_shape=latent_shape, seed=seed)
         return MotionDrift(settings, process=generator.noise, field=field, latent_shape=latent_shape)
+    if isinstance(settings, LayerSync):
+        return BlockSync(settings, num_blocks=generator.num_blocks)
     if not isinstance(settings, Alignment):
         return None
     assert teacher_shape is not None

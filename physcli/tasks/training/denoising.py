@@ -132,7 +132,7 @@ class DenoisingSteps(Steps):
         assert self.method is not None
         both = []
         for value in (extra, loss):
-            gradients = torch.autograd.grad(value.mean(), where, retain_graph=True)
+            gradients = torch.autograd.grad(value.mean(), where, retain_graph=True, materialize_grads=True)
             both.append(torch.cat([gradient.float().flatten() for gradient in gradients]))
         own, denoising = (gradient.norm().clamp_min(1e-30) for gradient in both)
         ratio = own / denoising

@@ -63,11 +63,12 @@ class WeightSchedule(Section):
 
 class TeacherView(Section):
     """How a teacher sees the window: `whole` frames at `size`, in one pass; in `groups` of as many frames as the
-    teacher was trained on, one after the other; or in `crops` of the teacher's own size, laid together again.
+    teacher was trained on, one after the other; in `crops` of the teacher's own size, laid together again; or as
+    `stills`, the middle frame of each of its time steps alone, held for as long as it was trained on.
     `size`: (height, width) the frames are resized to first; none given: the teacher's own. `drop_first`: the first
     frame, which a causal video VAE encodes alone, is not shown."""
 
-    layout: Literal["whole", "groups", "crops"] = "whole"
+    layout: Literal["whole", "groups", "crops", "stills"] = "whole"
     size: tuple[PositiveInt, PositiveInt] | None = None
     drop_first: bool = True
 

@@ -282,6 +282,18 @@ def look(teacher: Encoder, frames: Tensor, view: TeacherView) -> Tensor:
         groups = frames.unflatten(1, (-1, length)).flatten(0, 1)
         tokens = teacher.encode(groups, size=view.size or "native")
         return tokens.unflatten(0, (frames.shape[0], -1)).flatten(1, 2)
+    if view.layout == "stills":
+        tubelet = teacher.tubelet_size
+        if frames.shape[1] % tubelet:
+            raise UsageError(
+                f"The window has {frames.shape[1]} frames for {teacher.name}, whose time steps are {tubelet} frames.",
+                expected=f"a multiple of {tubelet}, and one more where the first is dropped",
+                fix="choose other objective.frames",
+            )
+        chosen = frames[:, tubelet // 2 :: tubelet].flatten(0, 1)
+        stills = chosen[:, None].expand(-1, own.num_frames or tubelet, -1, -1, -1)
+        tokens = teacher.encode(stills, size=view.size or "native").mean(dim=1)
+        return tokens.unflatten(0, (frames.shape[0], -1))
     height, width = own.height or 0, own.width or 0
     whole = view.size or frames.shape[-2:]
     if not height or not width or whole[0] % height or whole[1] % width:

@@ -30,6 +30,7 @@ VIEWS = {
     "whole, sized": TeacherView(size=(32, 64)),
     "whole, from the first frame": TeacherView(drop_first=False),
     "groups": TeacherView(layout="groups"),
+    "stills": TeacherView(layout="stills"),
     "crops": TeacherView(layout="crops"),
     "crops, sized": TeacherView(layout="crops", size=(32, 96)),
 }
@@ -319,6 +320,9 @@ def by_hand(encoder, frames, name):
     frames = frames[:, 1:]
     if name == "groups":
         return torch.cat([encoder.encode(frames[:, :8]), encoder.encode(frames[:, 8:])], dim=1)
+    if name == "stills":
+        steps = [encoder.encode(frames[:, middle : middle + 1].repeat(1, 8, 1, 1, 1)) for middle in (2, 6, 10, 14)]
+        return torch.stack([tokens.mean(dim=1) for tokens in steps], dim=1)
     if "sized" in name:  # the encoder is fed as its processor would: bicubic, with a filter
         small = [torch.nn.functional.interpolate(f, (32, 96), mode="bicubic", antialias=True) for f in frames]
         frames = torch.stack(small).clamp(0, 1)

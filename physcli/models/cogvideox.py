@@ -162,6 +162,11 @@ class CogVideoX(DiffusersGenerator):
 
     # -- the network -------------------------------------------------------------------------------------------------
 
+    def use_rope_grid(self, kind: Literal["linspace", "slice"]) -> None:
+        if not self.transformer.config.use_rotary_positional_embeddings:
+            super().use_rope_grid(kind)
+        self.rope_grid_type = kind
+
     def rotary_embeddings(
         self, grid: tuple[int, int, int], grid_type: Literal["linspace", "slice"] | None = None
     ) -> tuple[Tensor, Tensor] | None:

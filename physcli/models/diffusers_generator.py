@@ -368,6 +368,18 @@ class DiffusersGenerator(ABC):
 
     vae_identity: ClassVar[tuple[str, ...]] = ("latent_channels", "temporal_compression_ratio")
 
+    def use_rope_grid(self, kind: Literal["linspace", "slice"]) -> None:
+        """Choose where rotary positions sit on a grid that is not the native one.
+
+        Raises:
+            UsageError: this model has no such choice.
+        """
+        raise UsageError(
+            f"rope_grid_type={kind} for {self.name}, a {self.family} whose positions leave no choice.",
+            expected="a CogVideoX with rotary positions (5B, 1.5)",
+            fix="leave it out",
+        )
+
     def use_text_encoder(self, path: str | os.PathLike[str]) -> None:
         """Give the text encoder the weights of the one in a folder (transformers layout).
 

@@ -177,7 +177,9 @@ class Denoising(WindowChoice):
     it. `text_encoder`: trained too. `samples`: videos made for held-out prompts at the end, and a quarter of them at
     every validation before, in `sample_steps` denoising steps.
     `guidance_scale`: they are made with, and whoever samples the model later unless another is asked for; none given:
-    as the model had it."""
+    as the model had it. `rope_grid_type`: where the rotary positions of a CogVideoX sit on a grid that is not the
+    native one; none given: as its sampling pipeline has them (`linspace` for 5B, `slice` for 1.5). The released
+    training code of 5B has `slice`; on the native grid the two are the same."""
 
     noise: Literal["timesteps", "sigmas", "logit-normal"] = "timesteps"
     noise_mean: float = 0.0
@@ -188,6 +190,7 @@ class Denoising(WindowChoice):
     samples: NonNegativeInt = 16
     sample_steps: PositiveInt = 50
     guidance_scale: NonNegativeFloat | None = None
+    rope_grid_type: Literal["linspace", "slice"] | None = None
 
     @model_validator(mode="after")
     def _refuse_idle_fields(self) -> Self:

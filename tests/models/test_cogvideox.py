@@ -106,6 +106,22 @@ def test_rotary_tables(golden):
         torch.testing.assert_close(inside.flatten(0, 2), case["rope_cos"], atol=1e-6, rtol=0)
 
 
+def test_the_rotary_grid_can_be_chosen(golden):
+    generator, case, _ = golden
+    if "rope_cos" not in case:
+        with pytest.raises(UsageError, match=r"rope_grid_type=slice .* a cogvideox whose positions leave no choice"):
+            generator.use_rope_grid("slice")
+        return
+    usual, grid = generator.rope_grid_type, (3, 8, 6)  # the native one is 4x6, where both are the same
+    before = generator.rotary_embeddings(grid)[0]
+    generator.use_rope_grid("slice")
+    inside = generator.rotary_embeddings(grid)[0].unflatten(0, grid)[:, :4]
+    torch.testing.assert_close(inside.flatten(0, 2), case["rope_cos"], atol=1e-6, rtol=0)
+    generator.use_rope_grid(usual)
+    assert torch.equal(generator.rotary_embeddings(grid)[0], before)
+    assert (before.unflatten(0, grid)[:, :4] - inside).abs().max() > 0.1
+
+
 # -- sizes -------------------------------------------------------------------------------------------------------
 
 

@@ -647,6 +647,7 @@ def test_a_motion_projector_belongs_to_its_encoder(made, run, teacher, encoder_f
 @pytest.mark.parametrize(
     ("name", "overrides", "kind", "said"),
     [
+        ("sft", ["objective.rope_grid_type=slice"], UsageError, "a cogvideox whose positions leave no choice"),
         ("sft", ["freeze=true"], UsageError, "freeze=true with method.name=sft: nothing is left to train"),
         ("lamo", ["freeze=true"], UsageError, "freeze=true with method.name=lamo: nothing is left to train"),
         ("videorepa", ["freeze=true", "lora.rank=2"], UsageError, "freeze=true with lora"),

@@ -59,6 +59,8 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         objective = recipe.objective
         if objective.guidance_scale is not None:
             generator.guidance_scale = objective.guidance_scale
+        if objective.rope_grid_type is not None:
+            generator.use_rope_grid(objective.rope_grid_type)
         generator.network.requires_grad_(not recipe.freeze)
         if recipe.lora is not None:
             generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))

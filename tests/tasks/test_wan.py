@@ -17,7 +17,7 @@ from physcli.models.device import quiet_libraries
 from physcli.models.loading import load, load_generator
 from physcli.models.tiny import architecture
 from physcli.models.wan import Wan
-from physcli.recipe import Alignment, MoAlign, list_recipes, read_recipe
+from physcli.recipe import Alignment, LayerSync, MoAlign, list_recipes, read_recipe
 from physcli.tasks.bench import full_size
 from physcli.tasks.bench.finetune import recipes_for
 from physcli.tasks.bench.full_size import bench_full_size, build_random
@@ -27,7 +27,7 @@ from physcli.tasks.training.request import FinetuneRequest
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-METHODS = ("sft", "repa", "videorepa", "tsa", "m-tsa", "moalign", "lamo")
+METHODS = ("sft", "repa", "irepa", "crepa", "videorepa", "tsa", "m-tsa", "moalign", "lamo", "layersync")
 LORA = ("lora.rank=2", "lora.alpha=6", "train.optimizer.lr=0.02")
 
 
@@ -63,6 +63,8 @@ def run(base, encoder_folder, simulated, session_cache, tmp_path_factory):
             changes.append("objective.samples=0")
         if isinstance(method, Alignment):
             changes += [f"method.teacher={teacher}", "method.projector.hidden_dim=20"]
+        if isinstance(method, LayerSync):
+            changes.append("method.pairs=[[0, 1]]")  # of two blocks
         if isinstance(method, MoAlign):
             changes.append(f"method.motion_projector={go('moalign-motion').path}")
         target = out / f"{name.replace('/', '-')}-{settings_hash({'overrides': overrides, 'steps': steps})}"

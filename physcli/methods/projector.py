@@ -39,7 +39,6 @@ class Projector(nn.Module):
     - `conv3d`, TSA, which publishes no more than "a 3D convolutional layer": here the stride is the ratio on all
       three axes; in space the kernel is as large as the stride, in time it sees one more frame on either side
       (the first and last frames repeated), or it would be a 2D convolution where time does not shrink.
-
     - `conv3x3`, iREPA's: a 2D convolution of 3×3 of every frame on the student's own grid, zeros around it, then as for
       `interpolate`.
 

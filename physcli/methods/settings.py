@@ -91,7 +91,14 @@ class Sft(MethodSettings):
     name: Literal["sft"]
 
 
-class Alignment(MethodSettings):
+class Weighted(MethodSettings):
+    """What all methods share: the weight of their loss beside the generator's own, and what becomes of it."""
+
+    weight: NonNegativeFloat
+    schedule: WeightSchedule = WeightSchedule()
+
+
+class Alignment(Weighted):
     """What the methods with a teacher share.
 
     `taps`: blocks of the generator, counted from 0 (the papers' 18th layer is 17); none given: block round(0.6·n)−1.
@@ -107,7 +114,6 @@ class Alignment(MethodSettings):
     needs_common_width: ClassVar[bool] = False  # D must be E
 
     weight: NonNegativeFloat = 0.5
-    schedule: WeightSchedule = WeightSchedule()
     taps: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
     teacher: str
     view: TeacherView = TeacherView()
@@ -242,12 +248,11 @@ class JointField(FieldSettings):
     lr: PositiveFloat = 5e-4
 
 
-class LaMo(MethodSettings):
+class LaMo(Weighted):
     """The motion drift loss of `physcli.methods.lamo`. `field`: train the motion field too, in the same steps."""
 
     name: Literal["lamo"]
     weight: NonNegativeFloat = 0.4
-    schedule: WeightSchedule = WeightSchedule()
     lag: PositiveInt = 2
     reading: Literal["clamp", "add", "ratio_of_sums"] = "clamp"
     noise_weight: Literal["released", "abar", "none"] = "released"
@@ -255,14 +260,13 @@ class LaMo(MethodSettings):
     field: JointField | None = None
 
 
-class LayerSync(MethodSettings):
+class LayerSync(Weighted):
     """See `physcli.methods.layersync`. `pairs`: (block that learns, deeper block), counted from 0. `detach`: the deeper
     block gets no gradient. `centered`: each clip's mean token is taken off both sides first (ours): any two tokens of
     a block have a high cosine."""
 
     name: Literal["layersync"]
     weight: NonNegativeFloat = 0.2
-    schedule: WeightSchedule = WeightSchedule()
     pairs: Annotated[tuple[tuple[NonNegativeInt, NonNegativeInt], ...], Field(min_length=1)]
     detach: bool = True
     centered: bool = False

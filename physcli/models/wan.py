@@ -242,9 +242,10 @@ def build_wan(model: Mapping[str, Any] | None = None) -> WanPipeline:
     vae: Any = build_part(lambda: AutoencoderKLWan(**model["vae"]), model["seed"])
     with torch.no_grad():
         # A VAE learns faster whose residual branches begin at zero.
-        for block in vae.modules():
-            last = {WanResidualBlock: "conv2", WanAttentionBlock: "proj"}.get(type(block))
-            for weight in getattr(block, last).parameters() if last else ():
+        ends: list[torch.nn.Module] = [b.conv2 for b in vae.modules() if isinstance(b, WanResidualBlock)]
+        ends += [b.proj for b in vae.modules() if isinstance(b, WanAttentionBlock)]
+        for end in ends:
+            for weight in end.parameters():
                 weight.zero_()
         # Posteriors as narrow as a trained VAE's: at a log variance of 0, which random weights give, draws would be
         # eight times as wide as their means.

@@ -23,8 +23,8 @@ from physcli.methods.grids import Grid, resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
 from physcli.methods.layersync import layersync_loss
 from physcli.methods.projector import Projector
-from physcli.methods.settings import Alignment, LaMo, LayerSync, MethodSettings, WeightSchedule
-from physcli.models.features import default_tap
+from physcli.methods.settings import Alignment, LaMo, LayerSync, MethodSettings, Weighted
+from physcli.models.features import check_taps, default_tap
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import NoiseLevel, NoiseProcess
 from physcli.tasks.training.field import FIELD_DRAWS, draw_field, loss_of_field, new_field
@@ -51,6 +51,9 @@ class Pass:
 class Method(nn.Module, ABC):
     """A loss beside the generator's own, with whatever weights it brings along.
 
+    Args:
+        settings: The recipe's.
+
     Attributes:
         weight: λ.
         schedule: Of the weight, over the steps.
@@ -59,11 +62,13 @@ class Method(nn.Module, ABC):
         parameter_groups: Modules with a learning rate of their own.
     """
 
-    weight: float
-    schedule = WeightSchedule()
     taps: tuple[int, ...] = ()
     needs: tuple[str, ...] = ()
     parameter_groups: Sequence[ParameterGroup] = ()
+
+    def __init__(self, settings: Weighted) -> None:
+        super().__init__()
+        self.weight, self.schedule = settings.weight, settings.schedule
 
     def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
         """What it needs at random for a sample of training, by name."""
@@ -106,8 +111,8 @@ class TeacherAlignment(Method):
         teacher_shape: Sequence[int],
         seed: int,
     ) -> None:
-        super().__init__()
-        self.weight, self.schedule, self.taps = settings.weight, settings.schedule, tuple(taps)
+        super().__init__(settings)
+        self.taps = tuple(taps)
         self.compare: Callable[..., Tensor] = imported(settings.loss)
         self.options = settings.options()
         self.target: Callable[..., Tensor] | None = None
@@ -189,13 +194,10 @@ class BlockSync(Method):
     """
 
     def __init__(self, settings: LayerSync, *, num_blocks: int) -> None:
-        super().__init__()
-        self.weight, self.schedule, self.settings = settings.weight, settings.schedule, settings
+        super().__init__(settings)
+        self.settings = settings
         self.taps = tuple(sorted({block for pair in settings.pairs for block in pair}))
-        if self.taps[-1] >= num_blocks:
-            raise UsageError(
-                f"method.pairs has block {self.taps[-1]}.", expected=f"0 to {num_blocks - 1}: blocks are counted from 0"
-            )
+        check_taps(self.taps, num_blocks)
 
     def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.settings
@@ -224,9 +226,8 @@ class MotionDrift(Method):
         field: MotionField | None = None,
         latent_shape: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        self.weight, self.schedule, self.settings = settings.weight, settings.schedule, settings
-        self.process = process
+        super().__init__(settings)
+        self.settings, self.process = settings, process
         self.field, self.latent_shape = field, tuple(latent_shape)
         if field is not None and settings.field is not None:
             self.parameter_groups = (ParameterGroup(field, settings.field.lr),)

@@ -48,16 +48,13 @@ class DenoisingSteps(Steps):
         self.transformer: Any = generator.network
         self.text_encoder = text_encoder
         self.method = method
-        self.schedule: MethodSchedule | None = None
-        if method is not None:
-            self.schedule = MethodSchedule(
-                method.schedule, steps=recipe.train.steps, loss=recipe.method.name, reporter=reporter
+        schedule = method.schedule if method is not None else WeightSchedule()
+        self.schedule = MethodSchedule(schedule, steps=recipe.train.steps, loss=recipe.method.name, reporter=reporter)
+        if schedule.stop_cosine is not None and not self._compares:
+            raise UsageError(
+                "method.schedule.stop_cosine where the gradients of the two losses are not compared.",
+                expected="train.compile=false and freeze=false",
             )
-            if method.schedule.stop_cosine is not None and not self._compares:
-                raise UsageError(
-                    "method.schedule.stop_cosine where the gradients of the two losses are not compared.",
-                    expected="train.compile=false and freeze=false",
-                )
         self._warned: set[str] = set()
 
     @property
@@ -66,17 +63,16 @@ class DenoisingSteps(Steps):
 
     @property
     def states(self) -> Sequence[Any]:
-        return [self.schedule] if self.schedule is not None and self.schedule.measures else []
+        return [self.schedule] if self.schedule.measures else []
 
     def after_step(self, means: Mapping[str, float], step: int) -> None:
-        if self.schedule is not None:
-            self.schedule.observe(means, step)
+        self.schedule.observe(means, step)
 
     def about_step(self, step: int) -> dict[str, Any]:
         """What a batch holds of its step: whether the gradients are compared in it, and the method's weight [], where
         there is one that is on."""
         about: dict[str, Any] = {"measure": step % MEASURE_EVERY == 0}
-        if self.method is not None and self.schedule is not None and self.schedule.is_on(step):
+        if self.method is not None and self.schedule.is_on(step):
             about["method_weight"] = torch.tensor(self.method.weight * self.schedule.factor(step))
         return about
 
@@ -89,7 +85,7 @@ class DenoisingSteps(Steps):
         level = process.of_time(batch["time"])
         method = self.method if torch.is_grad_enabled() else None
         # A batch may have been made before the method ended.
-        is_on = "method_weight" in batch and self.schedule is not None and self.schedule.ended is None
+        is_on = "method_weight" in batch and self.schedule.ended is None
         taps = method.taps if method is not None and is_on else ()
         loss, denoised = denoising_loss(self.generator, latents, batch["noise"], level, conditioning, taps=taps)
         if method is None:
@@ -130,11 +126,14 @@ class DenoisingSteps(Steps):
         """‖gradient of the method's loss‖ / ‖gradient of the denoising loss‖, and the cosine between the two, at these
         tensors; the method's is not weighted."""
         assert self.method is not None
-        both = []
-        for value in (extra, loss):
-            gradients = torch.autograd.grad(value.mean(), where, retain_graph=True, materialize_grads=True)
-            both.append(torch.cat([gradient.float().flatten() for gradient in gradients]))
-        own, denoising = (gradient.norm().clamp_min(1e-30) for gradient in both)
+        both = [
+            [
+                gradient.float()
+                for gradient in torch.autograd.grad(value.mean(), where, retain_graph=True, materialize_grads=True)
+            ]
+            for value in (extra, loss)
+        ]
+        own, denoising = (torch.stack([g.norm() for g in gradients]).norm().clamp_min(1e-30) for gradients in both)
         ratio = own / denoising
         usual = float(self.method.weight * ratio)
         kind = "negligible" if usual < _NEGLIGIBLE else "dominant" if usual > _DOMINANT else ""
@@ -145,4 +144,5 @@ class DenoisingSteps(Steps):
                 f"The method's term is {kind}: its gradient is {usual:.2g} times that of the denoising loss at the "
                 f"{at}. Change method.weight, unless that is meant."
             )
-        return ratio, (both[0] / own) @ (both[1] / denoising)
+        products = torch.stack([(a * b).sum() for a, b in zip(*both, strict=True)])
+        return ratio, products.sum() / own / denoising

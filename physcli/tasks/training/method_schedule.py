@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from physcli.methods.settings import WeightSchedule
 from physcli.progress import Reporter
+from physcli.tasks.training.optimization import way_down
 
 GRADIENT_COSINE = "gradient_cosine"  # its name in steps.jsonl
 
@@ -45,20 +45,17 @@ class MethodSchedule:
         return self.ended is None and (stop is None or step < stop)
 
     def factor(self, step: int) -> float:
-        """Of the weight in a step, whether or not something measured has ended the method; 0 from `stop_step` on."""
+        """Of the weight in a step; 0 where the method is off."""
         settings = self.settings
-        if settings.stop_step is not None and step >= settings.stop_step:
+        if not self.is_on(step):
             return 0.0
         if step < settings.warmup_steps:
             return step / settings.warmup_steps
         if settings.name == "constant":
             return 1.0
         decay_steps = settings.decay_steps or max(1, self.steps - settings.warmup_steps)
-        left = 1 - min(1.0, (step - settings.warmup_steps) / decay_steps)
-        if settings.name == "cosine":
-            left = 0.5 * (1 - math.cos(math.pi * left))
-        elif settings.name == "polynomial":
-            left = left**settings.power
+        power = settings.power if settings.name == "polynomial" else 1.0
+        left = way_down(settings.name, min(1.0, (step - settings.warmup_steps) / decay_steps), power)
         return settings.final + (1 - settings.final) * left
 
     def observe(self, logs: Mapping[str, float], step: int) -> None:

@@ -200,9 +200,13 @@ def learning_rate(settings: Schedule, lr: float, step: int, steps: int) -> float
         return lr * (step + 1) / warmup_steps
     if settings.name == "constant":
         return lr
-    done = (step - warmup_steps) / max(1, steps - warmup_steps)
-    left = 1 - done if settings.name == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    left = way_down(settings.name, (step - warmup_steps) / max(1, steps - warmup_steps))
     return lr * (settings.final + (1 - settings.final) * left)
+
+
+def way_down(name: str, done: float, power: float = 1.0) -> float:
+    """From 1 to 0 as `done` goes from 0 to 1, on a `linear`, `cosine` or `polynomial` (of this power) way."""
+    return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else (1 - done) ** power
 
 
 class Ema:

@@ -71,6 +71,7 @@ def finetune(
         _plan(common, request)
         return
 
+    from physcli.tasks.figures import score_texts
     from physcli.tasks.finetune import finetune as run_finetune
     from physcli.tasks.run_dir import to_json
 
@@ -83,11 +84,12 @@ def finetune(
     last = done.steps[-1]
     rows = [["loss", f"{last['loss']:.4g}", "", "last step"]]
     for row in done.rows:
-        error = "" if row["stderr"] is None else f"±{row['stderr']:.2g}"
         group = "" if row["group"] == "all" else f", {row['group']}"
-        rows.append([row["metric"] + group, f"{row['value']:.4g}", error, f"{row['n']} {row['split']}"])
-    render.table(f"Trained for {last['step']:,} steps", ["", "value", "", "over"], rows, right=(1, 2))
+        rows.append([row["metric"] + group, *score_texts(row), f"{row['n']} {row['split']}"])
+    render.table(f"Trained for {last['step']:,} steps", ["", "value", "95 %", "over"], rows, right=(1, 2))
     files = {"model": done.model, "loss": done.path / "loss.png", "steps": done.path / "steps.jsonl"}
+    found = {"best": done.path / "best" / done.model.name, "scores": done.path / "scores.png"}
+    files |= {name: path for name, path in found.items() if path.exists()}
     samples = sorted((done.path / "samples").glob("step-*/*.png"))
     render.files(files | ({"samples": samples[-1]} if samples else {}))
 

@@ -37,7 +37,8 @@ class WeightSchedule(Section):
     its unweighted loss is at most this (of a method by cosines the loss is the negative mean cosine). `average_decay`:
     of that average, which begins with the first value. `stop_cosine`: off for good once the cosine between the
     gradients of its loss and the denoising loss at the tapped features is below this (HASTE: −0.05, on the weights of
-    the aligned block); measured every 50 steps.
+    the aligned block); measured every 50 steps. `stop_score`: off for good once what `train.score_every` measures is at
+    least this.
     """
 
     warmup_steps: NonNegativeInt = 0
@@ -49,6 +50,7 @@ class WeightSchedule(Section):
     stop_loss: float | None = None
     average_decay: Decay = 0.99
     stop_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    stop_score: float | None = None
 
     @model_validator(mode="after")
     def _refuse_idle_fields(self) -> Self:

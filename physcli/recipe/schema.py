@@ -94,6 +94,7 @@ class Train(Section):
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     validate_every: NonNegativeInt = 500  # 0: at the end only
+    score_every: NonNegativeInt = 0  # 0: never; else before the first step and after the last, too
     trackers: tuple[Literal["tensorboard", "wandb", "comet_ml", "mlflow", "swanlab"], ...] = ()
 
 
@@ -111,6 +112,12 @@ class Recipe(Section):
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # on disk
     data: Data = Data()
     train: Train
+
+    @model_validator(mode="after")
+    def _refuse_scores_of_others(self) -> Self:
+        if self.train.score_every and "scoring" not in type(self).model_fields:
+            raise ValueError("train.score_every is for trains: generator; other models are validated alone")
+        return self
 
 
 class Reconstruction(Section):
@@ -210,12 +217,40 @@ class Lora(Section):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
+class Scoring(Section):
+    """The judge that scores a generator every `train.score_every` steps, always on the same items with the same seeds.
+
+    `judge`: `laws`, of videos for held-out prompts of simulated clips (`physcli eval laws`), or `ocp`, the readout of
+    contact from the generator's features (`physcli probe physion`). `metric`: the weights by which it is highest are
+    kept in best/; none given: the judge's headline, `joint` or `accuracy`. Of laws: `videos`, made in `sample_steps`
+    steps. Of ocp: `data`, the clips; `limit`, at most so many of each split; `block`, counted from 0, none given:
+    round(0.6·n)−1; `sigma`, of the noise."""
+
+    judge: Literal["laws", "ocp"] = "laws"
+    metric: str | None = None
+    videos: PositiveInt = 32
+    sample_steps: PositiveInt = 25
+    data: str = "simulated"
+    limit: PositiveInt | None = None
+    block: NonNegativeInt | None = None
+    sigma: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+    @model_validator(mode="after")
+    def _refuse_idle_fields(self) -> Self:
+        others = ("data", "limit", "block", "sigma") if self.judge == "laws" else ("videos", "sample_steps")
+        idle = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+        if idle:
+            raise ValueError(f"{' and '.join(idle)} mean nothing to judge: {self.judge}")
+        return self
+
+
 class GeneratorRecipe(Recipe):
     """Trains a text-to-video diffusion model. `adapter`: a LoRA that is merged into the model before (a folder, a file,
     or a run with adapter/), where `model` has none itself; `adapter_scale`: what the update of either is multiplied by.
     `vae`: another VAE than the model's own: that of a built-in model, of a run, or a folder. `text_encoder`: another
     text encoder's weights to begin with, likewise; those of a T5 fit Wan's UMT5. `freeze`: the model itself is not
-    trained, only what the method brings along: how much of a method's loss its projector can explain."""
+    trained, only what the method brings along: how much of a method's loss its projector can explain. `scoring`: what
+    scores it on the way."""
 
     trains: Literal["generator"]
     adapter: str | None = None
@@ -226,6 +261,7 @@ class GeneratorRecipe(Recipe):
     lora: Lora | None = None
     objective: Denoising = Denoising()
     method: SerializeAsAny[MethodSettings] = Sft(name="sft")
+    scoring: Scoring = Scoring()
 
 
 class FieldPrediction(WindowChoice, FieldSettings):

@@ -136,6 +136,36 @@ def depth_curves(
     _save(figure, path)
 
 
+def score_curves(
+    path: Path, *, title: str, curves: Mapping[str, Sequence[tuple[int, float, float, float]]], banded: str
+) -> None:
+    """Rates over the steps of training, a line a metric, one of them with a band of its 95 % interval.
+
+    Args:
+        path: The PNG.
+        title: Above the axes.
+        curves: For each metric, (step, value, low, high) as fractions, in order of step.
+        banded: The metric with a band.
+    """
+    figure, axes = plt.subplots(figsize=(7.0, 4.0))
+    for (name, points), color in zip(curves.items(), COLORS * 10, strict=False):
+        steps, *values = zip(*points, strict=True)
+        value, low, high = (100 * np.array(some) for some in values)
+        label = name.replace("_", " ")
+        if name == banded:
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            label += " (with 95 %)"
+        axes.plot(steps, value, marker="o", markersize=4, color=color, label=label)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("% of the items")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, None)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def contact_sheet(
     path: Path, *, rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str], abreast: int = 2
 ) -> None:

@@ -175,6 +175,7 @@ class FeatureExtractor:
         num_latent_frames: Kept of each clip; needed where clips differ in length.
         seed: Of the noise generators are shown.
         cache: The cache root.
+        passing: Another root for the features, where they are of weights that will not be seen again.
         batch_size: Clips per forward pass.
         processes: Each takes its part of the missing clips.
         reporter: Receives progress.
@@ -190,10 +191,12 @@ class FeatureExtractor:
         num_latent_frames: int | None = None,
         seed: int = 0,
         cache: Path,
+        passing: Path | None = None,
         batch_size: int = 16,
         processes: Processes | None = None,
         reporter: Reporter | None = None,
     ) -> None:
+        self._features = passing or cache
         self.model, self.pool, self.num_latent_frames, self.seed = model, pool, num_latent_frames, seed
         self.fingerprint, self.vae_fingerprint = fingerprint, vae_fingerprint
         self.cache, self.batch_size = cache, batch_size
@@ -221,7 +224,7 @@ class FeatureExtractor:
     def _cache(self, tap: Tap) -> TensorCache:
         """The tap's cache, opened once: opening checks every shard's hash."""
         if tap not in self._caches:
-            cache = self._caches[tap] = TensorCache(self.cache, "features", self._settings(tap))
+            cache = self._caches[tap] = TensorCache(self._features, "features", self._settings(tap))
             for shard in cache.broken:
                 self.reporter.warn(f"Damaged cache file of {self.model.name} ({tap.label}), computed again: {shard}")
         return self._caches[tap]

@@ -1,6 +1,7 @@
 """`physcli finetune`: train what a recipe says, and leave an ordinary model folder.
 
 OUT/run.json, recipe.yaml, steps.jsonl, loss.png, metrics.json
+OUT/scores.jsonl, scores.png what a judge said on the way, where the recipe asks for one; best/ has the best weights
 OUT/checkpoint-N/            all that `--resume` needs
 OUT/samples/step-N/          pictures made on the way
 OUT/model/ (or vae/)         what was trained, in diffusers or transformers layout, with a model card
@@ -27,6 +28,7 @@ from physcli.models.device import computes_in_bfloat16
 from physcli.progress import Reporter
 from physcli.recipe import AnyRecipe, completed, dump_recipe, list_recipes
 from physcli.report.plots import loss_curve
+from physcli.rows import Row
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import (
     SETTINGS_VERSION,
@@ -51,12 +53,14 @@ from physcli.tasks.training.checkpoints import (
 )
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.export import cast_weights, write_card
-from physcli.tasks.training.loop import TrainingResult, build_accelerator, train
+from physcli.tasks.training.loop import build_accelerator, train
 from physcli.tasks.training.request import FinetuneRequest
 from physcli.tasks.training.trainee import Trainee
 
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
 _RESULTS = ("model", "adapter", "vae", "motion_field", "motion_projector")  # folders that a run may leave
+
+BEST = "best"  # of a run that is scored: the same, of the step that was best
 
 # What may differ between a run and its continuation: it changes no weight.
 _FREE = {
@@ -153,6 +157,7 @@ def finetune(
             )
         if processes.is_main:  # not before: a run that cannot begin leaves no folder behind
             write_text(run.path / "recipe.yaml", dump_recipe(recipe))
+        export = partial(_export, trainee, recipe, run, num_clips=len(training), seed=seed)
         trained = train(
             trainee,
             recipe.train,
@@ -166,6 +171,7 @@ def finetune(
                 "recipe": recipe.model_dump(mode="json"),
                 "inputs": inputs,
             },
+            keep_best=lambda step, seconds, rows: export(run.path / BEST, step, seconds, rows),
             reporter=reporter,
         )
         folder = run.path
@@ -175,7 +181,13 @@ def finetune(
                 if problem not in trained.problems:
                     reporter.warn(f"Left out by another process: {problem}")
             _plot(run.path / "loss.png", trained.steps, request.recipe_name, recipe)
-            folder = _export(trainee, recipe, run, trained, num_clips=len(training), seed=seed)
+            folder = export(run.path, recipe.train.steps, trained.seconds, trained.rows)
+            if trained.scores.best is not None:
+                step, value = trained.scores.best
+                run.record["best"] = {"step": step, trained.scores.metric: value}
+                reporter.note(
+                    f"The best {trained.scores.metric}, {value:.4g}, was after step {step}: {run.path / BEST}"
+                )
             run.record["unreadable_clips"] = problems
             run.record["training"] = {
                 "seconds": round(trained.seconds, 1),
@@ -309,9 +321,18 @@ def _finished(run: RunDir, processes: Processes, reporter: Reporter) -> Finetune
 
 
 def _export(
-    trainee: Trainee, recipe: AnyRecipe, run: RunDir, trained: TrainingResult, *, num_clips: int, seed: int
+    trainee: Trainee,
+    recipe: AnyRecipe,
+    run: RunDir,
+    into: Path,
+    steps: int,
+    seconds: float,
+    rows: Sequence[Row],
+    *,
+    num_clips: int,
+    seed: int,
 ) -> Path:
-    """Write the model folder with its card, and what else belongs to it, whole or not at all.
+    """Write the model folder with its card into a folder, and what else belongs to it, whole or not at all.
 
     Raises:
         DataError: the disk is full or not writable.
@@ -329,13 +350,15 @@ def _export(
             parts=trainee.parts(),
             num_clips=num_clips,
             seed=seed,
-            seconds=trained.seconds,
+            steps=steps,
+            seconds=seconds,
             hardware=run.record["hardware"],
-            rows=trained.rows,
+            rows=rows,
             facts=trainee.facts(),
         )
+        into.mkdir(exist_ok=True)
         for made in sorted(part.iterdir(), key=lambda path: path == folder):  # the model itself last
-            final = run.path / made.name
+            final = into / made.name
             if final.is_dir():
                 shutil.rmtree(final)
             made.replace(final)
@@ -343,7 +366,7 @@ def _export(
         raise cannot_write("The trained model", run.path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return run.path / folder.name
+    return into / folder.name
 
 
 def _read_result(path: Path, is_main: bool) -> FinetuneResult:

@@ -10,7 +10,7 @@ from physcli.models.encoders.preprocessing import write_preprocessing
 from physcli.models.encoders.videomae import build_videomae
 from physcli.models.tiny import architecture
 from physcli.tasks import finetune
-from physcli.tasks.training import generator
+from physcli.tasks.training import generator, scoring
 
 
 @pytest.fixture
@@ -18,6 +18,8 @@ def no_pictures(monkeypatch):
     """Drawing them takes longer than all else in a run of such models."""
     monkeypatch.setattr(generator, "contact_sheet", lambda path, **options: path.touch())
     monkeypatch.setattr(finetune, "loss_curve", lambda *arguments, **options: None)
+    monkeypatch.setattr(scoring, "contact_sheet", lambda path, **options: path.touch())
+    monkeypatch.setattr(scoring, "score_curves", lambda *arguments, **options: None)
 
 
 @pytest.fixture(scope="session")

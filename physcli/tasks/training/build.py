@@ -47,6 +47,7 @@ from physcli.tasks.training.material import Material, Source
 from physcli.tasks.training.motion import FieldTrainee, MotionProjectorTrainee
 from physcli.tasks.training.rater import RaterTrainee, twins_of
 from physcli.tasks.training.rater_samples import SampledVideo, sampled_videos
+from physcli.tasks.training.scoring import Judge, LawsJudge, OcpJudge
 from physcli.tasks.training.signals import Prompts, flow_of, latents_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
@@ -172,7 +173,13 @@ def build_trainee(
         return FieldTrainee(made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed)
     made.generator.need("transformer", dtype=getattr(torch, recipe.lora.base_dtype) if recipe.lora else None)
     trainee = GeneratorTrainee(
-        made.generator, recipe=recipe, material=made.material, prompts=made.prompts, seed=seed, reporter=reporter
+        made.generator,
+        recipe=recipe,
+        material=made.material,
+        prompts=made.prompts,
+        seed=seed,
+        judge=_judge(recipe, made.generator, held_out, seed, cache, processes, reporter),
+        reporter=reporter,
     )
     if not any(parameter.requires_grad for parameter in trainee.parameters()):
         raise UsageError(
@@ -181,6 +188,34 @@ def build_trainee(
             fix="leave freeze out",
         )
     return trainee
+
+
+def _judge(
+    recipe: GeneratorRecipe,
+    generator: Generator,
+    held_out: Sequence[Clip],
+    seed: int,
+    cache: Path,
+    processes: Processes,
+    reporter: Reporter,
+) -> Judge | None:
+    """What scores the generator while it is trained, if anything does.
+
+    Raises:
+        UsageError: a judge that cannot judge these clips, or has no such metric.
+    """
+    if not recipe.train.score_every:
+        return None
+    judge: Judge
+    if recipe.scoring.judge == "laws":
+        rate_hz = generator.facts.frame_rate_hz
+        judge = LawsJudge(held_out, recipe, seed=seed, default_rate_hz=rate_hz, processes=processes)
+    else:
+        judge = OcpJudge(recipe, generator, seed=seed, cache=cache, processes=processes, reporter=reporter)
+    metric = recipe.scoring.metric
+    if metric is not None and metric not in judge.metrics:
+        raise unknown(f"metric of scoring.judge={recipe.scoring.judge}", metric, judge.metrics)
+    return judge
 
 
 def twins_wanted(recipe: AnyRecipe) -> tuple[str, ...]:

@@ -55,6 +55,10 @@ class DenoisingSteps(Steps):
                 "method.schedule.stop_cosine where the gradients of the two losses are not compared.",
                 expected="train.compile=false and freeze=false",
             )
+        if schedule.stop_score is not None and not recipe.train.score_every:
+            raise UsageError(
+                "method.schedule.stop_score where nothing scores.", expected="train.score_every, and scoring to say how"
+            )
         self._warned: set[str] = set()
 
     @property

@@ -116,6 +116,7 @@ def write_card(
     parts: dict[str, int],
     num_clips: int,
     seed: int,
+    steps: int,
     seconds: float,
     hardware: dict[str, Any],
     rows: Sequence[dict[str, Any]],
@@ -129,7 +130,8 @@ def write_card(
         parts: Parameters by part.
         num_clips: Trained on.
         seed: Of the run.
-        seconds: It took.
+        steps: After which its weights are these.
+        seconds: They took.
         hardware: Of the run record.
         rows: Metric rows of the last validation.
         facts: `Trainee.facts`; they fill the placeholders of the usage example.
@@ -145,6 +147,8 @@ def write_card(
     objective = _OBJECTIVES[kind].format(
         prediction=_PREDICTIONS[prediction], noise=_noise_in_words(content["objective"], prediction)
     )
+    planned = content["train"]["steps"]
+    done = f"{steps:,} steps" if steps == planned else f"{steps:,} of {planned:,} steps"
     release = "".join(f" (MuJoCo {version})" for version in simulated_by(content["data"]["source"]).values())
     lines = [
         f"# {content['model']}" + (": the VAE" if kind == "vae" else ""),
@@ -163,7 +167,7 @@ def write_card(
         "",
         f"{num_clips:,} clips of `{content['data']['source']}`{release}, scenes of the stream "
         f"`{content['data']['purpose']}`, which no probe shares. Started from {start}; seed {seed}; "
-        f"{content['train']['steps']:,} steps in {seconds / 60:.0f} minutes on {where}; physcli {__version__}.",
+        f"{done} in {seconds / 60:.0f} minutes on {where}; physcli {__version__}.",
         "",
         "## Measured on held-out scenes",
         "",

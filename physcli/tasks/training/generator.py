@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from physcli.models.noise import Density
 from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.report.plots import contact_sheet
+from physcli.rows import Row
 from physcli.tasks.features import View, rate_at, stride_of
 from physcli.tasks.sheets import shorten
 from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.denoising import TOLD, DenoisingSteps
 from physcli.tasks.training.material import Material
+from physcli.tasks.training.scoring import Judge
 from physcli.tasks.training.signals import Prompts, draw_latents
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import prompt_at, prompt_of
@@ -43,6 +45,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         material: Windows of clips with their latents and teacher features.
         prompts: Of its prompts.
         seed: Of noise, timesteps, dropped captions and projectors.
+        judge: Scores it on the way, if the recipe asks for that.
         reporter: Receives warnings.
     """
 
@@ -54,6 +57,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         material: Material,
         prompts: Prompts,
         seed: int,
+        judge: Judge | None = None,
         reporter: Reporter,
     ) -> None:
         objective = recipe.objective
@@ -78,7 +82,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             seed=seed,
         )
         super().__init__(generator, recipe=recipe, method=method, text_encoder=text_encoder, reporter=reporter)
-        self.seed, self.objective = seed, objective
+        self.seed, self.objective, self.judge = seed, objective, judge
         self._density = Density(
             objective.noise, mean=objective.noise_mean, std=objective.noise_std, shift=objective.noise_shift
         )
@@ -174,13 +178,31 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
             shape: dict[str, Any] = {"num_frames": self.objective.frames, "height": height, "width": width}
             shape["frame_rates_hz"] = rates[first : first + 8]
             videos += list(self.generator.sample(some, seeds, **shape, steps=self.objective.sample_steps).frames)
-        self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
+        self._release()
         every = max(1, self.objective.frames // 4)
         columns = [str(i) for i in range(0, self.objective.frames, every)]
         made = list(zip(clips, prompts, videos, strict=True))
         shown = [(shorten(prompt, 72), video[::every]) for _, prompt, video in spread(made, _SHOWN)]
         contact_sheet(folder / "samples.png", rows=shown, columns=columns)
         return [float(shows(video, prompt).right) for clip, prompt, video in made if clip.kind == "simulated"]
+
+    def _release(self) -> None:
+        """Give back the parts that only sampling needs."""
+        self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
+
+    @property
+    def judged_by(self) -> str:
+        return "" if self.judge is None else self.recipe.scoring.metric or self.judge.headline
+
+    def score(self, folder: Path) -> list[Row]:
+        assert self.judge is not None
+        self.generator.need("vae", "text_encoder")
+        rows = self.judge.score(self.generator, folder)
+        self._release()
+        return rows
+
+    def after_score(self, values: Mapping[str, float], step: int) -> None:
+        self.schedule.observe_score(values[self.judged_by], step)
 
     def export(self, folder: Path) -> Path:
         """Write `model/`, a whole pipeline folder, or `adapter/`, a LoRA; beside it what the method brought along."""

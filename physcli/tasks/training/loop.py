@@ -35,8 +35,11 @@ from physcli.recipe import Train
 from physcli.tasks.processes import on_cpu
 from physcli.tasks.run_dir import RunDir, to_json
 from physcli.tasks.training.checkpoints import cannot_write, prune, read_manifest, write_checkpoint
+from physcli.tasks.training.scoring import ScoreLog, overall
 from physcli.tasks.training.step import OptimizerStep, TrainingError
 from physcli.tasks.training.trainee import Trainee
+
+KeepBest = Callable[[int, float, list[dict[str, Any]]], object]  # step, seconds, rows
 
 _BATCHES_AHEAD = 2
 _VALIDATION = "validation.json"  # of the last one: its step and rows
@@ -49,7 +52,8 @@ class TrainingResult:
 
     Attributes:
         steps: The rows of steps.jsonl: one per optimizer step.
-        rows: Metric rows of the last validation.
+        rows: Metric rows of the last validation, and of the last scoring.
+        scores: What a judge said on the way.
         resumed: The step that training went on from; None for a new run.
         seconds: Spent on training, those of the resumed run included.
         problems: Clips that could not be read, in words.
@@ -57,6 +61,7 @@ class TrainingResult:
 
     steps: list[dict[str, Any]]
     rows: list[dict[str, Any]]
+    scores: ScoreLog
     resumed: int | None = None
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
@@ -114,6 +119,7 @@ def train(
     seed: int,
     resume: Path | None = None,
     facts: dict[str, Any] | None = None,
+    keep_best: KeepBest | None = None,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
     """Train, validate, write checkpoints, and leave the trainee with its final (averaged) weights.
@@ -126,6 +132,8 @@ def train(
         seed: Of the order of clips and all noise.
         resume: A whole checkpoint (`find_checkpoint`), or None to start anew.
         facts: Kept in every checkpoint.
+        keep_best: Called by the main process after a step whose score is the best so far, with the step, the seconds
+            and the rows, while the trainee has the weights that were scored.
         reporter: Receives progress.
 
     Raises:
@@ -133,7 +141,7 @@ def train(
         DataError: the disk is full, or too many clips are broken.
     """
     reporter = reporter or Reporter()
-    loop = _Loop(trainee, settings, run, accelerator, seed, facts or {}, reporter)
+    loop = _Loop(trainee, settings, run, accelerator, seed, facts or {}, keep_best, reporter)
     loop.begin(resume)
     return loop.run_to_end()
 
@@ -147,15 +155,17 @@ class _Loop:
         accelerator: Accelerator,
         seed: int,
         facts: dict[str, Any],
+        keep_best: KeepBest | None,
         reporter: Reporter,
     ) -> None:
         self.trainee, self.settings, self.run, self.accelerator = trainee, settings, run, accelerator
-        self.seed, self.facts, self.reporter = seed, facts, reporter
+        self.seed, self.facts, self.keep_best, self.reporter = seed, facts, keep_best, reporter
         self.step = 0
         self.samples = 0  # drawn by all processes together
         self.resumed: int | None = None
         self.history: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
+        self.scores = ScoreLog(run.path, trainee.judged_by, writes=accelerator.is_main_process)
         self._saved: int | None = None
         self._owes_validation = False
         self._problems: list[str] = []  # before the checkpoint
@@ -179,6 +189,7 @@ class _Loop:
             np.random.seed(self.seed % 2**32)  # noqa: NPY002 (the state that checkpoints keep)
             if self.accelerator.is_main_process:
                 self._log.unlink(missing_ok=True)  # of a run that came to no checkpoint
+            self.scores.begin(0, None)
             return
         manifest = read_manifest(resume)
         self.accelerator.load_state(str(resume))
@@ -195,7 +206,10 @@ class _Loop:
         # Steps are kept before they are validated, which a kill may have prevented.
         if self._is_validated(self.step) and self.step < self.settings.steps:
             self._owes_validation = self._last_validated() != self.step
+        self.scores.begin(self.step, resume.parent)
         self.accelerator.wait_for_everyone()  # all have read it before the main process writes it
+        if self.scores.last == self.step:  # heard of after the checkpoint was written
+            self.trainee.after_score(self.scores.values(), self.step)
         self.reporter.note(f"Resumed at step {self.step} from {resume}.")
 
     def _is_validated(self, step: int) -> bool:
@@ -214,6 +228,8 @@ class _Loop:
         self._begun_at, self._first_step, self._first_sample = start, self.step, self.samples
         if self._owes_validation:
             self._validate()
+        if self._is_scored() and self.scores.last != self.step:
+            self._score()
         with (
             self.reporter.bar("Training", settings.steps, "step") as bar,
             _stop_requests(self.accelerator.num_processes == 1) as stop,
@@ -232,6 +248,8 @@ class _Loop:
                     self._checkpoint()
                 if not last and self._is_validated(self.step):
                     self._validate()
+                if self._is_scored():
+                    self._score()
                 if stop() and not last:
                     self._checkpoint()
                     self.reporter.note(f"checkpoint-{self.step} is written; --resume latest goes on from there.")
@@ -243,8 +261,11 @@ class _Loop:
         if self.ema is not None:  # for good
             self.ema.apply()
         self.trainee.eval()
-        seconds = self._earlier + time.monotonic() - start
-        return TrainingResult(self.history, self.rows, self.resumed, seconds, self._all_problems())
+        rows = self.rows + self.scores.overall()
+        return TrainingResult(self.history, rows, self.scores, self.resumed, self._seconds(), self._all_problems())
+
+    def _seconds(self) -> float:
+        return self._earlier + time.monotonic() - self._begun_at
 
     def _all_problems(self) -> list[str]:
         return list(dict.fromkeys([*self._problems, *self.trainee.problems()]))
@@ -274,7 +295,7 @@ class _Loop:
         self.step += 1
         self.samples += settings.batch_size * settings.accumulate * self.accelerator.num_processes
         row = {"step": self.step, "samples": self.samples, **done.means, "grad_norm": done.grad_norm, "lr": done.lr}
-        row["seconds"] = round(self._earlier + time.monotonic() - self._begun_at, 3)
+        row["seconds"] = round(self._seconds(), 3)
         return row
 
     def _give_up(self, error: TrainingError) -> TrainingError:
@@ -322,6 +343,31 @@ class _Loop:
             if self.settings.trackers:
                 self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=self.step)
         self.accelerator.wait_for_everyone()
+
+    def _is_scored(self) -> bool:
+        every = self.settings.score_every
+        return bool(every) and (self.step % every == 0 or self.step == self.settings.steps)
+
+    def _score(self) -> None:
+        """Every process takes its part; a NaN in what is made ends the run as it would end `sample`."""
+        folder = self.run.path / "samples" / f"step-{self.step:06d}"
+        if self.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.trainee.eval()
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), torch.no_grad():
+            rows = self.trainee.score(folder)
+            best = self.step > 0 and self.scores.is_best(rows)
+            if best and self.accelerator.is_main_process and self.keep_best is not None:
+                self.keep_best(self.step, self._seconds(), overall(rows))
+        self.scores.add(self.step, rows)
+        self.trainee.train()
+        self.accelerator.wait_for_everyone()
+        values = self.scores.values()
+        self.trainee.after_score(values, self.step)
+        self.reporter.note(f"Step {self.step}: {self.scores.metric} {values[self.scores.metric]:.4g}")
+        if self.settings.trackers:
+            self.accelerator.log({f"score/{name}": value for name, value in values.items()}, step=self.step)
 
     def _status(self, row: dict[str, Any]) -> str:
         if self.accelerator.device.type == "cuda":

@@ -37,7 +37,8 @@ class MethodSchedule:
     @property
     def measures(self) -> bool:
         """Whether anything but the step may end the method."""
-        return self.settings.stop_loss is not None or self.settings.stop_cosine is not None
+        settings = self.settings
+        return any(stop is not None for stop in (settings.stop_loss, settings.stop_cosine, settings.stop_score))
 
     def is_on(self, step: int) -> bool:
         """Whether the method runs in this step."""
@@ -67,13 +68,22 @@ class MethodSchedule:
         kept = 0.0 if self.average is None else settings.average_decay
         self.average = kept * (self.average or 0.0) + (1 - kept) * loss
         if settings.stop_loss is not None and self.average <= settings.stop_loss:
-            self._end(step, f"the moving average of its loss, {self.average:.4g}, is at most {settings.stop_loss:.4g}")
+            self._end(
+                step + 1, f"the moving average of its loss, {self.average:.4g}, is at most {settings.stop_loss:.4g}"
+            )
         elif settings.stop_cosine is not None and cosine is not None and cosine < settings.stop_cosine:
-            self._end(step, f"the cosine of the gradients, {cosine:.3g}, is below {settings.stop_cosine:.3g}")
+            self._end(step + 1, f"the cosine of the gradients, {cosine:.3g}, is below {settings.stop_cosine:.3g}")
+
+    def observe_score(self, score: float, step: int) -> None:
+        """Look at what a judge said after `step` steps; the next may be the first without the method."""
+        stop = self.settings.stop_score
+        if stop is not None and self.is_on(step) and score >= stop:
+            self._end(step, f"the judge's score, {score:.4g}, is at least {stop:.4g}")
 
     def _end(self, step: int, why: str) -> None:
-        self.ended = step + 1
-        self.reporter.note(f"The method ends after step {step + 1}: {why}.")
+        """`step` steps are done."""
+        self.ended = step
+        self.reporter.note(f"The method ends after step {step}: {why}.")
 
     def state_dict(self) -> dict[str, Any]:
         return {"ended": self.ended, "average": self.average}

@@ -85,6 +85,22 @@ class Trainee(Steps):
             Rows of metrics.json.
         """
 
+    @property
+    def judged_by(self) -> str:
+        """The metric of `score` by which the best weights are known; "" of what is not scored."""
+        return ""
+
+    def score(self, folder: Path) -> list[Row]:
+        """Rows of a judge; every process calls it, takes its part, and gets the same.
+
+        Args:
+            folder: For pictures.
+        """
+        return []
+
+    def after_score(self, values: Mapping[str, float], step: int) -> None:
+        """What was scored after `step` optimizer steps, metric → value; the same in each process."""
+
     @abstractmethod
     def export(self, folder: Path) -> Path:
         """Write what was trained as an ordinary model folder below `folder`.

@@ -57,6 +57,10 @@ def finetune(
             show_default=False,
         ),
     ] = None,
+    no_reference: Annotated[
+        bool,
+        typer.Option("--no-reference", help="Leave the recipe's reference curve, if it has one, out of loss.png."),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -75,7 +79,9 @@ def finetune(
     from physcli.tasks.finetune import finetune as run_finetune
     from physcli.tasks.run_dir import to_json
 
-    done = run_finetune(request, resume=resume, reporter=render.RichReporter(quiet=common.quiet))
+    done = run_finetune(
+        request, resume=resume, reference=not no_reference, reporter=render.RichReporter(quiet=common.quiet)
+    )
     if not done.is_main:
         return
     if common.json:

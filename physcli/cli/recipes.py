@@ -87,6 +87,25 @@ def validate(common: Output, name: Name, overrides: Overrides = None) -> None:
         render.result(f"{name} is a valid recipe; it trains a {recipe.trains} from {recipe.model}.")
 
 
+@app.command("reference")
+@shared(Output)
+def reference(
+    common: Output,
+    run: Annotated[Path, typer.Argument(help="A finished run of finetune.")],
+    name: Name,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a reference that is there.")] = False,
+) -> None:
+    """Keep a run's loss, thinned, beside its recipe; finetune draws it into loss.png of later runs."""
+    from physcli.tasks.references import write_reference
+    from physcli.tasks.run_dir import to_json
+
+    path = write_reference(run, name, overwrite=overwrite)
+    if common.json:
+        render.json_text(to_json({"reference": path}))
+    else:
+        render.files({"reference": path})
+
+
 @app.command("schema")
 @shared(Output)
 def schema(common: Output) -> None:

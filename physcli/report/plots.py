@@ -208,6 +208,7 @@ def loss_curve(
     title: str,
     terms: Sequence[str] = (),
     control: str | None = None,
+    reference: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Loss, its terms and the gradient norm by step: every step faint, their running median dark.
 
@@ -217,6 +218,7 @@ def loss_curve(
         title: Above the axes.
         terms: Fields that the loss is made of, each with axes of its own.
         control: A field drawn grey beside the loss: what doing nothing would give.
+        reference: The same rows of another run, thinned, drawn as a dotted line as far as this one goes.
     """
     heights = [2, *[1.4] * len(terms), 1]
     figure, panels = plt.subplots(
@@ -238,12 +240,20 @@ def loss_curve(
 
     for axes, name, color in zip(panels, ("loss", *terms, "grad_norm"), cycle(COLORS), strict=False):
         draw(axes, name, color)
+        values = [row.get(name, np.nan) for row in reference]
+        if not np.isnan(values).all():
+            axes.plot(
+                [row["step"] for row in reference], values, color=REFERENCE, linestyle="dotted", label="reference run"
+            )
         axes.set_ylabel(name.replace("_", " "))
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", which="both", labelsize=7)  # a log axis of less than a decade labels many
     if control is not None:
         draw(panels[0], control, CONTROL, linestyle="dashed", label=control.replace("_", " "))
+    if control is not None or reference:
         panels[0].legend(frameon=False, fontsize=9)
+    if len(at):
+        panels[-1].set_xlim(at[0] - 0.02 * np.ptp(at) - 0.5, at[-1] + 0.02 * np.ptp(at) + 0.5)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set_xlabel("optimizer step")
     panels[0].set_title(title, loc="left", fontsize=11)

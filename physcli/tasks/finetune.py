@@ -30,6 +30,7 @@ from physcli.recipe import AnyRecipe, completed, dump_recipe, list_recipes
 from physcli.report.plots import loss_curve
 from physcli.rows import Row
 from physcli.tasks.processes import Processes
+from physcli.tasks.references import Reference, find_reference
 from physcli.tasks.run_dir import (
     SETTINGS_VERSION,
     Complete,
@@ -82,13 +83,14 @@ class FinetuneResult:
 
 
 def finetune(
-    request: FinetuneRequest, *, resume: str | None = None, reporter: Reporter | None = None
+    request: FinetuneRequest, *, resume: str | None = None, reference: bool = True, reporter: Reporter | None = None
 ) -> FinetuneResult:
     """Train by a recipe.
 
     Args:
         request: The recipe, and what is given beside it.
         resume: latest, a checkpoint folder or a run directory.
+        reference: Draw the recipe's reference curve, if it has one, into loss.png.
         reporter: Receives progress.
 
     Raises:
@@ -99,6 +101,7 @@ def finetune(
     reporter = (reporter or Reporter()) if processes.is_main else Reporter()
     if processes.warning:
         reporter.warn(processes.warning)
+    beside = find_reference(request.recipe_name, recipe, processes.count) if reference else None
     if better := _recipe_for(request.recipe_name, recipe.model):
         reporter.warn(
             f"{request.recipe_name} is for the embedded default; the papers' settings for {recipe.model}: {better}."
@@ -180,7 +183,9 @@ def finetune(
             for problem in problems:
                 if problem not in trained.problems:
                     reporter.warn(f"Left out by another process: {problem}")
-            _plot(run.path / "loss.png", trained.steps, request.recipe_name, recipe)
+            _plot(run.path / "loss.png", trained.steps, request.recipe_name, recipe, beside)
+            if beside is not None:
+                reporter.note(beside.in_words)
             folder = export(run.path, recipe.train.steps, trained.seconds, trained.rows)
             if trained.scores.best is not None:
                 step, value = trained.scores.best
@@ -199,12 +204,25 @@ def finetune(
     return FinetuneResult(run.path, folder, trained.rows, trained.steps, trained.seconds, processes.is_main)
 
 
-def _plot(path: Path, steps: Sequence[Mapping[str, Any]], recipe_name: str, recipe: AnyRecipe) -> None:
+def _plot(
+    path: Path,
+    steps: Sequence[Mapping[str, Any]],
+    recipe_name: str,
+    recipe: AnyRecipe,
+    beside: Reference | None,
+) -> None:
     logged = set().union(*steps)
     terms = ("denoising", recipe.method.name) if recipe.trains == "generator" else ()
     control = "no_motion" if "no_motion" in logged else None
     title = f"{Path(recipe_name).stem}: {recipe.trains}, from {recipe.model}"
-    loss_curve(path, steps, title=title, terms=[term for term in terms if term in logged], control=control)
+    loss_curve(
+        path,
+        steps,
+        title=title,
+        terms=[term for term in terms if term in logged],
+        control=control,
+        reference=() if beside is None else beside.steps,
+    )
 
 
 def _recipe_for(name: str, model: str) -> str | None:

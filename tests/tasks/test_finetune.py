@@ -639,6 +639,12 @@ def test_loss_curve(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     rows = [row | {"denoising": 1.0, "trd": 0.5, "nothing": 2.0} for row in steps]
     loss_curve(tmp_path / "terms.png", rows, title="A run", terms=("denoising", "trd"), control="nothing")
+    beside = [{"step": 4, "loss": 1.5}, {"step": 400, "loss": 0.5, "denoising": 0.2}]
+    loss_curve(tmp_path / "beside.png", rows, title="A run", terms=("denoising",), reference=beside)
+    loss_curve(tmp_path / "alone.png", rows, title="A run", terms=("denoising",))
+    pictures = [plt.imread(tmp_path / f"{name}.png") for name in ("beside", "alone")]
+    assert pictures[0].shape[0] == pictures[1].shape[0]
+    assert not (pictures[0].shape == pictures[1].shape and (pictures[0] == pictures[1]).all())
     heights = [plt.imread(tmp_path / f"{name}.png").shape[0] for name in ("whole", "terms")]
     assert heights[1] > 1.3 * heights[0]
 

@@ -751,7 +751,10 @@ class DiffusersGenerator(ABC):
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
 
+        latest: dict[str, Tensor] = {}
+
         def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            latest.update(tensors)
             if each_step is not None:
                 each_step()
             return {}
@@ -777,7 +780,7 @@ class DiffusersGenerator(ABC):
                     # On the CPU whatever the device, so that every device gets the same noise.
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                     callback_on_step_end=after_step,
-                    callback_on_step_end_tensor_inputs=[],
+                    callback_on_step_end_tensor_inputs=["latents"],
                     output_type="np",
                 ).frames
         pixels = np.asarray(made)
@@ -788,11 +791,12 @@ class DiffusersGenerator(ABC):
                 fix="try --dtype float32 or bfloat16; if it stays so, the weights are damaged",
             )
         frames = (pixels * 255).round().astype(np.uint8)
+        latents = self._canonical(latest["latents"], shape)
         if guidance is None:
-            return Sampled(frames)
+            return Sampled(frames, latents)
         names = next(iter(measured.values()), {})
         rows = {name: torch.stack([logs[name] for logs in measured.values()], dim=1).cpu().numpy() for name in names}
-        return Sampled(frames, tuple(measured), rows)
+        return Sampled(frames, latents, tuple(measured), rows)
 
     @contextlib.contextmanager
     def _guided(

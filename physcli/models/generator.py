@@ -170,10 +170,11 @@ class Guides(Protocol):
 
 @dataclass(frozen=True)
 class Sampled:
-    """Videos uint8 [B, T, H, W, 3], and what a guidance measured: name → [B, guided steps], in the order of the steps
-    counted from 0 in `guided`. Without guidance both are empty."""
+    """Videos uint8 [B, T, H, W, 3] and their latents [B, F, C, h, w]; and what a guidance measured: name → [B, guided
+    steps], in the order of the steps counted from 0 in `guided`. Without guidance both are empty."""
 
     frames: np.ndarray
+    latents: Tensor
     guided: tuple[int, ...] = ()
     measured: dict[str, np.ndarray] | None = None
 

@@ -34,6 +34,7 @@ from physcli.recipe import (
     MoAlign,
     MotionFieldRecipe,
     MotionProjectorRecipe,
+    Nft,
     RaterRecipe,
     VaeRecipe,
 )
@@ -47,7 +48,8 @@ from physcli.tasks.training.material import Material, Source
 from physcli.tasks.training.motion import FieldTrainee, MotionProjectorTrainee
 from physcli.tasks.training.rater import RaterTrainee, twins_of
 from physcli.tasks.training.rater_samples import SampledVideo, sampled_videos
-from physcli.tasks.training.scoring import Judge, LawsJudge, OcpJudge
+from physcli.tasks.training.reward import RewardTrainee
+from physcli.tasks.training.scoring import Judge, LawsJudge, OcpJudge, asked_of
 from physcli.tasks.training.signals import Prompts, flow_of, latents_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
@@ -162,6 +164,21 @@ def build_trainee(
             seed=seed,
             subject=recipe.model,
         )
+    if isinstance(recipe, GeneratorRecipe) and isinstance(recipe.method, Nft):
+        _refuse_contradictions(recipe)
+        generator = _generator(recipe, parts=("vae", "text_encoder"), reporter=reporter)
+        generator.place(device)
+        _check_fit(recipe, generator)
+        generator.need("transformer", dtype=getattr(torch, recipe.lora.base_dtype) if recipe.lora else None)
+        return RewardTrainee(
+            generator,
+            recipe=recipe,
+            training=training,
+            held_out=held_out,
+            seed=seed,
+            judge=_judge(recipe, generator, held_out, seed, cache, processes, reporter),
+            processes=processes,
+        )
     num_samples = recipe.train.steps * recipe.train.accumulate * recipe.train.batch_size * processes.count
     source = Source(training, held_out, recipe.data, seed, num_samples, cache, processes, reporter)
     made = prepare(recipe, source, device)
@@ -208,8 +225,8 @@ def _judge(
         return None
     judge: Judge
     if recipe.scoring.judge == "laws":
-        rate_hz = generator.facts.frame_rate_hz
-        judge = LawsJudge(held_out, recipe, seed=seed, default_rate_hz=rate_hz, processes=processes)
+        items = asked_of(held_out, recipe, seed=seed, default_rate_hz=generator.facts.frame_rate_hz)
+        judge = LawsJudge(items, recipe, processes=processes)
     else:
         judge = OcpJudge(recipe, generator, seed=seed, cache=cache, processes=processes, reporter=reporter)
     metric = recipe.scoring.metric
@@ -250,6 +267,11 @@ def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepar
             "flow": flow_of(encoder, objective.view, kind=objective.flow, cache=source.store("flow")),
         }
         return Prepared(_material(recipe, source, signals, validated=tuple(signals)), encoder=encoder.fingerprint)
+    if isinstance(recipe, GeneratorRecipe) and isinstance(recipe.method, Nft):
+        raise UsageError(
+            "Nothing is computed beforehand for method.name=nft: it learns from videos of its own.",
+            expected="a recipe that reads clips",
+        )
     _refuse_contradictions(recipe)
     generator = _generator(recipe, parts=(), reporter=source.reporter)
     generator.place(device)

@@ -74,6 +74,8 @@ _PREDICTIONS = {
 }
 _OBJECTIVES = {
     "generator": "{prediction} at {noise}, captions dropped for classifier-free guidance.",
+    "nft": "DiffusionNFT (settings: the recipe below): error of x̂0 at {noise}, towards the model's own videos that the "
+    "reward prefers and away from the others. Of the clips below only the prompts were read.",
     "encoder": "Future prediction, without labels: the encoder sees the first frames of a window; from the tokens of "
     "its last time step one linear layer predicts how the colours of each token's place will have changed at later "
     "frames, places that move counting most.",
@@ -144,7 +146,8 @@ def write_card(
     if facts.get("random_init") and content["init"] != "random":
         start = f"the random weights of {content['model']}"
     prediction = facts.get("prediction", "v")
-    objective = _OBJECTIVES[kind].format(
+    learns_by = content.get("method", {}).get("name")
+    objective = _OBJECTIVES["nft" if learns_by == "nft" else kind].format(
         prediction=_PREDICTIONS[prediction], noise=_noise_in_words(content["objective"], prediction)
     )
     planned = content["train"]["steps"]
@@ -218,7 +221,7 @@ _DRIFT_WEIGHTS = {"released": "1 − σ²", "abar": "(1 − σ)²", "snr": "(1 �
 
 def _method_in_words(content: dict[str, Any], prediction: str) -> str:
     method = content.get("method", {"name": "sft"})
-    if method["name"] == "sft":
+    if method["name"] in ("sft", "nft"):
         return ""
     teacher = f" with the teacher {method['teacher']}" if "teacher" in method else ""
     words = f" Beside it {method['weight']:g} times the loss of {method['name']}{teacher} (settings: the recipe below)."

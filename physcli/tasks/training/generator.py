@@ -19,7 +19,7 @@ from physcli.hashing import seed_from
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import Density
 from physcli.progress import Reporter
-from physcli.recipe import GeneratorRecipe
+from physcli.recipe import Denoising, GeneratorRecipe
 from physcli.report.plots import contact_sheet
 from physcli.rows import Row
 from physcli.tasks.features import View, rate_at, stride_of
@@ -36,7 +36,82 @@ from physcli.tasks.training.windows import prompt_at, prompt_of
 _SHOWN = 16  # samples in the picture
 
 
-class GeneratorTrainee(DenoisingSteps, Trainee):
+class OfGenerator(Trainee):
+    """What all ways of training a generator have in common: how it is scored, and what is left.
+
+    Attributes:
+        generator, recipe: What is trained, and how.
+        objective: The recipe's.
+        judge: Scores it on the way, if the recipe asks for that.
+    """
+
+    generator: Generator
+    recipe: GeneratorRecipe
+    objective: Denoising
+    judge: Judge | None
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        trained = {"transformer": not self.recipe.freeze, "text_encoder": self.objective.text_encoder}
+        return tuple(part for part in self.generator.components if not trained.get(part))
+
+    def _release(self) -> None:
+        """Give back the parts that only sampling needs."""
+        self.generator.release("vae", *([] if self.objective.text_encoder else ["text_encoder"]))
+
+    @property
+    def judged_by(self) -> str:
+        return "" if self.judge is None else self.recipe.scoring.metric or self.judge.headline
+
+    def score(self, folder: Path) -> list[Row]:
+        assert self.judge is not None
+        self.generator.need("vae", "text_encoder")
+        rows = self.judge.score(self.generator, folder)
+        self._release()
+        return rows
+
+    def export(self, folder: Path) -> Path:
+        """Write `model/`, a whole pipeline folder, or `adapter/`, a LoRA."""
+        if self.recipe.lora is not None:
+            target = folder / "adapter"
+            self.generator.save_lora(target)
+        else:
+            target = folder / "model"
+            self.generator.save(target, frozen=self.frozen)
+        return target
+
+    def parts(self) -> dict[str, int]:
+        parts = {name: self.generator.part(name) for name in self.generator.weight_parts}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+    def facts(self) -> dict[str, Any]:
+        height, width = self.generator.facts.size
+        return {
+            "random_init": self.generator.random_init,
+            "prediction": self.generator.noise.prediction,
+            "pipeline": self.generator.pipeline_class,
+            "frames": self.objective.frames,
+            "height": height,
+            "width": width,
+            "guidance": self.generator.guidance_scale,
+            "text": self.generator.facts.max_text_tokens,
+            "padded": _default_text_length(self.generator.pipeline_class),
+        }
+
+
+def choose_trained(generator: Generator, recipe: GeneratorRecipe, *, seed: int) -> None:
+    """Bring a generator into the recipe's state: what of its network is trained, and how it samples."""
+    objective = recipe.objective
+    if objective.guidance_scale is not None:
+        generator.guidance_scale = objective.guidance_scale
+    if objective.rope_grid_type is not None:
+        generator.use_rope_grid(objective.rope_grid_type)
+    generator.network.requires_grad_(not recipe.freeze)
+    if recipe.lora is not None:
+        generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))
+
+
+class GeneratorTrainee(DenoisingSteps, OfGenerator):
     """The transformer of a generator (and its text encoder, if asked for), on latents that were encoded once.
 
     Args:
@@ -61,13 +136,7 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         reporter: Reporter,
     ) -> None:
         objective = recipe.objective
-        if objective.guidance_scale is not None:
-            generator.guidance_scale = objective.guidance_scale
-        if objective.rope_grid_type is not None:
-            generator.use_rope_grid(objective.rope_grid_type)
-        generator.network.requires_grad_(not recipe.freeze)
-        if recipe.lora is not None:
-            generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))
+        choose_trained(generator, recipe, seed=seed)
         text_encoder: nn.Module | None = None  # a part of this module, and of checkpoints, where it is trained
         if objective.text_encoder:
             generator.need("text_encoder")
@@ -90,11 +159,6 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         self._windows, self._held_windows = material.windows, material.held_windows
         self.num_windows = len(self._windows.views)
         self._latents, self._signals = latents, values
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        trained = {"transformer": not self.recipe.freeze, "text_encoder": self.objective.text_encoder}
-        return tuple(part for part in self.generator.components if not trained.get(part))
 
     def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
         views, latents, noise, times, prompts = [], [], [], [], []
@@ -186,53 +250,14 @@ class GeneratorTrainee(DenoisingSteps, Trainee):
         contact_sheet(folder / "samples.png", rows=shown, columns=columns)
         return [float(shows(video, prompt).right) for clip, prompt, video in made if clip.kind == "simulated"]
 
-    def _release(self) -> None:
-        """Give back the parts that only sampling needs."""
-        self.generator.release("vae", *(["text_encoder"] if self.text_encoder is None else []))
-
-    @property
-    def judged_by(self) -> str:
-        return "" if self.judge is None else self.recipe.scoring.metric or self.judge.headline
-
-    def score(self, folder: Path) -> list[Row]:
-        assert self.judge is not None
-        self.generator.need("vae", "text_encoder")
-        rows = self.judge.score(self.generator, folder)
-        self._release()
-        return rows
-
     def after_score(self, values: Mapping[str, float], step: int) -> None:
         self.schedule.observe_score(values[self.judged_by], step)
 
     def export(self, folder: Path) -> Path:
-        """Write `model/`, a whole pipeline folder, or `adapter/`, a LoRA; beside it what the method brought along."""
-        if self.recipe.lora is not None:
-            target = folder / "adapter"
-            self.generator.save_lora(target)
-        else:
-            target = folder / "model"
-            self.generator.save(target, frozen=self.frozen)
+        """The model, and beside it what the method brought along."""
         if self.method is not None:
             self.method.save(folder)
-        return target
-
-    def parts(self) -> dict[str, int]:
-        parts = {name: self.generator.part(name) for name in self.generator.weight_parts}
-        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-
-    def facts(self) -> dict[str, Any]:
-        height, width = self.generator.facts.size
-        return {
-            "random_init": self.generator.random_init,
-            "prediction": self.generator.noise.prediction,
-            "pipeline": self.generator.pipeline_class,
-            "frames": self.objective.frames,
-            "height": height,
-            "width": width,
-            "guidance": self.generator.guidance_scale,
-            "text": self.generator.facts.max_text_tokens,
-            "padded": _default_text_length(self.generator.pipeline_class),
-        }
+        return super().export(folder)
 
     def problems(self) -> list[str]:
         return self._material.problems

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from physcli.benchmarks import physion
 from physcli.benchmarks.base import Context, Score
@@ -83,79 +84,95 @@ class LawsJudge(Judge):
     """`physcli eval laws` of videos for held-out prompts; judged as they were made, before any video file's losses.
 
     Args:
-        clips: Held-out ones; the simulated ones' prompts are asked, each once, the scenarios in turn.
-        recipe: Says how many, of how many frames at which stride, and how they are made.
-        seed: Of every video's first noise.
-        default_rate_hz: Of clips whose files do not say.
+        items: What is asked for.
+        recipe: Says of how many frames, and how they are made.
         processes: Each makes its part.
+
+    Raises:
+        UsageError: no prompt of the simulated world.
     """
 
     headline = "joint"
     metrics = tuple(metric.name for metric in Laws.metrics)
 
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        recipe: GeneratorRecipe,
-        *,
-        seed: int,
-        default_rate_hz: float,
-        processes: Processes,
-    ) -> None:
-        self.settings, self.frames, self.processes = recipe.scoring, recipe.objective.frames, processes
-        stride = max(recipe.objective.strides)
-        simulated = [clip for clip in clips if clip.kind == "simulated"]
-        if not simulated:
+    def __init__(self, items: Sequence[Asked], recipe: GeneratorRecipe, *, processes: Processes) -> None:
+        if not items:
             raise UsageError(
                 "scoring.judge=laws without simulated held-out clips: the laws are of the simulated world.",
                 expected="simulated clips in data.source, or another judge",
                 fix="use scoring.judge=ocp, or leave train.score_every out",
             )
-        self.items = [
-            Asked(prompt, seed_from(seed, "score", prompt), rate_at(clip, stride, default_rate_hz))
-            for clip in distinct(simulated)[: self.settings.videos]
-            for prompt in [prompt_at(clip, stride)]
-        ]
+        self.items, self.processes = items[: recipe.scoring.videos], processes
+        self.frames, self.steps = recipe.objective.frames, recipe.scoring.sample_steps
 
     def score(self, generator: Generator, folder: Path) -> list[Row]:
         mine = self.processes.share(range(len(self.items)))
-        videos = dict(zip(mine, self._make(generator, [self.items[n] for n in mine]), strict=True))
-        judged = dict(self.processes.collect([(n, self.judge(self.items[n], video)) for n, video in videos.items()]))
+        made = make_videos(generator, [self.items[n] for n in mine], num_frames=self.frames, steps=self.steps)
+        videos = [video for video, _ in made]
+        own = [by_laws(self.items[n], video) for n, video in zip(mine, videos, strict=True)]
+        judged = dict(self.processes.collect(list(zip(mine, own, strict=True))))
         if self.processes.is_main:
-            self._draw(folder / "scored.png", videos, judged)
+            draw_judged(folder / "scored.png", [self.items[n] for n in mine], videos, own)
         scores = [Score(item, judged[number]) for number, item in enumerate(self.items)]
-        return Laws().aggregate(scores, benchmark=Laws.name, task=Laws.task, subject=generator.name, split="held-out")
+        columns = {"benchmark": Laws.name, "task": Laws.task, "subject": generator.name, "split": "held-out"}
+        return Laws().aggregate(scores, **columns)
 
-    @staticmethod
-    def judge(item: Asked, video: np.ndarray) -> dict[str, Any]:
-        """What `physcli eval laws` says of uint8 [T, H, W, 3]."""
-        return Laws().score(item, Context(lambda: video, item.rate_hz, dis_flow))
 
-    def _make(self, generator: Generator, items: Sequence[Asked]) -> list[np.ndarray]:
-        height, width = generator.facts.size
-        made: list[np.ndarray] = []
-        for first in range(0, len(items), _AT_ONCE):
-            some = items[first : first + _AT_ONCE]
-            made += list(
-                generator.sample(
-                    [item.prompt for item in some],
-                    [item.seed for item in some],
-                    num_frames=self.frames,
-                    height=height,
-                    width=width,
-                    steps=self.settings.sample_steps,
-                    frame_rates_hz=[item.rate_hz for item in some],
-                ).frames
-            )
-        return made
+def asked_of(clips: Sequence[Clip], recipe: GeneratorRecipe, *, seed: int, default_rate_hz: float) -> list[Asked]:
+    """The prompts of simulated clips, each once, the scenarios in turn, at the recipe's largest stride.
 
-    def _draw(self, path: Path, videos: Mapping[int, np.ndarray], judged: Mapping[int, Mapping[str, Any]]) -> None:
-        at = np.linspace(0, self.frames - 1, _FRAMES_SHOWN).round().astype(int)
-        rows = []
-        for number, video in list(videos.items())[:_SHOWN]:
-            wrong = ", ".join("not as asked" if what == "sa" else what for what in judged[number]["reasons"])
-            rows.append((shorten(f"{wrong or 'nothing wrong'}: {self.items[number].prompt}", 72), video[at]))
-        contact_sheet(path, rows=rows, columns=[str(frame) for frame in at])
+    Args:
+        clips: Those that are not simulated are left out.
+        recipe: Says the strides.
+        seed: Of every video's first noise.
+        default_rate_hz: Of clips whose files do not say.
+    """
+    stride = max(recipe.objective.strides)
+    simulated = [clip for clip in clips if clip.kind == "simulated"]
+    return [
+        Asked(prompt, seed_from(seed, "score", prompt), rate_at(clip, stride, default_rate_hz))
+        for clip in (distinct(simulated) if simulated else [])
+        for prompt in [prompt_at(clip, stride)]
+    ]
+
+
+def by_laws(item: Asked, frames: np.ndarray) -> dict[str, Any]:
+    """What `physcli eval laws` says of uint8 [T, H, W, 3]."""
+    return Laws().score(item, Context(lambda: frames, item.rate_hz, dis_flow))
+
+
+def make_videos(
+    generator: Generator, items: Sequence[Asked], *, num_frames: int, steps: int, guidance_scale: float | None = None
+) -> list[tuple[np.ndarray, Tensor]]:
+    """A video uint8 [T, H, W, 3] for each, and its latents [F, C, h, w] on the CPU; a few at a time."""
+    height, width = generator.facts.size
+    made: list[tuple[np.ndarray, Tensor]] = []
+    for first in range(0, len(items), _AT_ONCE):
+        some = items[first : first + _AT_ONCE]
+        done = generator.sample(
+            [item.prompt for item in some],
+            [item.seed for item in some],
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            frame_rates_hz=[item.rate_hz for item in some],
+        )
+        made += zip(done.frames, done.latents.float().cpu(), strict=True)
+    return made
+
+
+def draw_judged(
+    path: Path, items: Sequence[Asked], videos: Sequence[np.ndarray], judged: Sequence[Mapping[str, Any]]
+) -> None:
+    """A contact sheet of the first of them, with what the laws find wrong."""
+    at = np.linspace(0, len(videos[0]) - 1, _FRAMES_SHOWN).round().astype(int)
+    rows = []
+    for item, video, said in list(zip(items, videos, judged, strict=True))[:_SHOWN]:
+        wrong = ", ".join("not as asked" if what == "sa" else what for what in said["reasons"])
+        rows.append((shorten(f"{wrong or 'nothing wrong'}: {item.prompt}", 72), video[at]))
+    contact_sheet(path, rows=rows, columns=[str(frame) for frame in at])
 
 
 class OcpJudge(Judge):

@@ -98,6 +98,7 @@ class OptimizerStep:
             TrainingError: NaN or infinite loss or gradient, on any process. The weights are those before the step.
         """
         settings, accelerator = self.settings, self.accelerator
+        begun = self._trainee.before_step(number)
         rate = learning_rate(settings.schedule, settings.optimizer.lr, number, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -124,7 +125,7 @@ class OptimizerStep:
         reduced = accelerator.reduce(torch.stack(list(total.values())), reduction="mean").tolist()
         means = dict(zip(total, reduced, strict=True))
         self._trainee.after_step(means, number)
-        return StepResult(means, float(norm) if norm is not None else math.nan, lr=rate)
+        return StepResult(means | begun, float(norm) if norm is not None else math.nan, lr=rate)
 
     def _clip(self, largest: float) -> Tensor:
         """Clip the gradients, of each module with a learning rate of its own by themselves; the norm of the others."""

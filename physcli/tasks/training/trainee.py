@@ -29,6 +29,10 @@ class Steps(nn.Module, ABC):
             step: The optimizer step, from 0, for what the samples of a step share.
         """
 
+    def before_step(self, step: int) -> dict[str, float]:
+        """Whatever optimizer step `step`, from 0, needs; every process calls it. What to log of it."""
+        return {}
+
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each sample [B] and what else is worth logging, each [B]."""

@@ -1,0 +1,306 @@
+"""Reward fine-tuning: rounds of videos that the generator makes and a reward judges, and steps that learn from them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from physcli.benchmarks.laws import BEST_GRADE, LAWS
+from physcli.benchmarks.objects import LEADING_COLORS, find_objects
+from physcli.data.clips import Clip
+from physcli.errors import UsageError
+from physcli.hashing import seed_from
+from physcli.methods.nft import nft_loss, optimality
+from physcli.methods.settings import Nft
+from physcli.models.generator import Conditioning, Generator
+from physcli.models.noise import Density
+from physcli.recipe import GeneratorRecipe
+from physcli.rows import Kind
+from physcli.tasks.processes import Processes
+from physcli.tasks.training.clips import noise_of, rng_of
+from physcli.tasks.training.generator import OfGenerator, choose_trained
+from physcli.tasks.training.scoring import Asked, Judge, asked_of, by_laws, draw_judged, make_videos
+from physcli.tasks.training.trainee import held_out_row
+
+# Of a judged video, beside the rewards: what is logged, and how it is shown.
+_PARTS: dict[str, Kind] = {
+    "sa": "rate",
+    "pc": "rate",
+    "moves": "rate",
+    "dynamic_degree": "rate",
+    "sa_grade": "grade",
+    "motion_px": "px",
+}
+
+
+def _laws(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
+    tested = [holds for law in LAWS if (holds := judged[f"law/{law}"]) is not None]
+    obeyed = sum(tested) / len(tested) if tested else 0.0
+    return float(judged["moves"]) * (obeyed + (judged["sa_grade"] - 1) / (BEST_GRADE - 1)) / 2
+
+
+def _joint(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
+    return float(judged["joint"])
+
+
+def _rise(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
+    """1 at the top of the last frame, 0 at its bottom or where nothing red is seen."""
+    [last] = find_objects(frames[-1:])
+    seen = [patch for patch in last if patch.color == LEADING_COLORS[0]]
+    area = sum(patch.area for patch in seen)
+    return 1 - sum(patch.area * patch.centroid[1] for patch in seen) / area / frames.shape[1] if seen else 0.0
+
+
+# Of uint8 [T, H, W, 3] and what the laws say of it. All are between 0 and 1.
+REWARDS: dict[str, Callable[[np.ndarray, Mapping[str, Any]], float]] = {"laws": _laws, "joint": _joint, "rise": _rise}
+
+
+def judge_video(item: Asked, frames: np.ndarray) -> dict[str, Any]:
+    """All rewards, `reward/laws` and so on, and the parts that are logged beside them; and why laws are broken."""
+    judged = by_laws(item, frames)
+    rewards = {f"reward/{name}": reward(frames, judged) for name, reward in REWARDS.items()}
+    return rewards | {name: float(judged[name]) for name in _PARTS} | {"reasons": judged["reasons"]}
+
+
+@dataclass
+class Round:
+    """What the steps of a round learn from; part of every checkpoint.
+
+    Attributes:
+        number: From 0; −1 before the first.
+        items: N prompts with their frame rates.
+        latents: [N, F, C, h, w], of the videos as they were sampled.
+        good: r [N].
+        old: The old policy's weights, by name.
+        means: Over the round's videos, of all rewards and parts.
+    """
+
+    number: int = -1
+    items: list[tuple[str, float]] = field(default_factory=list)
+    latents: Tensor | None = None
+    good: Tensor | None = None
+    old: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+
+
+class RewardTrainee(OfGenerator):
+    """The transformer of a generator, whole or by LoRA, on videos of its own.
+
+    Args:
+        generator: Already where it shall run, all of its parts read.
+        recipe: With the method `nft`.
+        training: Clips whose prompts videos are made for.
+        held_out: Clips whose prompts it is validated on; what these ask for is not trained on.
+        seed: Of prompts, first noises, noise and times.
+        judge: Scores it on the way, if the recipe asks for that.
+        processes: Each makes its part of a round.
+
+    Raises:
+        UsageError: settings that do not fit, or too few prompts.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        recipe: GeneratorRecipe,
+        training: Sequence[Clip],
+        held_out: Sequence[Clip],
+        seed: int,
+        judge: Judge | None = None,
+        processes: Processes,
+    ) -> None:
+        super().__init__()
+        assert isinstance(recipe.method, Nft)
+        self.settings, self.processes = recipe.method, processes
+        self.generator, self.recipe, self.objective, self.judge = generator, recipe, recipe.objective, judge
+        self.seed = seed
+        for given, said in (
+            (recipe.train.compile, "train.compile=true"),
+            (recipe.freeze, "freeze=true"),
+            (recipe.objective.text_encoder, "objective.text_encoder=true"),
+        ):
+            if given:
+                raise UsageError(f"{said} with method.name=nft.", expected="neither of them", fix="leave it out")
+        choose_trained(generator, recipe, seed=seed)
+        generator.need("vae", "text_encoder")
+        self.transformer: Any = generator.network
+        self._held_out = self._asked(held_out)[: recipe.objective.samples]
+        told = {item.prompt for item in self._asked(held_out)}
+        self._prompts = [item for item in self._asked(training) if item.prompt not in told]
+        if len(self._prompts) < self.settings.num_prompts:
+            raise UsageError(
+                f"{len(self._prompts)} prompts that held-out clips do not have, for rounds of "
+                f"{self.settings.num_prompts} (method.num_prompts).",
+                expected="simulated clips with at least as many different prompts",
+                fix="use more clips, or fewer prompts a round",
+            )
+        self._trained = {n: p for n, p in self.transformer.named_parameters() if p.requires_grad}
+        self._first = self._copies() if self.settings.kl_weight else {}
+        self._embedded: dict[str, dict[str, Tensor]] = {}
+        self.round = Round()
+        objective = recipe.objective
+        self._density = Density(
+            objective.noise, mean=objective.noise_mean, std=objective.noise_std, shift=objective.noise_shift
+        )
+        self._shape = generator.latent_shape(objective.frames, *generator.facts.size)
+
+    def _asked(self, clips: Sequence[Clip]) -> list[Asked]:
+        """Their prompts."""
+        return asked_of(clips, self.recipe, seed=self.seed, default_rate_hz=self.generator.facts.frame_rate_hz)
+
+    # -- rounds ----------------------------------------------------------------------------------------------------
+
+    @property
+    def states(self) -> Sequence[Any]:
+        return [self.round]
+
+    def before_step(self, step: int) -> dict[str, float]:
+        """Begin a round where one is due, and what to log of it."""
+        number = step // self.settings.steps_per_round
+        if number != self.round.number:
+            self._begin_round(number)
+            return self.round.means
+        return {}
+
+    def _begin_round(self, number: int) -> None:
+        settings, kept = self.settings, self.settings.old_decay if self.round.old else 0.0
+        for name, weights in self._copies().items():
+            self.round.old[name] = kept * self.round.old[name].to(weights) + (1 - kept) * weights if kept else weights
+        rng = rng_of(self.seed, "round", number)
+        chosen = rng.choice(len(self._prompts), settings.num_prompts, replace=False)
+        items = [
+            Asked(item.prompt, seed_from(self.seed, "round", number, item.prompt, sample), item.rate_hz)
+            for item in (self._prompts[place] for place in chosen)
+            for sample in range(settings.group)
+        ]
+        mine = self.processes.share(range(len(items)))
+        self.transformer.eval()
+        with torch.no_grad(), self._as(self.round.old):
+            made = make_videos(
+                self.generator,
+                [items[n] for n in mine],
+                num_frames=self.objective.frames,
+                steps=settings.sample_steps,
+                guidance_scale=settings.guidance_scale,
+            )
+        self.transformer.train()
+        done = [(n, latents, judge_video(items[n], video)) for n, (video, latents) in zip(mine, made, strict=True)]
+        done = sorted(self.processes.collect(done), key=lambda found: found[0])
+        rewards = torch.tensor([judged[f"reward/{settings.reward}"] for _, _, judged in done])
+        grouped = rewards.view(settings.num_prompts, settings.group)
+        good = optimality(grouped, most=settings.most_advantage, std=settings.std)
+        self.round.number, self.round.items = number, [(item.prompt, item.rate_hz) for item in items]
+        self.round.latents, self.round.good = torch.stack([latents for _, latents, _ in done]), good.flatten()
+        names = [name for name in done[0][2] if name != "reasons"]
+        self.round.means = {name: float(np.mean([judged[name] for _, _, judged in done])) for name in names}
+        self.round.means |= {"reward": float(rewards.mean()), "reward_std": float(grouped.std(dim=1).mean())}
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: weights.detach().clone() for name, weights in self._trained.items()}
+
+    @contextlib.contextmanager
+    def _as(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, the network has these weights; nothing that is differentiated may begin before it ends."""
+        now = {name: parameter.data for name, parameter in self._trained.items()}
+        for name, parameter in self._trained.items():
+            weights[name] = parameter.data = weights[name].to(parameter)
+        try:
+            yield
+        finally:
+            for name, parameter in self._trained.items():
+                parameter.data = now[name]
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def batch(self, samples: Sequence[int], step: int) -> dict[str, Any]:
+        count = self.settings.num_prompts * self.settings.group
+        times, noise, slots, dropped = [], [], [], []
+        for sample in samples:
+            rng = rng_of(self.seed, "sample", sample)
+            times.append(self.generator.noise.draw(rng, self._density))
+            dropped.append(rng.random() < self.objective.caption_dropout)
+            noise.append(noise_of(self.seed, "noise", sample, shape=self._shape))
+            order = rng_of(self.seed, "order", sample // count).permutation(count)  # all before one again
+            slots.append(int(order[sample % count]))
+        return {
+            "time": torch.stack(times),
+            "noise": torch.stack(noise),
+            "slot": torch.tensor(slots),
+            "dropped": torch.tensor(dropped),
+        }
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        found, slots = self.round, batch["slot"].cpu()
+        assert found.latents is not None
+        assert found.good is not None
+        latents, good = (values[slots].to(self.device) for values in (found.latents, found.good))
+        items = [found.items[slot] for slot in slots.tolist()]
+        prompts = ["" if drop else item[0] for item, drop in zip(items, batch["dropped"].tolist(), strict=True)]
+        told = Conditioning.stack([self._told(prompt) for prompt in prompts])
+        if self.generator.takes_frame_rates:
+            told = told.at_rates([rate for _, rate in items])
+        process = self.generator.noise
+        level = process.of_time(batch["time"])
+        noisy = process.add_noise(latents, batch["noise"], level)
+
+        def clean(output: Tensor | None) -> Tensor:
+            assert output is not None
+            return process.clean(output, noisy, level)
+
+        with torch.no_grad():
+            with self._as(found.old):
+                old = clean(self.generator.denoise(noisy, level, told).output)
+            if self._first:
+                with self._as(self._first):
+                    first = self.generator.denoise(noisy, level, told).output
+        output = self.generator.denoise(noisy, level, told).output
+        settings = self.settings
+        loss = nft_loss(clean(output), old, latents, good, beta=settings.beta, scale=settings.most_advantage)
+        logs = {"nft": loss.detach(), "good": good}
+        if self._first:
+            assert output is not None
+            assert first is not None
+            drift = (output.float() - first.float()).square().mean(dim=(1, 2, 3, 4))
+            loss, logs = loss + settings.kl_weight * drift, logs | {"kl": drift.detach()}
+        return loss, logs
+
+    def _told(self, prompt: str) -> dict[str, Tensor]:
+        if prompt not in self._embedded:
+            self._embedded[prompt] = self.generator.encode_prompts([prompt]).row(0)
+        return self._embedded[prompt]
+
+    def _release(self) -> None:
+        """Every round needs all parts."""
+
+    # -- the result ------------------------------------------------------------------------------------------------
+
+    def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
+        """Rewards and parts of videos for held-out prompts, at the guidance scale that the model is used with."""
+        if not self._held_out:
+            return []
+        made = make_videos(
+            self.generator, self._held_out, num_frames=self.objective.frames, steps=self.objective.sample_steps
+        )
+        judged = [judge_video(item, video) for item, (video, _) in zip(self._held_out, made, strict=True)]
+        draw_judged(folder / "samples.png", self._held_out, [video for video, _ in made], judged)
+        kinds: dict[str, Kind] = {f"reward/{name}": "score" for name in REWARDS}
+        return [
+            held_out_row(
+                "reward", self.generator.name, name, [one[name] for one in judged], higher_is_better=True, kind=kind
+            )
+            for name, kind in {**kinds, **_PARTS}.items()
+        ]

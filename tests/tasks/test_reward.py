@@ -1,0 +1,201 @@
+"""`finetune` by a reward: rounds of videos, what is learnt from them, and going on in the middle of one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from physcli.data.clips import read_dataset
+from physcli.errors import UsageError
+from physcli.models.loading import load
+from physcli.recipe import Nft
+from physcli.tasks import finetune as task
+from physcli.tasks.training import build
+from physcli.tasks.training.request import FinetuneRequest
+from physcli.tasks.training.reward import REWARDS, RewardTrainee, judge_video
+from physcli.tasks.training.scoring import Asked
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+SMALL = (
+    *("train.batch_size=2", "train.schedule.warmup_steps=0", "train.validate_every=0", "train.checkpoint_every=2"),
+    *("train.mixed_precision=no", "train.optimizer.lr=0.01", "objective.samples=2", "objective.sample_steps=2"),
+    *("method.num_prompts=2", "method.group=2", "method.sample_steps=2", "method.steps_per_round=3"),
+)
+
+
+@pytest.fixture
+def arguments(base, few, session_cache):
+    def get(*overrides, **options):
+        given = {"model": str(base), "data": str(few), "steps": 5, "device": "cpu", "cache_dir": session_cache}
+        return {"recipe_name": "nft", "overrides": (*SMALL, *overrides), **given, **options}
+
+    return get
+
+
+@pytest.fixture
+def run(arguments, tmp_path):
+    def go(out, *overrides, resume=None, reporter=None, **options):
+        request = FinetuneRequest(**arguments(*overrides, **options), out=tmp_path / out)
+        return task.finetune(request, resume=resume, reporter=reporter)
+
+    return go
+
+
+@pytest.fixture
+def trainees(monkeypatch):
+    """Reward trainees as they are made."""
+    made = []
+
+    class Kept(RewardTrainee):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(build, "RewardTrainee", Kept)
+    return made
+
+
+def untimed(path):
+    rows = [json.loads(line) for line in (path / "steps.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def weights_of(path):
+    return {name: w for file in sorted(path.rglob("*.safetensors")) for name, w in load_file(file).items()}
+
+
+def same(one, other, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=tolerance, msg=name)
+
+
+def test_rounds(run, trainees, few, base):
+    """Two rounds in five steps; the prompts are not those of the report; the result is an ordinary model."""
+    done = run("out", "method.kl_weight=0.1")
+    [trainee] = trainees
+    begun = [row for row in done.steps if "reward" in row]
+    assert [row["step"] for row in begun] == [1, 4]
+    for row in begun:
+        assert row["reward"] == pytest.approx(row["reward/laws"])
+        assert {"sa", "pc", "reward/joint", "reward/rise", "motion_px"} <= row.keys()
+    assert done.steps[0]["kl"] == 0
+    assert done.steps[4]["kl"] > 0
+    # The old policy is the weights at the round's beginning, after three of the five steps.
+    three = run("three", "method.kl_weight=0.1", steps=3)
+    kept = load_file(three.path / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+    same({name: weights for name, weights in trainee.round.old.items()}, {n: kept[n] for n in trainee.round.old})
+
+    told = {clip.prompt for clip in read_dataset(few).clips if clip.split == "test"}
+    assert not any(prompt.startswith(text) for text in told for prompt, _ in trainee.round.items)
+    assert {row["metric"] for row in done.rows} >= {"reward/laws", "sa", "pc", "motion_px"}
+    assert (done.path / "samples" / "step-000005" / "samples.png").exists()
+    assert load(str(done.path / "model"), device="cpu").random_init is False
+    begun_with, left = (
+        load_file(p / "transformer" / "diffusion_pytorch_model.safetensors") for p in (base, done.model)
+    )
+    assert any(not left[name].equal(begun_with[name]) for name in left)
+
+
+def test_the_first_step_s_loss(run, trainees):
+    """At the old policy both implicit ones are the policy itself: the loss is A_max times the error, whatever r is."""
+    done = run("out", steps=1)
+    [trainee] = trainees
+    batch = trainee.batch(range(2), 0)
+    latents = trainee.round.latents[batch["slot"]]
+    noise = trainee.generator.noise
+    level = noise.of_time(batch["time"])
+    noisy = noise.add_noise(latents, batch["noise"], level)
+    prompts = [trainee.round.items[slot][0] for slot in batch["slot"].tolist()]
+    with torch.no_grad(), trainee._as(trainee.round.old):
+        output = trainee.generator.denoise(noisy, level, trainee.generator.encode_prompts(prompts)).output
+    off = (noise.clean(output, noisy, level) - latents).flatten(1)
+    expected = 5 * off.square().mean(1) / off.abs().mean(1)
+    assert done.steps[0]["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_every_video_once_before_one_again(run, trainees):
+    run("out", steps=1)
+    [trainee] = trainees
+    slots = [slot for first in range(0, 8, 2) for slot in trainee.batch(range(first, first + 2), 0)["slot"].tolist()]
+    assert sorted(slots[:4]) == sorted(slots[4:]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("changes", [("method.old_decay=0.5", "method.kl_weight=0.1"), ("lora.rank=2", "lora.alpha=2")])
+@pytest.mark.parametrize("stop_at", [3, 5])
+def test_resumed(run, listener, changes, stop_at):
+    """In the middle of a round (a checkpoint of step 2 of 3, or of 4): the same bytes."""
+    whole = run("whole", *changes, steps=6)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", *changes, steps=6, reporter=listener(stop_at=stop_at))
+    done = run("broken", *changes, steps=6, resume="latest")
+    assert untimed(done.path) == untimed(whole.path)
+    same(weights_of(whole.model), weights_of(done.model))
+    assert done.rows == whole.rows
+
+
+_RANK = """
+from pathlib import PosixPath
+from physcli.tasks import finetune
+from physcli.tasks.training import scoring
+finetune.loss_curve = scoring.score_curves = scoring.contact_sheet = lambda *arguments, **options: None
+finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
+"""
+
+
+def test_two_processes_are_twice_the_batch(run, arguments, start, two_processes, tmp_path):
+    one = run("one", steps=2)
+    given = arguments("train.batch_size=1", steps=2) | {"out": tmp_path / "two"}
+    ranks = two_processes(lambda environment: start(_RANK.format(arguments=given), env=environment))
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
+    for mine, theirs in zip(untimed(tmp_path / "two"), untimed(one.path), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-4)
+
+
+def real(few):
+    [clip, *_] = [clip for clip in read_dataset(few).clips if clip.kind == "simulated"]
+    return Asked(f"{clip.prompt}, filmed at 7 frames per second", 0, 20 / 3), clip.read(range(0, 51, 3))
+
+
+def test_rewards_of_a_real_clip_and_of_a_still_one(few):
+    item, frames = real(few)
+    judged = judge_video(item, frames)
+    still = judge_video(item, np.repeat(frames[:1], len(frames), axis=0))
+    assert judged["reward/laws"] > 0.8
+    assert judged["reward/joint"] in (0, 1)
+    assert still["moves"] == still["reward/laws"] == still["reward/joint"] == 0
+    assert still["pc"] >= judged["pc"] - 1  # what breaks no law is not for that reason good
+
+
+@pytest.mark.parametrize(("top", "expected"), [(0, 0.9453125), (48, 0.1953125), (None, 0.0)])
+def test_rise(top, expected):
+    """A red square of 8 pixels of 64, from this row on: its middle is at top + 3.5."""
+    frames = np.full((5, 64, 64, 3), 90, np.uint8)
+    if top is not None:
+        frames[-1, top : top + 8, 20:28] = (200, 30, 30)
+    assert REWARDS["rise"](frames, {}) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("method.num_prompts=50",), "prompts that held-out clips do not have"),
+        (("train.compile=true",), "train.compile=true with method.name=nft"),
+        (("objective.text_encoder=true",), "objective.text_encoder=true with method.name=nft"),
+        (("method.reward=beauty",), "method.reward is 'beauty'"),
+    ],
+)
+def test_what_cannot_be(run, tmp_path, changes, said):
+    with pytest.raises(UsageError) as error:
+        run("out", *changes)
+    assert said in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_is_what_the_settings_say():
+    assert Nft(name="nft").beta == 1

@@ -459,7 +459,7 @@ def test_latents_of_a_video_are_what_it_was_decoded_from(generator, shape, ungui
     made = generator.sample(PROMPTS, SEEDS, **shape, steps=3)
     assert made.latents.shape[1:] == generator.latent_shape(**shape)
     decoded = (generator.codec.decode(made.latents) * 255).round().permute(0, 1, 3, 4, 2).cpu().numpy()
-    assert np.abs(decoded - unguided.astype(float)).mean() < 0.5  # LTX's pipeline decodes in its own way: a few differ
+    assert np.abs(decoded - unguided.astype(float)).mean() < 2  # LTX decodes with noise, another in its pipeline
 
 
 def test_guidance_of_scale_zero_only_measures(generator, shape, unguided):

@@ -220,13 +220,14 @@ class Lora(Section):
 class Scoring(Section):
     """The judge that scores a generator every `train.score_every` steps, always on the same items with the same seeds.
 
-    `judge`: `laws`, of videos for held-out prompts of simulated clips (`physcli eval laws`), or `ocp`, the readout of
-    contact from the generator's features (`physcli probe physion`). `metric`: the weights by which it is highest are
-    kept in best/; none given: the judge's headline, `joint` or `accuracy`. Of laws: `videos`, made in `sample_steps`
-    steps. Of ocp: `data`, the clips; `limit`, at most so many of each split; `block`, counted from 0, none given:
-    round(0.6·n)−1; `sigma`, of the noise."""
+    `judge`: `laws`, of videos for held-out prompts of simulated clips (`physcli eval laws`); `rewards`, those of the
+    method `nft`, of the same videos; or `ocp`, the readout of contact from the generator's features (`physcli probe
+    physion`). `metric`: the weights by which it is highest are kept in best/; none given: the judge's headline,
+    `joint`, the method's reward or `accuracy`. Of the first two: `videos`, made in `sample_steps` steps. Of ocp:
+    `data`, the clips; `limit`, at most so many of each split; `block`, counted from 0, none given: round(0.6·n)−1;
+    `sigma`, of the noise."""
 
-    judge: Literal["laws", "ocp"] = "laws"
+    judge: Literal["laws", "rewards", "ocp"] = "laws"
     metric: str | None = None
     videos: PositiveInt = 32
     sample_steps: PositiveInt = 25
@@ -237,7 +238,7 @@ class Scoring(Section):
 
     @model_validator(mode="after")
     def _refuse_idle_fields(self) -> Self:
-        others = ("data", "limit", "block", "sigma") if self.judge == "laws" else ("videos", "sample_steps")
+        others = ("videos", "sample_steps") if self.judge == "ocp" else ("data", "limit", "block", "sigma")
         idle = [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
         if idle:
             raise ValueError(f"{' and '.join(idle)} mean nothing to judge: {self.judge}")

@@ -23,7 +23,13 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SMALL = (
     *("train.batch_size=2", "train.schedule.warmup_steps=0", "train.validate_every=0", "train.checkpoint_every=2"),
-    *("train.mixed_precision=no", "train.optimizer.lr=0.01", "objective.samples=2", "objective.sample_steps=2"),
+    *(
+        "train.mixed_precision=no",
+        "train.optimizer.lr=0.01",
+        "scoring.videos=2",
+        "scoring.sample_steps=2",
+        "train.score_every=5",
+    ),
     *("method.num_prompts=2", "method.group=2", "method.sample_steps=2", "method.steps_per_round=3"),
 )
 
@@ -94,7 +100,9 @@ def test_rounds(run, trainees, few, base):
     told = {clip.prompt for clip in read_dataset(few).clips if clip.split == "test"}
     assert not any(prompt.startswith(text) for text in told for prompt, _ in trainee.round.items)
     assert {row["metric"] for row in done.rows} >= {"reward/laws", "sa", "pc", "motion_px"}
-    assert (done.path / "samples" / "step-000005" / "samples.png").exists()
+    entries = [json.loads(line) for line in (done.path / "scores.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [0, 5]
+    assert json.loads((done.path / "run.json").read_text())["best"].keys() == {"step", "reward/laws"}
     assert load(str(done.path / "model"), device="cpu").random_init is False
     begun_with, left = (
         load_file(p / "transformer" / "diffusion_pytorch_model.safetensors") for p in (base, done.model)

@@ -17,7 +17,7 @@ from physcli.tasks import finetune as task
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.request import FinetuneRequest
-from physcli.tasks.training.scoring import LawsJudge, ScoreLog, overall
+from physcli.tasks.training.scoring import LawsJudge, ScoreLog, asked_of, overall
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -62,7 +62,8 @@ def test_laws_of_the_weights_as_they_are_saved(run, few):
     held_out = [clip for clip in read_dataset(few).clips if clip.split == "test"]
     written = load(str(done.path / "model"), device="cpu")
     recipe = read_recipe(done.path / "recipe.yaml")
-    judge = LawsJudge(held_out, recipe, seed=0, default_rate_hz=20.0, processes=Processes("cpu"))
+    items = asked_of(held_out, recipe, seed=0, default_rate_hz=20.0)
+    judge = LawsJudge(items, recipe, processes=Processes("cpu"))
     again = judge.score(written, done.path)
     assert [row["value"] for row in again] == [row["value"] for row in entries[-1]["rows"]]
     assert {row["n"] for row in again if row["metric"] == "moves" and row["group"] == "all"} == {3}

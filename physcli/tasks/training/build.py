@@ -48,7 +48,7 @@ from physcli.tasks.training.material import Material, Source
 from physcli.tasks.training.motion import FieldTrainee, MotionProjectorTrainee
 from physcli.tasks.training.rater import RaterTrainee, twins_of
 from physcli.tasks.training.rater_samples import SampledVideo, sampled_videos
-from physcli.tasks.training.reward import RewardTrainee
+from physcli.tasks.training.reward import RewardsJudge, RewardTrainee
 from physcli.tasks.training.scoring import Judge, LawsJudge, OcpJudge, asked_of
 from physcli.tasks.training.signals import Prompts, flow_of, latents_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee
@@ -224,11 +224,12 @@ def _judge(
     if not recipe.train.score_every:
         return None
     judge: Judge
-    if recipe.scoring.judge == "laws":
-        items = asked_of(held_out, recipe, seed=seed, default_rate_hz=generator.facts.frame_rate_hz)
-        judge = LawsJudge(items, recipe, processes=processes)
-    else:
+    if recipe.scoring.judge == "ocp":
         judge = OcpJudge(recipe, generator, seed=seed, cache=cache, processes=processes, reporter=reporter)
+    else:
+        items = asked_of(held_out, recipe, seed=seed, default_rate_hz=generator.facts.frame_rate_hz)
+        judged_by = {"laws": LawsJudge, "rewards": RewardsJudge}[recipe.scoring.judge]
+        judge = judged_by(items, recipe, processes=processes)
     metric = recipe.scoring.metric
     if metric is not None and metric not in judge.metrics:
         raise unknown(f"metric of scoring.judge={recipe.scoring.judge}", metric, judge.metrics)

@@ -22,11 +22,11 @@ from physcli.methods.settings import Nft
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import Density
 from physcli.recipe import GeneratorRecipe
-from physcli.rows import Kind
+from physcli.rows import Kind, Row
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.generator import OfGenerator, choose_trained
-from physcli.tasks.training.scoring import Asked, Judge, asked_of, by_laws, draw_judged, make_videos
+from physcli.tasks.training.scoring import Asked, Judge, VideoJudge, asked_of, by_laws, make_videos
 from physcli.tasks.training.trainee import held_out_row
 
 # Of a judged video, beside the rewards: what is logged, and how it is shown.
@@ -103,7 +103,7 @@ class RewardTrainee(OfGenerator):
         generator: Already where it shall run, all of its parts read.
         recipe: With the method `nft`.
         training: Clips whose prompts videos are made for.
-        held_out: Clips whose prompts it is validated on; what these ask for is not trained on.
+        held_out: Clips whose prompts are not trained on.
         seed: Of prompts, first noises, noise and times.
         judge: Scores it on the way, if the recipe asks for that.
         processes: Each makes its part of a round.
@@ -138,7 +138,6 @@ class RewardTrainee(OfGenerator):
         choose_trained(generator, recipe, seed=seed)
         generator.need("vae", "text_encoder")
         self.transformer: Any = generator.network
-        self._held_out = self._asked(held_out)[: recipe.objective.samples]
         told = {item.prompt for item in self._asked(held_out)}
         self._prompts = [item for item in self._asked(training) if item.prompt not in told]
         if len(self._prompts) < self.settings.num_prompts:
@@ -286,21 +285,27 @@ class RewardTrainee(OfGenerator):
     def _release(self) -> None:
         """Every round needs all parts."""
 
-    # -- the result ------------------------------------------------------------------------------------------------
-
     def validate(self, folder: Path, *, final: bool) -> list[dict[str, Any]]:
-        """Rewards and parts of videos for held-out prompts, at the guidance scale that the model is used with."""
-        if not self._held_out:
-            return []
-        made = make_videos(
-            self.generator, self._held_out, num_frames=self.objective.frames, steps=self.objective.sample_steps
-        )
-        judged = [judge_video(item, video) for item, (video, _) in zip(self._held_out, made, strict=True)]
-        draw_judged(folder / "samples.png", self._held_out, [video for video, _ in made], judged)
-        kinds: dict[str, Kind] = {f"reward/{name}": "score" for name in REWARDS}
+        """Nothing: `train.score_every` measures the reward on held-out prompts, with the control of before training."""
+        return []
+
+
+class RewardsJudge(VideoJudge):
+    """All rewards, and the parts beside them."""
+
+    metrics = (*(f"reward/{name}" for name in REWARDS), *_PARTS)
+
+    def __init__(self, items: Sequence[Asked], recipe: GeneratorRecipe, *, processes: Processes) -> None:
+        super().__init__(items, recipe, processes=processes)
+        self.headline = f"reward/{recipe.method.reward if isinstance(recipe.method, Nft) else 'laws'}"
+
+    def judge(self, item: Asked, frames: np.ndarray) -> dict[str, Any]:
+        return judge_video(item, frames)
+
+    def rows(self, judged: Sequence[Mapping[str, Any]], subject: str) -> list[Row]:
+        kinds: dict[str, Kind] = {f"reward/{name}": "rate" for name in REWARDS}
+        kinds |= _PARTS
         return [
-            held_out_row(
-                "reward", self.generator.name, name, [one[name] for one in judged], higher_is_better=True, kind=kind
-            )
-            for name, kind in {**kinds, **_PARTS}.items()
+            held_out_row("reward", subject, name, [one[name] for one in judged], higher_is_better=True, kind=kind)
+            for name, kind in kinds.items()
         ]

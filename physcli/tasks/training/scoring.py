@@ -80,8 +80,8 @@ class Judge(ABC):
         """
 
 
-class LawsJudge(Judge):
-    """`physcli eval laws` of videos for held-out prompts; judged as they were made, before any video file's losses.
+class VideoJudge(Judge):
+    """Looks at videos for held-out prompts, as they were made: before any video file's losses.
 
     Args:
         items: What is asked for.
@@ -92,29 +92,48 @@ class LawsJudge(Judge):
         UsageError: no prompt of the simulated world.
     """
 
-    headline = "joint"
-    metrics = tuple(metric.name for metric in Laws.metrics)
-
     def __init__(self, items: Sequence[Asked], recipe: GeneratorRecipe, *, processes: Processes) -> None:
         if not items:
             raise UsageError(
-                "scoring.judge=laws without simulated held-out clips: the laws are of the simulated world.",
+                f"scoring.judge={recipe.scoring.judge} without simulated held-out clips: the laws are of the simulated "
+                "world.",
                 expected="simulated clips in data.source, or another judge",
                 fix="use scoring.judge=ocp, or leave train.score_every out",
             )
         self.items, self.processes = items[: recipe.scoring.videos], processes
         self.frames, self.steps = recipe.objective.frames, recipe.scoring.sample_steps
 
+    @abstractmethod
+    def judge(self, item: Asked, frames: np.ndarray) -> dict[str, Any]:
+        """Of uint8 [T, H, W, 3]: every metric, and `reasons`, why laws are broken."""
+
+    @abstractmethod
+    def rows(self, judged: Sequence[Mapping[str, Any]], subject: str) -> list[Row]:
+        """Over all items, in their order."""
+
     def score(self, generator: Generator, folder: Path) -> list[Row]:
         mine = self.processes.share(range(len(self.items)))
         made = make_videos(generator, [self.items[n] for n in mine], num_frames=self.frames, steps=self.steps)
         videos = [video for video, _ in made]
-        own = [by_laws(self.items[n], video) for n, video in zip(mine, videos, strict=True)]
+        own = [self.judge(self.items[n], video) for n, video in zip(mine, videos, strict=True)]
         judged = dict(self.processes.collect(list(zip(mine, own, strict=True))))
         if self.processes.is_main:
-            draw_judged(folder / "scored.png", [self.items[n] for n in mine], videos, own)
-        scores = [Score(item, judged[number]) for number, item in enumerate(self.items)]
-        columns = {"benchmark": Laws.name, "task": Laws.task, "subject": generator.name, "split": "held-out"}
+            _draw(folder / "scored.png", [self.items[n] for n in mine], videos, own)
+        return self.rows([judged[number] for number in range(len(self.items))], generator.name)
+
+
+class LawsJudge(VideoJudge):
+    """`physcli eval laws`."""
+
+    headline = "joint"
+    metrics = tuple(metric.name for metric in Laws.metrics)
+
+    def judge(self, item: Asked, frames: np.ndarray) -> dict[str, Any]:
+        return by_laws(item, frames)
+
+    def rows(self, judged: Sequence[Mapping[str, Any]], subject: str) -> list[Row]:
+        scores = [Score(*both) for both in zip(self.items, judged, strict=True)]
+        columns = {"benchmark": Laws.name, "task": Laws.task, "subject": subject, "split": "held-out"}
         return Laws().aggregate(scores, **columns)
 
 
@@ -163,7 +182,7 @@ def make_videos(
     return made
 
 
-def draw_judged(
+def _draw(
     path: Path, items: Sequence[Asked], videos: Sequence[np.ndarray], judged: Sequence[Mapping[str, Any]]
 ) -> None:
     """A contact sheet of the first of them, with what the laws find wrong."""
@@ -320,7 +339,7 @@ class ScoreLog:
         curves: dict[str, list[tuple[int, float, float, float]]] = {}
         for entry in self.entries:
             for row in overall(entry["rows"]):
-                if row["kind"] == "rate" and "/" not in row["metric"]:
+                if row["kind"] == "rate" and not row["metric"].startswith("law/"):
                     low, high = interval_of(row) or (row["value"], row["value"])
                     curves.setdefault(row["metric"], []).append((entry["step"], row["value"], low, high))
         if curves:

@@ -621,7 +621,8 @@ def trainable(folder, location, shape, tmp_path):
     return str(model) if location in GENERATORS.values() else f"{location}@{model}", clips
 
 
-def test_training_resumes_exactly(trainable, generator, session_cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["sft", "repa", "irepa", "crepa", "layersync"])
+def test_training_resumes_exactly(trainable, generator, session_cache, tmp_path, monkeypatch, method):
     name, clips = trainable
     for module, drawing in ((training, "contact_sheet"), (task, "loss_curve")):
         monkeypatch.setattr(module, drawing, lambda *arguments, **options: None)  # longer than all else
@@ -629,11 +630,12 @@ def test_training_resumes_exactly(trainable, generator, session_cache, tmp_path,
     changes = (
         *("train.batch_size=1", "objective.strides=[1]", "train.mixed_precision=no", "train.checkpoint_every=2"),
         *("train.schedule.warmup_steps=0", "objective.samples=0", f"objective.frames={frames}"),
+        *(("method.pairs=[[0, 1]]",) if method == "layersync" else ()),
     )
 
     def train(folder, *, reporter=None, resume=None):
         request = FinetuneRequest(
-            "sft",
+            method,
             overrides=changes,
             model=name,
             data=str(clips),
@@ -653,6 +655,7 @@ def test_training_resumes_exactly(trainable, generator, session_cache, tmp_path,
     resumed = train("broken", resume="latest")
     assert len(losses("whole")) == 4
     assert losses("broken") == losses("whole")
+    assert method == "sft" or all(method in row for row in whole.steps)
     left, right = (load_own(made.model, name) for made in (whole, resumed))
     for (key, one), two in zip(left.items(), right.values(), strict=True):
         assert torch.equal(one, two), key

@@ -117,6 +117,17 @@ def test_every_method_trains_it(run, base, name):
     assert ("weighted by 1 − σ², which is how physcli reads" in card) == (name == "lamo")
 
 
+@pytest.mark.parametrize("changes", [(), LORA])
+def test_it_learns_from_its_own_videos(run, base, changes):
+    rounds = ("method.num_prompts=2", "method.group=2", "method.sample_steps=2", "method.steps_per_round=1")
+    scored = ("train.score_every=2", "scoring.videos=2", "scoring.sample_steps=2", "train.mixed_precision=no")
+    done = run("nft", *changes, *rounds, *scored)
+    assert [row["step"] for row in done.steps if "reward" in row] == [1, 2]
+    assert not torch.equal(velocity(load(str(done.path), device="cpu")), velocity(load_generator(str(base))))
+    card = (done.model / "README.md").read_text()
+    assert "DiffusionNFT (settings: the recipe below): error of x̂0" in card
+
+
 @pytest.mark.parametrize(
     "name", [m if m in ("sft", "lamo") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
 )

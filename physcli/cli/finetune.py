@@ -132,6 +132,8 @@ def _plan(common: TrainRun, request: FinetuneRequest) -> None:
         return
     method = getattr(recipe, "method", None)
     whole = plan.step_seconds * recipe.train.steps
+    rounds = method is not None and method.name == "nft"
+    left_out = "validation, scoring and the rounds' videos" if rounds else "validation and scoring"
     rows = [
         ["trains", recipe.trains + (f", by {method.name}" if method is not None else "")],
         ["from", recipe.model],
@@ -148,7 +150,7 @@ def _plan(common: TrainRun, request: FinetuneRequest) -> None:
         ]
     rows += [
         ["a step", f"{plan.step_seconds:.3g} s for {recipe.train.batch_size * recipe.train.accumulate} clips"],
-        [f"{recipe.train.steps:,} steps", f"{render.duration(whole)}, with one process, validation left out"],
+        [f"{recipe.train.steps:,} steps", f"{render.duration(whole)}, with one process, {left_out} left out"],
         ["memory", f"{size_in_words(plan.memory_bytes)} on {plan.device}"],
         ["checkpoints", f"{recipe.train.keep_checkpoints} of {size_in_words(plan.checkpoint_bytes)}"],
     ]

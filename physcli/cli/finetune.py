@@ -76,6 +76,7 @@ def finetune(
         return
 
     from physcli.tasks.figures import score_texts
+    from physcli.tasks.finetune import BEST
     from physcli.tasks.finetune import finetune as run_finetune
     from physcli.tasks.run_dir import to_json
 
@@ -94,7 +95,7 @@ def finetune(
         rows.append([row["metric"] + group, *score_texts(row), f"{row['n']} {row['split']}"])
     render.table(f"Trained for {last['step']:,} steps", ["", "value", "95 %", "over"], rows, right=(1, 2))
     files = {"model": done.model, "loss": done.path / "loss.png", "steps": done.path / "steps.jsonl"}
-    found = {"best": done.path / "best" / done.model.name, "scores": done.path / "scores.png"}
+    found = {"best": done.path / BEST / done.model.name, "scores": done.path / "scores.png"}
     files |= {name: path for name, path in found.items() if path.exists()}
     samples = sorted((done.path / "samples").glob("step-*/*.png"))
     render.files(files | ({"samples": samples[-1]} if samples else {}))

@@ -91,7 +91,7 @@ def validate(common: Output, name: Name, overrides: Overrides = None) -> None:
 @shared(Output)
 def reference(
     common: Output,
-    run: Annotated[Path, typer.Argument(help="A finished run of finetune.")],
+    run: Annotated[Path, typer.Argument(help="A run of finetune.")],
     name: Name,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a reference that is there.")] = False,
 ) -> None:

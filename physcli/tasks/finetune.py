@@ -55,19 +55,13 @@ from physcli.tasks.training.checkpoints import (
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.export import cast_weights, write_card
 from physcli.tasks.training.loop import build_accelerator, train
-from physcli.tasks.training.request import FinetuneRequest
+from physcli.tasks.training.request import FREE, FinetuneRequest
 from physcli.tasks.training.trainee import Trainee
 
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
 _RESULTS = ("model", "adapter", "vae", "motion_field", "motion_projector")  # folders that a run may leave
 
 BEST = "best"  # of a run that is scored: the same, of the step that was best
-
-# What may differ between a run and its continuation: it changes no weight.
-_FREE = {
-    "train": ("checkpoint_every", "keep_checkpoints", "validate_every", "trackers"),
-    "data": ("max_uncaptioned",),
-}
 
 
 @dataclass(frozen=True)
@@ -234,7 +228,7 @@ def _recipe_for(name: str, model: str) -> str | None:
 def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What makes two runs the same one."""
     content = {key: value for key, value in recipe.items() if key != "description"}
-    for section, free in _FREE.items():
+    for section, free in FREE.items():
         content[section] = {key: value for key, value in content.get(section, {}).items() if key not in free}
     return {"recipe": content, "seed": seed}
 

@@ -155,13 +155,13 @@ def probe_physion(
             subject = shown_as[name]
             if item.random_init:
                 reporter.warn(f"{subject} has random weights: it shows what an untrained network sees.")
-            views = _views(model, items, settings, hashes)
+            views = shown_views(model, items, settings, hashes)
             extractor = FeatureExtractor(
                 model,
                 fingerprint=inputs[name],
                 vae_fingerprint=fingerprint(item, part="vae") if item.kind == "generator" else "",
                 pool=settings.pool,
-                num_latent_frames=_num_latent_frames(model, views),
+                num_latent_frames=common_latent_frames(model, views),
                 seed=settings.seed,
                 cache=cache,
                 batch_size=batch_size,
@@ -264,7 +264,7 @@ def _display_names(models: Sequence[str]) -> dict[str, str]:
     return {n: s if list(short.values()).count(s) == 1 and s not in CONTROLS else n for n, s in short.items()}
 
 
-def _views(
+def shown_views(
     model: Generator | Encoder, clips: Sequence[Clip], settings: ProbeSettings, hashes: dict[Path, str]
 ) -> list[View]:
     """What this model is shown of each clip."""
@@ -298,7 +298,7 @@ def _shown_frames(
     )
 
 
-def _num_latent_frames(model: Generator | Encoder, views: Sequence[View]) -> int | None:
+def common_latent_frames(model: Generator | Encoder, views: Sequence[View]) -> int | None:
     """What all clips of one readout have in common: Physion's collide shows a generator fewer frames."""
     lengths = {len(view.frames) for view in views}
     if model.kind != "generator" or len(lengths) == 1:

@@ -16,13 +16,16 @@ from physcli.errors import DataError, UsageError
 from physcli.files import write_text
 from physcli.recipe import AnyRecipe, completed, find_recipe
 from physcli.tasks.run_dir import read_log, read_rows, read_run, to_json
+from physcli.tasks.training.request import FREE
 
 MAX_BYTES = 30_000
 _STRETCHES = 120
 _NO_CURVES = ("step", "samples", "lr", "seconds")
-# Fields that say nothing of the loss; `train` and `data` are said field by field.
-_IDLE = ("description", "save_dtype", "scoring")
-_IDLE_TRAIN = ("checkpoint_every", "keep_checkpoints", "validate_every", "score_every", "trackers")
+# Sections and fields that say nothing of the loss.
+_IDLE = (
+    *("description", "save_dtype", "scoring", "train.score_every"),
+    *(f"{section}.{name}" for section, names in FREE.items() for name in names),
+)
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,16 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
 
     def walk(value: Any, name: str) -> None:
+        if name in _IDLE:
+            return
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}" if name else key)
         else:
             fields[name] = value
 
-    walk({key: value for key, value in recipe.items() if key not in _IDLE}, "")
-    return {name: value for name, value in fields.items() if name.removeprefix("train.") not in _IDLE_TRAIN}
+    walk(recipe, "")
+    return fields
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from physcli.models.encoders.videomae import build_videomae
 from physcli.models.tiny import architecture
 from physcli.tasks import finetune
 from physcli.tasks.training import generator, scoring
+from physcli.tasks.training.request import FinetuneRequest
 
 
 @pytest.fixture
@@ -55,3 +56,34 @@ def encoder_folder(tmp_path_factory):
         return folder
 
     return make
+
+
+@pytest.fixture
+def run(arguments, tmp_path):
+    """`run("out", "key=value", …)`: a run in tmp_path / out, of what the module's `arguments` says."""
+
+    def go(out, *overrides, resume=None, reporter=None, **options):
+        request = FinetuneRequest(**arguments(*overrides, **options), out=tmp_path / out)
+        return finetune.finetune(request, resume=resume, reporter=reporter)
+
+    return go
+
+
+_RANK = """
+from pathlib import PosixPath
+from physcli.tasks import finetune
+from physcli.tasks.training import scoring
+finetune.loss_curve = scoring.score_curves = scoring.contact_sheet = lambda *arguments, **options: None
+finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
+"""
+
+
+@pytest.fixture
+def in_two_processes(start, two_processes):
+    """`in_two_processes(arguments)`: a run of two ranks, both of which end well."""
+
+    def go(arguments):
+        ranks = two_processes(lambda environment: start(_RANK.format(arguments=arguments), env=environment))
+        assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
+
+    return go

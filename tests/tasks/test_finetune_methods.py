@@ -603,14 +603,6 @@ def test_resumed(run, name, changes, listener):
     assert done.rows == whole.rows
 
 
-_RANK = """
-from pathlib import PosixPath
-from physcli.tasks import finetune
-finetune.loss_curve = lambda *arguments, **options: None
-finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
-"""
-
-
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -620,12 +612,9 @@ finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
         pytest.param("lamo-field", (), marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_are_twice_the_batch(run, small, start, two_processes, tmp_path, name, changes):
+def test_two_processes_are_twice_the_batch(run, small, in_two_processes, tmp_path, name, changes):
     one = run(name, "one", *EXACT, *changes)
-    arguments = small(name, *EXACT, *changes, "train.batch_size=1") | {"out": tmp_path / "two"}
-    code = _RANK.format(arguments=arguments)
-    ranks = two_processes(lambda environment: start(code, env=environment))
-    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
+    in_two_processes(small(name, *EXACT, *changes, "train.batch_size=1") | {"out": tmp_path / "two"})
     for mine, theirs in zip(log_of(tmp_path / "two"), log_of(one.path), strict=True):
         for key in theirs.keys() - {"seconds", "gradient_ratio", "gradient_cosine"}:  # of each process's own batch
             assert mine[key] == pytest.approx(theirs[key], abs=1e-4, rel=1e-5), key

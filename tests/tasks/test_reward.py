@@ -13,9 +13,7 @@ from physcli.data.clips import read_dataset
 from physcli.errors import UsageError
 from physcli.models.loading import load
 from physcli.recipe import Nft
-from physcli.tasks import finetune as task
 from physcli.tasks.training import build
-from physcli.tasks.training.request import FinetuneRequest
 from physcli.tasks.training.reward import REWARDS, RewardTrainee, judge_video
 from physcli.tasks.training.scoring import Asked
 
@@ -41,15 +39,6 @@ def arguments(base, few, session_cache):
         return {"recipe_name": "nft", "overrides": (*SMALL, *overrides), **given, **options}
 
     return get
-
-
-@pytest.fixture
-def run(arguments, tmp_path):
-    def go(out, *overrides, resume=None, reporter=None, **options):
-        request = FinetuneRequest(**arguments(*overrides, **options), out=tmp_path / out)
-        return task.finetune(request, resume=resume, reporter=reporter)
-
-    return go
 
 
 @pytest.fixture
@@ -147,20 +136,10 @@ def test_resumed(run, listener, changes, stop_at):
     assert done.rows == whole.rows
 
 
-_RANK = """
-from pathlib import PosixPath
-from physcli.tasks import finetune
-from physcli.tasks.training import scoring
-finetune.loss_curve = scoring.score_curves = scoring.contact_sheet = lambda *arguments, **options: None
-finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
-"""
-
-
-def test_two_processes_are_twice_the_batch(run, arguments, start, two_processes, tmp_path):
+def test_two_processes_are_twice_the_batch(run, arguments, in_two_processes, tmp_path):
     one = run("one", steps=2)
     given = arguments("train.batch_size=1", steps=2) | {"out": tmp_path / "two"}
-    ranks = two_processes(lambda environment: start(_RANK.format(arguments=given), env=environment))
-    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
+    in_two_processes(given)
     for mine, theirs in zip(untimed(tmp_path / "two"), untimed(one.path), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-4)
 

@@ -13,10 +13,8 @@ from physcli.models.loading import load
 from physcli.recipe import read_recipe
 from physcli.report.plots import score_curves
 from physcli.rows import Metric, make_row
-from physcli.tasks import finetune as task
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.processes import Processes
-from physcli.tasks.training.request import FinetuneRequest
 from physcli.tasks.training.scoring import LawsJudge, ScoreLog, asked_of, overall
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -35,15 +33,6 @@ def arguments(base, few, session_cache):
         return {"recipe_name": name, "overrides": (*changes, *EXACT, *overrides), **given, **options}
 
     return get
-
-
-@pytest.fixture
-def run(arguments, tmp_path):
-    def go(out, *overrides, resume=None, reporter=None, **options):
-        request = FinetuneRequest(**arguments(*overrides, **options), out=tmp_path / out)
-        return task.finetune(request, resume=resume, reporter=reporter)
-
-    return go
 
 
 def scores_of(folder):
@@ -104,21 +93,11 @@ def test_ocp_is_the_probe_s(run, simulated, session_cache, tmp_path):
     assert not list((done.path / "samples").rglob("features.part"))
 
 
-_RANK = """
-from pathlib import PosixPath
-from physcli.tasks import finetune
-from physcli.tasks.training import scoring
-finetune.loss_curve = scoring.score_curves = scoring.contact_sheet = lambda *arguments, **options: None
-finetune.finetune(finetune.FinetuneRequest(**{arguments!r}))
-"""
-
-
-def test_two_processes_make_the_same_videos(run, arguments, start, two_processes, tmp_path):
+def test_two_processes_make_the_same_videos(run, arguments, in_two_processes, tmp_path):
     """Of the weights that training begins with, which are the same to the bit."""
     one = run("one", *LAWS)
     given = arguments(*LAWS, "train.batch_size=1") | {"out": tmp_path / "two"}
-    ranks = two_processes(lambda environment: start(_RANK.format(arguments=given), env=environment))
-    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
+    in_two_processes(given)
     assert scores_of(tmp_path / "two")[0] == scores_of(one.path)[0]
     assert (tmp_path / "two" / "best" / "model").is_dir()
 

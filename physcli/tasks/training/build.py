@@ -335,11 +335,15 @@ def _method_signals(method: MethodSettings, source: Source, device: torch.device
 def _refuse_contradictions(recipe: Precomputed) -> None:
     if not isinstance(recipe, GeneratorRecipe):
         return
+    by_reward = (isinstance(recipe.method, Nft), "method.name=nft")
     for first, other in (
         ((recipe.freeze, "freeze=true"), (recipe.lora is not None, "lora")),
         ((recipe.freeze, "freeze=true"), (recipe.objective.text_encoder, "objective.text_encoder=true")),
         # An adapter holds the transformer's updates alone.
         ((recipe.objective.text_encoder, "objective.text_encoder=true"), (recipe.lora is not None, "lora")),
+        ((recipe.train.compile, "train.compile=true"), by_reward),
+        ((recipe.freeze, "freeze=true"), by_reward),
+        ((recipe.objective.text_encoder, "objective.text_encoder=true"), by_reward),
     ):
         if first[0] and other[0]:
             raise UsageError(

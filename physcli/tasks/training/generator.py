@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from physcli.tasks.training.alignment import build_method
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.denoising import TOLD, DenoisingSteps
 from physcli.tasks.training.material import Material
-from physcli.tasks.training.scoring import Judge
+from physcli.tasks.training.scoring import Asked, Judge, make_videos
 from physcli.tasks.training.signals import Prompts, draw_latents
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import prompt_at, prompt_of
@@ -111,6 +110,11 @@ def choose_trained(generator: Generator, recipe: GeneratorRecipe, *, seed: int) 
         generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))
 
 
+def density_of(objective: Denoising) -> Density:
+    """How its noise levels are drawn."""
+    return Density(objective.noise, mean=objective.noise_mean, std=objective.noise_std, shift=objective.noise_shift)
+
+
 class GeneratorTrainee(DenoisingSteps, OfGenerator):
     """The transformer of a generator (and its text encoder, if asked for), on latents that were encoded once.
 
@@ -152,9 +156,7 @@ class GeneratorTrainee(DenoisingSteps, OfGenerator):
         )
         super().__init__(generator, recipe=recipe, method=method, text_encoder=text_encoder, reporter=reporter)
         self.seed, self.objective, self.judge = seed, objective, judge
-        self._density = Density(
-            objective.noise, mean=objective.noise_mean, std=objective.noise_std, shift=objective.noise_shift
-        )
+        self._density = density_of(objective)
         self._material, self._prompts = material, prompts
         self._windows, self._held_windows = material.windows, material.held_windows
         self.num_windows = len(self._windows.views)
@@ -233,15 +235,14 @@ class GeneratorTrainee(DenoisingSteps, OfGenerator):
         clips = spread(self._material.held_out, count)
         prompts = [prompt_at(clip, self.objective.strides[-1]) for clip in clips]
         rates = [self._rate(clip, self.objective.strides[-1]) for clip in clips]
-        height, width = self.generator.facts.size
-        videos: list[np.ndarray] = []
+        items = [
+            Asked(prompt, seed_from(self.seed, prompt, 0), rate) for prompt, rate in zip(prompts, rates, strict=True)
+        ]
         self.generator.need("vae", "text_encoder")
-        for first in range(0, len(prompts), 8):
-            some = prompts[first : first + 8]
-            seeds = [seed_from(self.seed, prompt, 0) for prompt in some]
-            shape: dict[str, Any] = {"num_frames": self.objective.frames, "height": height, "width": width}
-            shape["frame_rates_hz"] = rates[first : first + 8]
-            videos += list(self.generator.sample(some, seeds, **shape, steps=self.objective.sample_steps).frames)
+        made_videos = make_videos(
+            self.generator, items, num_frames=self.objective.frames, steps=self.objective.sample_steps
+        )
+        videos = [video for video, _ in made_videos]
         self._release()
         every = max(1, self.objective.frames // 4)
         columns = [str(i) for i in range(0, self.objective.frames, every)]

@@ -11,6 +11,12 @@ from pathlib import Path
 
 from physcli.recipe import AnyRecipe, read_recipe
 
+# Fields that change no weight: a run and its continuation may differ in them.
+FREE = {
+    "train": ("checkpoint_every", "keep_checkpoints", "validate_every", "trackers"),
+    "data": ("max_uncaptioned",),
+}
+
 
 @dataclass(frozen=True)
 class FinetuneRequest:

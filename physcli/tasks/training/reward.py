@@ -20,12 +20,11 @@ from physcli.hashing import seed_from
 from physcli.methods.nft import nft_loss, optimality
 from physcli.methods.settings import Nft
 from physcli.models.generator import Conditioning, Generator
-from physcli.models.noise import Density
 from physcli.recipe import GeneratorRecipe
 from physcli.rows import Kind, Row
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import noise_of, rng_of
-from physcli.tasks.training.generator import OfGenerator, choose_trained
+from physcli.tasks.training.generator import OfGenerator, choose_trained, density_of
 from physcli.tasks.training.scoring import Asked, Judge, VideoJudge, asked_of, by_laws, make_videos
 from physcli.tasks.training.trainee import held_out_row
 
@@ -109,7 +108,7 @@ class RewardTrainee(OfGenerator):
         processes: Each makes its part of a round.
 
     Raises:
-        UsageError: settings that do not fit, or too few prompts.
+        UsageError: too few prompts.
     """
 
     def __init__(
@@ -128,13 +127,6 @@ class RewardTrainee(OfGenerator):
         self.settings, self.processes = recipe.method, processes
         self.generator, self.recipe, self.objective, self.judge = generator, recipe, recipe.objective, judge
         self.seed = seed
-        for given, said in (
-            (recipe.train.compile, "train.compile=true"),
-            (recipe.freeze, "freeze=true"),
-            (recipe.objective.text_encoder, "objective.text_encoder=true"),
-        ):
-            if given:
-                raise UsageError(f"{said} with method.name=nft.", expected="neither of them", fix="leave it out")
         choose_trained(generator, recipe, seed=seed)
         generator.need("vae", "text_encoder")
         self.transformer: Any = generator.network
@@ -151,11 +143,8 @@ class RewardTrainee(OfGenerator):
         self._first = self._copies() if self.settings.kl_weight else {}
         self._embedded: dict[str, dict[str, Tensor]] = {}
         self.round = Round()
-        objective = recipe.objective
-        self._density = Density(
-            objective.noise, mean=objective.noise_mean, std=objective.noise_std, shift=objective.noise_shift
-        )
-        self._shape = generator.latent_shape(objective.frames, *generator.facts.size)
+        self._density = density_of(recipe.objective)
+        self._shape = generator.latent_shape(recipe.objective.frames, *generator.facts.size)
 
     def _asked(self, clips: Sequence[Clip]) -> list[Asked]:
         """Their prompts."""
@@ -256,23 +245,28 @@ class RewardTrainee(OfGenerator):
         level = process.of_time(batch["time"])
         noisy = process.add_noise(latents, batch["noise"], level)
 
-        def clean(output: Tensor | None) -> Tensor:
+        def predict(weights: dict[str, Tensor] | None = None) -> Tensor:
+            """Of the network as it is, or with other weights and no gradient."""
+            other = contextlib.nullcontext() if weights is None else self._as(weights)
+            with other, torch.set_grad_enabled(weights is None and torch.is_grad_enabled()):
+                output = self.generator.denoise(noisy, level, told).output
             assert output is not None
-            return process.clean(output, noisy, level)
+            return output
 
-        with torch.no_grad():
-            with self._as(found.old):
-                old = clean(self.generator.denoise(noisy, level, told).output)
-            if self._first:
-                with self._as(self._first):
-                    first = self.generator.denoise(noisy, level, told).output
-        output = self.generator.denoise(noisy, level, told).output
+        old = predict(found.old)
+        first = predict(self._first) if self._first else None
+        output = predict()
         settings = self.settings
-        loss = nft_loss(clean(output), old, latents, good, beta=settings.beta, scale=settings.most_advantage)
+        loss = nft_loss(
+            process.clean(output, noisy, level),
+            process.clean(old, noisy, level),
+            latents,
+            good,
+            beta=settings.beta,
+            scale=settings.most_advantage,
+        )
         logs = {"nft": loss.detach(), "good": good}
-        if self._first:
-            assert output is not None
-            assert first is not None
+        if first is not None:
             drift = (output.float() - first.float()).square().mean(dim=(1, 2, 3, 4))
             loss, logs = loss + settings.kl_weight * drift, logs | {"kl": drift.detach()}
         return loss, logs

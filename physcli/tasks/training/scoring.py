@@ -27,7 +27,8 @@ from physcli.progress import Reporter
 from physcli.recipe import GeneratorRecipe
 from physcli.report.plots import contact_sheet, score_curves
 from physcli.rows import Row, interval_of
-from physcli.tasks.features import FeatureExtractor, check_finite, choose_taps, rate_at, views_of
+from physcli.tasks.features import FeatureExtractor, check_finite, choose_taps, rate_at
+from physcli.tasks.probe_physion import ProbeSettings, common_latent_frames, shown_views
 from physcli.tasks.processes import Processes
 from physcli.tasks.prompt_sets import distinct
 from physcli.tasks.run_dir import to_json
@@ -226,23 +227,7 @@ class OcpJudge(Judge):
         folder = clips_folder(self.settings.data, cache=cache, processes=processes, reporter=reporter)
         selection = physion.select_items(read_dataset(folder).clips, "ocp", limit=self.settings.limit, seed=seed)
         physion.require_enough(selection, "pooled")
-        frames = [
-            physion.shown_frames(
-                clip,
-                "ocp",
-                subject="generator",
-                num_frames=0,
-                usable_frames=generator.codec.usable_frames,
-                video_frames=clip.count_frames(),
-            )
-            for clip in selection.items
-        ]
-        self.views = views_of(selection.items, frames, {})
-        lengths = sorted({len(view.frames) for view in self.views})
-        # What all clips of the readout have in common.
-        self._latent_frames = (
-            min(generator.token_grid(length, *generator.facts.size)[0] for length in lengths) if lengths[1:] else None
-        )
+        self.views = shown_views(generator, selection.items, ProbeSettings(models=()), {})
 
     def score(self, generator: Generator, folder: Path) -> list[Row]:
         features = folder / "features.part"
@@ -250,7 +235,7 @@ class OcpJudge(Judge):
             generator,
             fingerprint="in training",
             vae_fingerprint=generator.fingerprint("vae"),
-            num_latent_frames=self._latent_frames,
+            num_latent_frames=common_latent_frames(generator, self.views),
             seed=self.seed,
             cache=self.cache,
             passing=features,

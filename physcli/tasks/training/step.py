@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from physcli.errors import PhyscliError, UsageError
 from physcli.hashing import seed_from
+from physcli.models.attention import quick_attention
 from physcli.recipe import Train
 from physcli.tasks.training.optimization import Ema, block_matrices, build_optimizer, learning_rate
 from physcli.tasks.training.trainee import Steps
@@ -107,7 +108,7 @@ class OptimizerStep:
         norm: Tensor | None = None
         for batch in batches:
             batch = to_device(batch, accelerator.device)
-            with accelerator.accumulate(self.model):
+            with accelerator.accumulate(self.model), quick_attention(accelerator.device):
                 losses, logs = self.model(batch)
                 loss = losses.float().mean()
                 for name, values in {"loss": losses, **logs}.items():

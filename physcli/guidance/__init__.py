@@ -19,6 +19,7 @@ NONE = "none"  # the stock pipeline
 GUIDANCES: dict[str, str] = {
     "lamo": "physcli.guidance.lamo:MotionPrior",
     "cfg-zero": "physcli.guidance.cfg_zero:CfgZero",
+    "inner": "physcli.guidance.inner:InnerGuidance",
 }
 
 

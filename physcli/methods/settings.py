@@ -281,6 +281,27 @@ class LayerSync(Weighted):
         return self
 
 
+class VideoJam(Weighted):
+    """See `physcli.methods.videojam`. `weight`: of the motion's term beside the clip's. `motion`: what is denoised
+    beside the clip, `picture`, the flow as colours through the generator's own VAE, or `pooled`, the flow itself.
+    `flow`: `exact` (simulated clips only), or from pixels `dis`, or `raft` (with torchvision, which downloads weights).
+    `scale_px`: of `pooled`, so many pixels are 1. `motion_dropout`: share of the samples that do not see the motion;
+    captions are dropped by `objective.caption_dropout`, in the paper 0.3."""
+
+    name: Literal["videojam"]
+    weight: NonNegativeFloat = 1.0
+    motion: Literal["picture", "pooled"] = "picture"
+    flow: Literal["exact", "dis", "raft"] = "dis"
+    scale_px: PositiveFloat = 1.0
+    motion_dropout: Share = 0.2
+
+    @model_validator(mode="after")
+    def _refuse_idle_scale(self) -> Self:
+        if self.motion == "picture" and self.scale_px != 1.0:
+            raise ValueError("scale_px is for motion: pooled")
+        return self
+
+
 class Nft(MethodSettings):
     """Reward fine-tuning by DiffusionNFT, see `physcli.methods.nft`: of the data only the prompts are read, and the
     generator learns from videos of its own that a reward has judged.

@@ -5,6 +5,7 @@ Its latents are [B, F, C, h, w] in the pipeline and in the transformer alike, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.noise import NoiseLevel, NoiseProcess, VPrediction
+from physcli.models.parts import widen
 from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 
 
@@ -102,7 +104,8 @@ class CogVideoX(DiffusersGenerator):
             num_frames=own.get("num_frames") or config["sample_frames"],
             frame_rate_hz=own.get("frame_rate_hz") or (8.0 if patch_frames is None else 16.0),  # of their model cards
             guidance_scale=float(own.get("guidance_scale", 6.0)),
-            latent_channels=config["out_channels"],
+            latent_channels=config["out_channels"] - own.get("motion_channels", 0),
+            motion_channels=own.get("motion_channels", 0),
             patch=(patch_frames or 1, config["patch_size"], config["patch_size"]),
             num_blocks=config["num_layers"],
             hidden_size=config["num_attention_heads"] * config["attention_head_dim"],
@@ -226,7 +229,7 @@ class CogVideoX(DiffusersGenerator):
             raise ValueError(f"the text must have {self.facts.max_text_tokens} tokens, got {text.shape[1]}")
         has_ofs = self.transformer.config.ofs_embed_dim is not None
         arguments = {
-            "hidden_states": noisy.to(self.device, self.dtype),
+            "hidden_states": self._with_motion(noisy).to(self.device, self.dtype),
             "encoder_hidden_states": text.to(self.device, self.dtype).expand(batch_size, -1, -1),
             "timestep": level.time.to(self.device).expand(batch_size),
             "ofs": torch.full((1,), 2.0, device=self.device, dtype=self.dtype) if has_ofs else None,
@@ -235,7 +238,17 @@ class CogVideoX(DiffusersGenerator):
         }
         with tapped(self.transformer.transformer_blocks, taps, features_only=features_only) as hidden_states:
             output = self.transformer(**arguments)[0]
-        return self._denoised(None if features_only else output, hidden_states, grid)
+        return self._denoised(None if features_only else output[:, :, : noisy.shape[2]], hidden_states, grid)
+
+    def _ends(self) -> tuple[Any, Any]:
+        return self.transformer.patch_embed.proj, self.transformer.proj_out
+
+    def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:
+        # Of a token, in and out, the values of a channel are together.
+        places = math.prod(self.facts.patch)
+        inputs = places if isinstance(first, torch.nn.Linear) else 1
+        widen(first, inputs=((latents + motion) * inputs, torch.arange(latents * inputs)))
+        widen(last, outputs=((latents + motion) * places, torch.arange(latents * places)))
 
 
 def _spatial(configs: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ called, and how its pipeline lays latents out.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import gc
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional
 
 from physcli.errors import ModelError, UsageError, unknown
 from physcli.hashing import seeded
@@ -55,6 +57,7 @@ _OWN_FACTS: dict[str, Callable[[Any], bool]] = {
     "guidance_scale": lambda value: _is_number(value) and 0 <= value < float("inf"),
     "frame_rate_hz": lambda value: _is_number(value) and 0 < value < float("inf"),
     "num_frames": lambda value: type(value) is int and value > 0,
+    "motion_channels": lambda value: type(value) is int and value > 0,
     "max_text_tokens": lambda value: type(value) is int and value > 0,
     "size": lambda value: isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value),
 }
@@ -87,8 +90,8 @@ def read_own_facts(folder: Path | None) -> dict[str, Any]:
     if wrong:
         raise ModelError(
             f"{path}: {wrong[0]} is {found[wrong[0]]!r}.",
-            expected='any of "guidance_scale" and "frame_rate_hz" (numbers), "num_frames" and "max_text_tokens" '
-            '(whole numbers), "size" ([height, width])',
+            expected='any of "guidance_scale" and "frame_rate_hz" (numbers), "num_frames", "max_text_tokens" and '
+            '"motion_channels" (whole numbers), "size" ([height, width])',
         )
     return found
 
@@ -172,14 +175,16 @@ class DiffusersGenerator(ABC):
         """One forward pass of the network.
 
         Args:
-            noisy: x_t [B, F, C, H, W], any float dtype (cast to the network's).
+            noisy: x_t [B, F, C, H, W], any float dtype (cast to the network's). Of a network that denoises M channels
+                of motion beside it, with or without them; zeros are the motion that is not known.
             level: Of B clips.
             conditioning: Of B prompts, or of one for all.
             taps: Blocks, counted from 0, whose outputs are wanted: video tokens before the final norm.
             features_only: Stop after the deepest tap; `output` is None.
 
         Returns:
-            The prediction and the features, with gradients where gradients are enabled.
+            The prediction, of as many channels as `noisy` has, and the features, with gradients where gradients are
+            enabled.
 
         Raises:
             UsageError: a tap is not a block of this model.
@@ -380,6 +385,52 @@ class DiffusersGenerator(ABC):
             fix="leave it out",
         )
 
+    def add_motion(self, channels: int) -> None:
+        """Let the network take and give motion latents beside a clip's (VideoJAM). Its new weights are zeros, so that
+        it predicts of the clip what it did, whatever the motion. A plain pipeline refuses such a model: the VAE has
+        fewer channels.
+
+        Args:
+            channels: M.
+
+        Raises:
+            UsageError: it has motion latents of another number of channels, or is of a family that cannot have any.
+        """
+        if channels == self.facts.motion_channels:
+            return
+        if self.facts.motion_channels:
+            raise UsageError(
+                f"{channels} channels of motion for {self.name}, which has {self.facts.motion_channels}.",
+                expected="the same motion latents as it was trained with",
+            )
+        latents = self.facts.latent_channels
+        self._widen(*self._ends(), latents, channels)
+        self.transformer.register_to_config(in_channels=latents + channels, out_channels=latents + channels)
+        self._own["motion_channels"] = channels
+        self.facts = dataclasses.replace(self.facts, motion_channels=channels)
+        self._folders.pop("transformer", None)
+
+    def _ends(self) -> tuple[Any, Any]:
+        """The layers that take the noisy latents and give the prediction.
+
+        Raises:
+            UsageError: the family does not say which they are, and so cannot have motion latents.
+        """
+        raise UsageError(
+            f"Motion latents for {self.name}, a {self.family}.",
+            expected="a CogVideoX or a Wan",
+            fix="use another model",
+        )
+
+    def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:
+        """Give the layers at the ends room for so many more channels; zeros."""
+        raise NotImplementedError
+
+    def train_ends(self) -> None:
+        """Train the first and last layer whole, beside a LoRA on others."""
+        for end in self._ends():
+            end.float().requires_grad_(True)
+
     def use_text_encoder(self, path: str | os.PathLike[str]) -> None:
         """Give the text encoder the weights of the one in a folder (transformers layout).
 
@@ -408,13 +459,21 @@ class DiffusersGenerator(ABC):
         return weights
 
     def save(self, folder: Path, *, frozen: Collection[str] = ()) -> None:
-        """Write the pipeline as a diffusers folder that plain diffusers loads.
+        """Write the pipeline as a diffusers folder that plain diffusers loads, with a LoRA merged into its weights.
 
         Args:
             folder: To be made.
             frozen: Parts that are as they were read: they are linked from where they are (`link_folder`), as are those
                 that were not read at all. `vae`, `text_encoder`, `tokenizer`, …
         """
+        if self.has_adapter:
+            network = self.transformer
+            self._put("transformer", copy.deepcopy(network))
+            try:
+                self.merge_adapter()
+                return self.save(folder, frozen=frozen)
+            finally:
+                self._put("transformer", network)
         self.pipeline.save_config(folder)
         described_in = [*folder.glob("*.json")]
         for part, module in self.components.items():
@@ -623,14 +682,20 @@ class DiffusersGenerator(ABC):
         )
         return frames, self.facts.latent_channels, rows, columns
 
+    def _with_motion(self, noisy: Tensor) -> Tensor:
+        """What the network takes: where nothing is said of motion, zeros."""
+        missing = self.facts.latent_channels + self.facts.motion_channels - noisy.shape[2]
+        return functional.pad(noisy, (0, 0, 0, 0, 0, missing)) if missing else noisy
+
     def _check_latents(self, noisy: Tensor) -> tuple[int, int, int]:
         """The token grid of latents [B, F, C, H, W].
 
         Raises:
             ValueError: another shape, or one that does not divide into tokens.
         """
-        if noisy.ndim != 5 or noisy.shape[2] != self.facts.latent_channels:
-            raise ValueError(f"noisy must be [B, F, {self.facts.latent_channels}, H, W], got {list(noisy.shape)}")
+        channels = self.facts.latent_channels
+        if noisy.ndim != 5 or noisy.shape[2] not in (channels, channels + self.facts.motion_channels):
+            raise ValueError(f"noisy must be [B, F, {channels}, H, W], got {list(noisy.shape)}")
         sides = (noisy.shape[1], *noisy.shape[3:])
         if any(size % part for size, part in zip(sides, self.facts.patch, strict=True)):
             raise ValueError(
@@ -770,6 +835,7 @@ class DiffusersGenerator(ABC):
             if guidance is not None:
                 guidance.prepare(conditioning, latent_frames=shape[0], steps=steps, scale=scale)
             with self._guided(guidance, shape, steps=steps, scale=scale) as measured:
+                with_motion = self.facts.motion_channels > 0
                 made = self.pipeline(
                     **self._prompt_arguments(conditioning, negative),
                     num_frames=num_frames,
@@ -781,8 +847,11 @@ class DiffusersGenerator(ABC):
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                     callback_on_step_end=after_step,
                     callback_on_step_end_tensor_inputs=["latents"],
-                    output_type="np",
+                    output_type="latent" if with_motion else "np",
                 ).frames
+            latents = self._canonical(latest["latents"], shape)[:, :, : shape[1]]
+            if with_motion:  # which the pipeline would hand to the VAE
+                made = self.codec.decode(latents, num_frames=num_frames).movedim(2, -1).float().cpu()
         pixels = np.asarray(made)
         if not np.isfinite(pixels).all():
             raise ModelError(
@@ -791,7 +860,6 @@ class DiffusersGenerator(ABC):
                 fix="try --dtype float32 or bfloat16; if it stays so, the weights are damaged",
             )
         frames = (pixels * 255).round().astype(np.uint8)
-        latents = self._canonical(latest["latents"], shape)
         if guidance is None:
             return Sampled(frames, latents)
         names = next(iter(measured.values()), {})
@@ -822,31 +890,35 @@ class DiffusersGenerator(ABC):
             bound = signature.bind(*args, **kwargs)
             sample, fed = bound.arguments["sample"], bound.arguments["model_output"]
             noisy = self._canonical(sample, shape)
-            level = self.noise.of_step(scheduler, index, bound.arguments["timestep"]).expand(len(noisy))
+            timestep = bound.arguments["timestep"]
+            level = self.noise.of_step(scheduler, index, timestep).expand(len(noisy))
             conditional = unconditional = None
             if guidance.mixes:
                 both = self._both_outputs(outputs, scale > 1)
                 conditional, unconditional = (
                     part if part is None else self._canonical(part.float(), shape) for part in both
                 )
+            clip = noisy[:, :, : shape[1]]
             step = Step(
                 index=index,
                 count=steps,
                 level=level,
+                asked=self.noise.of_time(torch.as_tensor(timestep).reshape(1)).expand(len(noisy)),
                 noisy=noisy,
                 output=self._canonical(fed, shape),
                 scale=scale,
                 conditional=conditional,
                 unconditional=unconditional,
-                clean=lambda output: self.noise.clean(output, noisy, level),
+                clean=lambda output: self.noise.clean(output, clip, level),
             )
-            if guidance.mixes:
-                step = dataclasses.replace(step, output=guidance.mix(step).to(fed.dtype))
+            mixed = guidance.mix(step).to(fed.dtype) if guidance.mixes else step.output
+            step = dataclasses.replace(step, noisy=clip, output=mixed[:, :, : shape[1]])
             output, logs = guidance.after(step)
             if logs:
                 measured[index] = logs
             if guidance.mixes or output is not step.output:
-                bound.arguments["model_output"] = self._as_pipeline(output).to(fed.dtype)
+                whole = torch.cat([output, mixed[:, :, shape[1] :].to(output.dtype)], dim=2)
+                bound.arguments["model_output"] = self._as_pipeline(whole).to(fed.dtype)
             index += 1
             outputs.clear()
             return stock(*bound.args, **bound.kwargs)

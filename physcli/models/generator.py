@@ -38,6 +38,7 @@ class Facts:
         text_width: D of the text embeddings.
         max_text_tokens: L; longer prompts lose their end.
         schedulers: Names of samplers → diffusers' classes; the first is the family's own.
+        motion_channels: Of motion latents that its network denoises beside a clip's own (VideoJAM); 0: it has none.
     """
 
     size: tuple[int, int]
@@ -51,6 +52,7 @@ class Facts:
     text_width: int
     max_text_tokens: int
     schedulers: Mapping[str, str]
+    motion_channels: int = 0
 
 
 class Conditioning(Mapping[str, Tensor]):
@@ -125,12 +127,14 @@ class Denoised:
 
 @dataclass(frozen=True)
 class Step:
-    """A denoising step of sampling, for a guidance.
+    """A denoising step of sampling, for a guidance. Where the network denoises motion beside the clip, a guidance that
+    makes the mix sees both, C + M channels of them, and one that comes after the mix the clip's own.
 
     Attributes:
         index: Counted from 0.
         count: Steps in all.
         level: Of the noise, [B].
+        asked: The level that the network was told, [B]; some schedulers round it.
         noisy: x_t [B, F, C, H, W].
         output: What the scheduler is fed, [B, F, C, H, W]: after classifier-free guidance, where there is any.
         scale: Of classifier-free guidance.
@@ -142,6 +146,7 @@ class Step:
     index: int
     count: int
     level: NoiseLevel
+    asked: NoiseLevel
     noisy: Tensor
     output: Tensor
     scale: float
@@ -170,8 +175,9 @@ class Guides(Protocol):
 
 @dataclass(frozen=True)
 class Sampled:
-    """Videos uint8 [B, T, H, W, 3] and their latents [B, F, C, h, w]; and what a guidance measured: name → [B, guided
-    steps], in the order of the steps counted from 0 in `guided`. Without guidance both are empty."""
+    """Videos uint8 [B, T, H, W, 3] and their latents [B, F, C, h, w], without those of motion; and what a guidance
+    measured: name → [B, guided steps], in the order of the steps counted from 0 in `guided`. Without guidance both are
+    empty."""
 
     frames: np.ndarray
     latents: Tensor
@@ -261,6 +267,8 @@ class Generator(Protocol):
 
     # The network, and sampling.
     def use_rope_grid(self, kind: Literal["linspace", "slice"]) -> None: ...
+    def add_motion(self, channels: int) -> None: ...
+    def train_ends(self) -> None: ...
     def token_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]: ...
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]: ...
     def denoise(
@@ -301,8 +309,9 @@ def denoising_loss(
     conditioning: Conditioning,
     *,
     taps: Sequence[int] = (),
+    motion: Tensor | None = None,
 ) -> tuple[Tensor, Denoised]:
-    """The generator's own objective: noise, predict, compare; in float32.
+    """The generator's own objective: noise, predict, compare; in float32. Of the clip alone, not of its motion.
 
     The mean over elements of (v̂ − v)² is the public CogVideoX trainers' mean of (x̂0 − x0)²/(1 − ᾱ) without the
     division, and of a flow model their mean of (x̂0 − x0)²/σ².
@@ -314,12 +323,14 @@ def denoising_loss(
         level: Of each clip.
         conditioning: Of B prompts.
         taps: Blocks whose features are wanted, too.
+        motion: Noised motion latents [B, F, M, H, W] that the network sees beside the clip's.
 
     Returns:
         The loss of each clip [B], float32, and what `denoise` gave.
     """
     noisy = generator.noise.add_noise(latents, noise, level)
-    denoised = generator.denoise(noisy, level, conditioning, taps=taps)
+    seen = noisy if motion is None else torch.cat([noisy, motion.to(noisy)], dim=2)
+    denoised = generator.denoise(seen, level, conditioning, taps=taps)
     assert denoised.output is not None
     target = generator.noise.target(latents, noise, level)
-    return (denoised.output.float() - target).square().mean(dim=(1, 2, 3, 4)), denoised
+    return (denoised.output[:, :, : latents.shape[2]].float() - target).square().mean(dim=(1, 2, 3, 4)), denoised

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from physcli.errors import ModelError
@@ -44,6 +44,37 @@ def read_part(part_class: Any, folder: Path, dtype: torch.dtype) -> Any:
                 fix="copy or download that folder again",
             )
     return part
+
+
+@torch.no_grad()
+def widen(
+    layer: nn.Linear | nn.Conv2d | nn.Conv3d,
+    *,
+    inputs: tuple[int, Tensor] | None = None,
+    outputs: tuple[int, Tensor] | None = None,
+) -> None:
+    """Give a layer more inputs or outputs, in place; its new weights are zeros.
+
+    Args:
+        layer: Linear, or a convolution.
+        inputs: How many it shall have, and which of them are those it has, int64 [old number]; None: as they are.
+        outputs: Likewise.
+    """
+    weight = layer.weight
+    for axis, new in ((1, inputs), (0, outputs)):
+        if new is not None:
+            shape = list(weight.shape)
+            shape[axis] = new[0]
+            weight = weight.new_zeros(shape).index_copy(axis, new[1].to(weight.device), weight)
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    if outputs is not None and layer.bias is not None:
+        bias = layer.bias.new_zeros(outputs[0]).index_copy(0, outputs[1].to(weight.device), layer.bias)
+        layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+    is_linear = isinstance(layer, nn.Linear)
+    if inputs is not None:
+        setattr(layer, "in_features" if is_linear else "in_channels", inputs[0])
+    if outputs is not None:
+        setattr(layer, "out_features" if is_linear else "out_channels", outputs[0])
 
 
 def empty_part(part_class: Any, folder: Path) -> Any:

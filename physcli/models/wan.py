@@ -7,6 +7,7 @@ network has no text mask: rows of zeros follow the prompt's own embeddings up to
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.integrity import read_json
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
-from physcli.models.parts import read_part
+from physcli.models.parts import read_part, widen
 from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 from physcli.models.wan_vae import decode_whole, encode_whole, is_small
 
@@ -92,12 +93,13 @@ class Wan(DiffusersGenerator):
             num_frames=native["num_frames"],
             frame_rate_hz=float(native["frame_rate_hz"]),
             guidance_scale=float(native.get("guidance_scale", 5.0)),
-            latent_channels=config["out_channels"],
+            latent_channels=config["out_channels"] - native.get("motion_channels", 0),
             patch=(patch[0], patch[1], patch[2]),
             num_blocks=config["num_layers"],
             hidden_size=config["num_attention_heads"] * config["attention_head_dim"],
             text_width=config["text_dim"],
             max_text_tokens=native.get("max_text_tokens", 512),
+            motion_channels=native.get("motion_channels", 0),
             schedulers={
                 "unipc": "diffusers:UniPCMultistepScheduler",
                 "euler": "diffusers:FlowMatchEulerDiscreteScheduler",
@@ -192,16 +194,27 @@ class Wan(DiffusersGenerator):
         taps: Sequence[int] = (),
         features_only: bool = False,
     ) -> Denoised:
-        grid = self._check_latents(noisy)
+        grid, channels = self._check_latents(noisy), noisy.shape[2]
         with tapped(self.transformer.blocks, taps, features_only=features_only) as hidden_states:
             output = self.transformer(
-                hidden_states=noisy.to(self.device, self.dtype).transpose(1, 2),
+                hidden_states=self._with_motion(noisy).to(self.device, self.dtype).transpose(1, 2),
                 # Never in half precision: 1000·σ rounded to bfloat16 moves the output by 3 to 25 %.
                 timestep=level.time.to(self.device, torch.float32).expand(len(noisy)),
                 encoder_hidden_states=conditioning.text.to(self.device, self.dtype).expand(len(noisy), -1, -1),
                 return_dict=False,
             )[0]
-        return self._denoised(None if features_only else output.transpose(1, 2), hidden_states, grid)
+        output = None if features_only else output[:, :channels].transpose(1, 2)
+        return self._denoised(output, hidden_states, grid)
+
+    def _ends(self) -> tuple[Any, Any]:
+        return self.transformer.patch_embedding, self.transformer.proj_out
+
+    def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:
+        places = math.prod(self.facts.patch)
+        widen(first, inputs=(latents + motion, torch.arange(latents)))
+        # A token's values are place by place, the channels of a place together.
+        values = torch.arange(places * (latents + motion)).reshape(places, latents + motion)
+        widen(last, outputs=(values.numel(), values[:, :latents].flatten()))
 
 
 class WanCodec(ChannelCodec):

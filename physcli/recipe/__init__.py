@@ -20,6 +20,7 @@ from physcli.methods.settings import (
     Sft,
     TeacherView,
     Tsa,
+    VideoJam,
     VideoRepa,
 )
 from physcli.packaged import recipe_folders
@@ -85,6 +86,7 @@ __all__ = [
     "Train",
     "Tsa",
     "VaeRecipe",
+    "VideoJam",
     "VideoRepa",
     "WindowChoice",
     "completed",

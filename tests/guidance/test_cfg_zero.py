@@ -26,6 +26,7 @@ def step_of(conditional, unconditional, *, scale=5.0, index=1):
         index=index,
         count=4,
         level=level,
+        asked=level,
         noisy=torch.zeros_like(conditional),
         output=unconditional + scale * (conditional - unconditional),
         scale=scale,

@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from physcli.data.video import write_video
 from physcli.errors import UsageError
 from physcli.guidance.cfg_zero import CfgZero
+from physcli.guidance.inner import InnerGuidance
 from physcli.guidance.lamo import MotionPrior
 from physcli.hashing import seeded
 from physcli.methods.lamo import MotionField
@@ -449,6 +450,128 @@ def test_a_video_does_not_depend_on_its_batch(generator, shape, unguided):
     assert np.abs(single[0].astype(int) - unguided[1]).max() <= 2
 
 
+@pytest.fixture
+def widened(reopened):
+    """With three channels of motion, whose weights are no zeros any more; of families that can have some."""
+    try:
+        reopened.add_motion(3)
+    except UsageError as error:
+        assert type(reopened).__name__ not in {target.partition(":")[2] for target in GENERATORS.values()}
+        pytest.skip(str(error))
+    return reopened
+
+
+def with_motion(noisy):
+    motion = torch.randn(2, len(noisy[0]), 3, *noisy.shape[3:], generator=torch.Generator().manual_seed(2))
+    return torch.cat([noisy, motion], dim=2)
+
+
+def learn_something(generator):
+    with torch.no_grad(), seeded(5):
+        for end in generator._ends():
+            end.weight.add_(0.1 * torch.randn_like(end.weight))
+
+
+def test_new_channels_of_motion_change_nothing(widened, batch, output):
+    seen = with_motion(batch["noisy"])
+    with torch.no_grad():
+        made = widened.denoise(seen, batch["level"], batch["conditioning"]).output
+        alone = widened.denoise(**batch).output
+    assert made.shape == seen.shape
+    channels = output.shape[2]
+    close(made[:, :, :channels], output, 1e-5)
+    assert not made[:, :, channels:].any()
+    close(alone, output, 1e-5)
+    widened.add_motion(3)  # as it is
+    with pytest.raises(UsageError, match=r"4 channels of motion for .*, which has 3"):
+        widened.add_motion(4)
+
+
+def test_motion_is_saved_loaded_and_refused_by_a_plain_pipeline(widened, family, batch, tmp_path, generator, shape):
+    learn_something(widened)
+    seen = with_motion(batch["noisy"])
+    with torch.no_grad():
+        expected = widened.denoise(seen, batch["level"], batch["conditioning"]).output
+        hidden = widened.denoise(
+            torch.cat([batch["noisy"], torch.zeros_like(seen)[:, :, -3:]], dim=2), *list(batch.values())[1:]
+        )
+        assert torch.equal(widened.denoise(**batch).output, hidden.output[:, :, :-3])  # not told of it: zeros
+    assert not torch.equal(expected[:, :, :-3], hidden.output[:, :, :-3])
+    widened.save(tmp_path / "saved")
+    again = family.from_pretrained(tmp_path / "saved")
+    assert again.facts == widened.facts == family.facts_of(tmp_path / "saved", "it")
+    assert again.facts.motion_channels == 3
+    assert again.facts.latent_channels == generator.facts.latent_channels
+    with torch.no_grad():
+        assert torch.equal(again.denoise(seen, batch["level"], batch["conditioning"]).output, expected)
+    with quiet_libraries():
+        stock = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    with pytest.raises((RuntimeError, ValueError)):
+        by_hand(stock, generator, shape, num_inference_steps=2)
+
+
+def test_motion_is_sampled_beside_the_video(widened, shape):
+    learn_something(widened)
+    seen = []
+
+    class Recorder(CfgZero):
+        def mix(self, step):
+            seen.append(("mix", step))
+            return super().mix(step)
+
+        def after(self, step):
+            seen.append(("after", step))
+            return super().after(step)
+
+    made = widened.sample(PROMPTS, SEEDS, **shape, steps=2, guidance=Recorder(0), guidance_scale=2.0)
+    assert made.frames.shape == (2, shape["num_frames"], shape["height"], shape["width"], 3)
+    assert made.latents.shape[1:] == widened.latent_shape(**shape)
+    decoded = (widened.codec.decode(made.latents, num_frames=shape["num_frames"]) * 255).round()
+    assert np.array_equal(decoded.permute(0, 1, 3, 4, 2).numpy(), made.frames)
+    channels = widened.facts.latent_channels
+    assert [(kind, step.noisy.shape[2], step.output.shape[2]) for kind, step in seen] == 2 * [
+        ("mix", channels + 3, channels + 3),
+        ("after", channels, channels),
+    ]
+    assert seen[0][1].noisy[:, :, channels:].std() > 0.5  # its noise
+    followed = widened.sample(
+        PROMPTS, SEEDS, **shape, steps=2, guidance=MotionPrior(motion_field(widened), scale=1e4, lag=1, ratio=1.0)
+    )
+    assert not np.array_equal(followed.frames, widened.sample(PROMPTS, SEEDS, **shape, steps=2).frames)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_inner_guidance_is_its_formula(widened, shape, scale):
+    """(1 + w1 + w2)·u([x, d], y) − w1·u([x, d], ∅) − w2·u([x, ∅], y), at every step; w1 is the scale less one."""
+    learn_something(widened)
+    steps = []
+
+    class Recorder(InnerGuidance):
+        def after(self, step):
+            steps[-1].append(step)
+            return super().after(step)
+
+        def mix(self, step):
+            steps.append([step, super().mix(step)])
+            return steps[-1][1]
+
+    made = widened.sample(PROMPTS, SEEDS, **shape, steps=2, guidance=Recorder(widened, 1.5), guidance_scale=scale)
+    told, nothing = widened.encode_prompts(PROMPTS), widened.encode_prompts([""] * 2)
+    channels = widened.facts.latent_channels
+    for (step, mixed, fed), timestep in zip(steps, widened.pipeline.scheduler.timesteps, strict=True):
+        level = widened.noise.of_time(timestep.expand(2))
+        hidden = torch.cat([step.noisy[:, :, :channels], torch.zeros_like(step.noisy[:, :, channels:])], dim=2)
+        with torch.no_grad():
+            whole = widened.denoise(step.noisy, level, told).output
+            empty = widened.denoise(step.noisy, level, nothing).output
+            still = widened.denoise(hidden, level, told).output
+        text = scale - 1
+        close(mixed, (1 + text + 1.5) * whole - text * empty - 1.5 * still, 1e-2)
+        close(fed.output, mixed[:, :, :channels].to(fed.output), 1e-5)
+        assert not torch.allclose(whole, still, atol=1e-2)
+    assert (made.measured["motion_effect"] > 0).all()
+
+
 def motion_field(generator):
     with seeded(0):
         field = MotionField(channels=generator.facts.latent_channels, text_dim=generator.facts.text_width)
@@ -621,9 +744,11 @@ def trainable(folder, location, shape, tmp_path):
     return str(model) if location in GENERATORS.values() else f"{location}@{model}", clips
 
 
-@pytest.mark.parametrize("method", ["sft", "repa", "irepa", "crepa", "layersync"])
-def test_training_resumes_exactly(trainable, generator, session_cache, tmp_path, monkeypatch, method):
+@pytest.mark.parametrize("method", ["sft", "repa", "irepa", "crepa", "layersync", "videojam"])
+def test_training_resumes_exactly(trainable, generator, location, session_cache, tmp_path, monkeypatch, method):
     name, clips = trainable
+    if method == "videojam" and location not in GENERATORS.values():
+        pytest.skip("the layers at its ends are not named")
     for module, drawing in ((training, "contact_sheet"), (task, "loss_curve")):
         monkeypatch.setattr(module, drawing, lambda *arguments, **options: None)  # longer than all else
     frames = generator.codec.usable_frames(17)
@@ -631,6 +756,7 @@ def test_training_resumes_exactly(trainable, generator, session_cache, tmp_path,
         *("train.batch_size=1", "objective.strides=[1]", "train.mixed_precision=no", "train.checkpoint_every=2"),
         *("train.schedule.warmup_steps=0", "objective.samples=0", f"objective.frames={frames}"),
         *(("method.pairs=[[0, 1]]",) if method == "layersync" else ()),
+        *(("method.flow=dis",) if method == "videojam" else ()),  # these clips were not simulated
     )
 
     def train(folder, *, reporter=None, resume=None):
@@ -660,7 +786,7 @@ def test_training_resumes_exactly(trainable, generator, session_cache, tmp_path,
     for (key, one), two in zip(left.items(), right.values(), strict=True):
         assert torch.equal(one, two), key
     before = load(name, device="cpu", dtype="float32").network.state_dict()
-    assert any(not torch.equal(value, left[key]) for key, value in before.items())
+    assert any(value.shape != left[key].shape or not torch.equal(value, left[key]) for key, value in before.items())
 
 
 def load_own(path, name):

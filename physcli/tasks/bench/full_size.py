@@ -35,12 +35,13 @@ from physcli.models.generator import Generator
 from physcli.models.parts import cast_part
 from physcli.models.wan import Wan
 from physcli.progress import Reporter
-from physcli.recipe import Alignment, GeneratorRecipe, MoAlign, TeacherView
+from physcli.recipe import Alignment, GeneratorRecipe, MoAlign, TeacherView, VideoJam
 from physcli.tasks.bench.finetune import motion_stage, recipes_for, time_methods
 from physcli.tasks.processes import on_cpu
-from physcli.tasks.training.alignment import build_method
+from physcli.tasks.training.alignment import JointMotion, build_method
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.denoising import TOLD, DenoisingSteps
+from physcli.tasks.training.signals import motion_channels
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ def bench_full_size(
     with devices.quiet_libraries():
         generator = build_random(checkpoint, dtype=weights, device=chosen, seed=seed)
     reporter.note(f"{generator.name}: only times and memory mean anything.")
+    for recipe in recipes.values():
+        if isinstance(recipe.method, VideoJam):  # all methods are timed on one network: none sees the zeros beside it
+            generator.add_motion(motion_channels(recipe.method, generator))
     first = next(iter(recipes.values()))
     if first.lora is not None:
         generator.add_lora(**first.lora.model_dump(exclude={"base_dtype"}), seed=seed)
@@ -256,6 +260,8 @@ class RandomSteps(DenoisingSteps):
             share = self.recipe.method.signals()["saliency"]["share"]
             rank = self._noise("saliency", samples, self._teacher_shape[:3]).flatten(2).argsort(dim=2)
             batch["saliency"] = (rank < share * rank.shape[2]).byte().view(len(samples), *self._teacher_shape[:3])
+        if isinstance(self.method, JointMotion):
+            batch["flow"] = self._noise("flow", samples, self.method.latent_shape).half()
         draws = [self.method.draw(sample, self.seed) for sample in samples]
         return batch | {key: torch.stack([draw[key] for draw in draws]) for key in draws[0]}
 

@@ -7,7 +7,7 @@ below and a branch in `build_method`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from physcli.methods.grids import Grid, resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
 from physcli.methods.layersync import layersync_loss
 from physcli.methods.projector import Projector
-from physcli.methods.settings import Alignment, LaMo, LayerSync, MethodSettings, Weighted
+from physcli.methods.settings import Alignment, LaMo, LayerSync, MethodSettings, VideoJam, Weighted
+from physcli.methods.videojam import motion_loss
 from physcli.models.features import check_taps, default_tap
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import NoiseLevel, NoiseProcess
+from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.field import FIELD_DRAWS, draw_field, loss_of_field, new_field
 from physcli.tasks.training.optimization import ParameterGroup
 
@@ -37,7 +39,8 @@ class Pass:
 
     `features`: block → [B, F, H, W, D] of each tap. `clean`, `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32.
     `level`: of the noise. `signals`: by name, what is cached of the windows and what the method drew for the samples.
-    `conditioning`: what the generator was told of the prompts.
+    `conditioning`: what the generator was told of the prompts. `output`: all that the network gave, [B, F, C, H, W]
+    or, with its motion beside it, [B, F, C + M, H, W].
     """
 
     features: dict[int, Tensor]
@@ -46,6 +49,7 @@ class Pass:
     level: NoiseLevel
     signals: dict[str, Tensor] = field(default_factory=dict)
     conditioning: Conditioning | None = None
+    output: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -76,6 +80,10 @@ class Method(nn.Module, ABC):
 
     def save(self, folder: Path) -> None:
         """Write what it brought along below the run directory."""
+
+    def motion(self, signals: Mapping[str, Tensor], level: NoiseLevel) -> Tensor | None:
+        """Noised motion latents [B, F, M, H, W] that the network shall see beside the clip's, if any."""
+        return None
 
     def auxiliary_loss(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]] | None:
         """A loss [B] of modules of its own, with no gradient for the generator, and what to log of it, each [B]."""
@@ -267,6 +275,37 @@ class MotionDrift(Method):
         return loss, {f"field_{name}": value for name, value in {"loss": loss.detach(), **logs}.items()}
 
 
+class JointMotion(Method):
+    """VideoJAM: the motion of the clip, noised and denoised beside it. It needs no tap and no teacher.
+
+    Args:
+        settings: The recipe's.
+        process: The generator's noise.
+        latent_shape: (F, M, h, w) of a clip's motion latents.
+    """
+
+    needs = ("flow", "motion_noise", "motion_shown")
+
+    def __init__(self, settings: VideoJam, *, process: NoiseProcess, latent_shape: Sequence[int]) -> None:
+        super().__init__(settings)
+        self.settings, self.process, self.latent_shape = settings, process, tuple(latent_shape)
+
+    def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
+        shown = rng_of(seed, "motion shown", sample).random() >= self.settings.motion_dropout
+        noise = noise_of(seed, "motion noise", sample, shape=self.latent_shape)
+        return {"motion_noise": noise, "motion_shown": torch.tensor(float(shown))}
+
+    def motion(self, signals: Mapping[str, Tensor], level: NoiseLevel) -> Tensor | None:
+        noised = self.process.add_noise(signals["flow"].float(), signals["motion_noise"], level)
+        return noised * signals["motion_shown"][:, None, None, None, None]
+
+    def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        assert seen.output is not None
+        signals = seen.signals
+        target = self.process.target(signals["flow"].float(), signals["motion_noise"], seen.level)
+        return motion_loss(seen.output[:, :, -self.latent_shape[1] :], target, signals["motion_shown"]), {}
+
+
 def build_method(
     settings: MethodSettings,
     generator: Generator,
@@ -297,6 +336,10 @@ def build_method(
         if settings.field is not None:
             field = new_field(settings.field, generator, latent_shape=latent_shape, seed=seed)
         return MotionDrift(settings, process=generator.noise, field=field, latent_shape=latent_shape)
+    if isinstance(settings, VideoJam):
+        frames, rows, columns = (a * b for a, b in zip(student_grid, generator.facts.patch, strict=True))
+        motion_shape = (frames, generator.facts.motion_channels, rows, columns)
+        return JointMotion(settings, process=generator.noise, latent_shape=motion_shape)
     if isinstance(settings, LayerSync):
         return BlockSync(settings, num_blocks=generator.num_blocks)
     if not isinstance(settings, Alignment):

@@ -37,6 +37,7 @@ from physcli.recipe import (
     Nft,
     RaterRecipe,
     VaeRecipe,
+    VideoJam,
 )
 from physcli.simulation.violations import KINDS
 from physcli.tasks.processes import Processes
@@ -50,7 +51,7 @@ from physcli.tasks.training.rater import RaterTrainee, twins_of
 from physcli.tasks.training.rater_samples import SampledVideo, sampled_videos
 from physcli.tasks.training.reward import RewardsJudge, RewardTrainee
 from physcli.tasks.training.scoring import Judge, LawsJudge, OcpJudge, asked_of
-from physcli.tasks.training.signals import Prompts, flow_of, latents_of, saliency_of, teacher_of
+from physcli.tasks.training.signals import Prompts, flow_of, latents_of, motion_of, saliency_of, teacher_of
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
 
@@ -286,7 +287,7 @@ def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepar
     signals, embedded = {"latents": latents_of(generator, cache=source.store("latents"))}, True
     if isinstance(recipe, GeneratorRecipe):
         _check_fit(recipe, generator)
-        signals |= _method_signals(recipe.method, source, device)
+        signals |= _method_signals(recipe.method, generator, source, device)
         embedded = not recipe.objective.text_encoder
     material = _material(recipe, source, signals, validated=("latents",), prompts=prompts if embedded else None)
     return Prepared(material, generator, prompts)
@@ -314,8 +315,12 @@ def _check_fit(recipe: GeneratorRecipe, generator: Generator) -> None:
         )
 
 
-def _method_signals(method: MethodSettings, source: Source, device: torch.device) -> dict[str, Signal]:
+def _method_signals(
+    method: MethodSettings, generator: Generator, source: Source, device: torch.device
+) -> dict[str, Signal]:
     """What a method reads of a window beside its latents."""
+    if isinstance(method, VideoJam):
+        return {"flow": motion_of(generator, method, cache=source.store("flow"))}
     if not isinstance(method, Alignment):
         return {}
     teacher, head = _teacher(method, device)

@@ -91,7 +91,11 @@ class DenoisingSteps(Steps):
         # A batch may have been made before the method ended.
         is_on = "method_weight" in batch and self.schedule.ended is None
         taps = method.taps if method is not None and is_on else ()
-        loss, denoised = denoising_loss(self.generator, latents, batch["noise"], level, conditioning, taps=taps)
+        signals = {name: batch[name] for name in method.needs if name in batch} if method is not None else {}
+        motion = method.motion(signals, level) if method is not None and is_on else None
+        loss, denoised = denoising_loss(
+            self.generator, latents, batch["noise"], level, conditioning, taps=taps, motion=motion
+        )
         if method is None:
             return loss, {}
         logs = {"denoising": loss.detach()}
@@ -100,10 +104,11 @@ class DenoisingSteps(Steps):
         seen = Pass(
             denoised.features,
             clean=latents,
-            predicted_clean=process.clean(denoised.output, noisy, level),
+            predicted_clean=process.clean(denoised.output[:, :, : latents.shape[2]], noisy, level),
             level=level,
             conditioning=conditioning,
-            signals={name: batch[name] for name in method.needs if name in batch},
+            signals=signals,
+            output=denoised.output,
         )
         if is_on:
             extra, own = method(seen)

@@ -18,7 +18,7 @@ from physcli.hashing import seed_from
 from physcli.models.generator import Conditioning, Generator
 from physcli.models.noise import Density
 from physcli.progress import Reporter
-from physcli.recipe import Denoising, GeneratorRecipe
+from physcli.recipe import Denoising, GeneratorRecipe, VideoJam
 from physcli.report.plots import contact_sheet
 from physcli.rows import Row
 from physcli.tasks.features import View, rate_at, stride_of
@@ -28,7 +28,7 @@ from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.denoising import TOLD, DenoisingSteps
 from physcli.tasks.training.material import Material
 from physcli.tasks.training.scoring import Asked, Judge, make_videos
-from physcli.tasks.training.signals import Prompts, draw_latents
+from physcli.tasks.training.signals import Prompts, draw_latents, motion_channels
 from physcli.tasks.training.trainee import Trainee, held_out_row
 from physcli.tasks.training.windows import prompt_at, prompt_of
 
@@ -70,8 +70,8 @@ class OfGenerator(Trainee):
         return rows
 
     def export(self, folder: Path) -> Path:
-        """Write `model/`, a whole pipeline folder, or `adapter/`, a LoRA."""
-        if self.recipe.lora is not None:
+        """Write `model/`, a whole pipeline folder, or `adapter/`, a LoRA. New channels of a network need the former."""
+        if self.recipe.lora is not None and not isinstance(self.recipe.method, VideoJam):
             target = folder / "adapter"
             self.generator.save_lora(target)
         else:
@@ -105,9 +105,13 @@ def choose_trained(generator: Generator, recipe: GeneratorRecipe, *, seed: int) 
         generator.guidance_scale = objective.guidance_scale
     if objective.rope_grid_type is not None:
         generator.use_rope_grid(objective.rope_grid_type)
+    if isinstance(recipe.method, VideoJam):
+        generator.add_motion(motion_channels(recipe.method, generator))
     generator.network.requires_grad_(not recipe.freeze)
     if recipe.lora is not None:
         generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))
+        if isinstance(recipe.method, VideoJam):
+            generator.train_ends()
 
 
 def density_of(objective: Denoising) -> Density:

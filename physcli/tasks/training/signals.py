@@ -20,7 +20,9 @@ from physcli.data.cache import TensorCache
 from physcli.data.flow import dis_flow, flow_between, raft_flow, raft_identity
 from physcli.data.video import resize
 from physcli.errors import DataError, UsageError
+from physcli.methods.settings import VideoJam
 from physcli.methods.tsa import motion_saliency
+from physcli.methods.videojam import flow_picture, pooled_flow
 from physcli.models.encoders.base import Encoder
 from physcli.models.fingerprints import hash_module
 from physcli.models.generator import Generator
@@ -134,30 +136,82 @@ def flow_of(teacher: OnDemand, view: TeacherView, *, kind: str, cache: Path | No
 
     def one(window: View, frames: np.ndarray) -> np.ndarray:
         encoder = teacher.get()
-        height, width = _seen_size(encoder, view, frames)
-        if kind == "exact":
-            if window.clip.arrays is None:
-                raise DataError(
-                    f"{window.clip.path} has no exact flow.",
-                    expected="clips of `physcli data simulate`",
-                    fix="use objective.flow=dis",
-                )
-            with np.load(window.clip.arrays) as arrays:
-                flow = flow_between(arrays["flow"], window.frames)
-        elif kind == "raft":
-            flow = raft_flow(resize(frames, height, width), encoder.device)
-        else:
-            flow = dis_flow(resize(frames, height, width))
-        flow = flow[int(view.drop_first) :]
-        scale = np.array([width / flow.shape[2], height / flow.shape[1]], np.float32)
-        sized = [cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA) * scale for field in flow]
-        return np.stack(sized).transpose(0, 3, 1, 2)
+        size = _seen_size(encoder, view, frames)
+        flow = _flow(kind, window, frames, size, encoder.device, said="objective.flow")
+        return flow[int(view.drop_first) :]
 
     def compute(windows: Sequence[View], frames: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack([one(*both) for both in zip(windows, frames, strict=True)])).half()
 
     kept = _cache(cache, "features", settings)
     return Signal("flow", kept, compute, teacher.release, reads_arrays=kind == "exact")
+
+
+def _flow(
+    kind: str, window: View, frames: np.ndarray, size: tuple[int, int], device: torch.device, *, said: str
+) -> np.ndarray:
+    """A window's optical flow in pixels of a picture of this (height, width), float32 [T−1, 2, H, W]; `said`: the
+    recipe's field for its kind."""
+    height, width = size
+    if kind == "exact":
+        if window.clip.arrays is None:
+            raise DataError(
+                f"{window.clip.path} has no exact flow.",
+                expected="clips of `physcli data simulate`",
+                fix=f"use {said}=dis",
+            )
+        with np.load(window.clip.arrays) as arrays:
+            flow = flow_between(arrays["flow"], window.frames)
+    elif kind == "raft":
+        flow = raft_flow(resize(frames, height, width), device)
+    else:
+        flow = dis_flow(resize(frames, height, width))
+    scale = np.array([width / flow.shape[2], height / flow.shape[1]], np.float32)
+    sized = [cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA) * scale for field in flow]
+    return np.stack(sized).transpose(0, 3, 1, 2)
+
+
+def motion_channels(method: VideoJam, generator: Generator) -> int:
+    """M of the motion latents that a recipe of VideoJAM asks for."""
+    return generator.facts.latent_channels if method.motion == "picture" else 2 * generator.codec.temporal
+
+
+def motion_of(generator: Generator, method: VideoJam, *, cache: Path | None) -> Signal:
+    """Motion latents of VideoJAM, float16 [F, M, h, w].
+
+    Args:
+        generator: In its pictures flow is measured, and its VAE encodes it where it is shown as one.
+        method: What motion latents are.
+        cache: The cache's root; None: nothing is kept.
+
+    Raises:
+        MissingExtra: `raft` without torchvision.
+    """
+    height, width = generator.facts.size
+    codec = generator.codec
+    settings: dict[str, Any] = {"what": "motion", "kind": method.flow, "size": [height, width], "as": method.motion}
+    if method.motion == "picture":
+        settings["vae"] = generator.fingerprint("vae")
+    else:
+        settings |= {"scale_px": method.scale_px, "spatial": codec.spatial, "temporal": codec.temporal}
+    if method.flow == "raft":
+        settings["estimator"] = raft_identity()
+
+    def compute(windows: Sequence[View], frames: list[np.ndarray]) -> Tensor:
+        flows = [
+            torch.from_numpy(_flow(method.flow, *both, (height, width), generator.device, said="method.flow"))
+            for both in zip(windows, frames, strict=True)
+        ]
+        if method.motion == "picture":
+            return codec.encode(torch.stack([flow_picture(flow) for flow in flows])).half()
+        size = (height // codec.spatial, width // codec.spatial)
+        pooled = [
+            pooled_flow(flow, frames_per_latent=codec.temporal, size=size, scale_px=method.scale_px) for flow in flows
+        ]
+        return codec.pad(torch.stack(pooled)).half()
+
+    kept = _cache(cache, "features", settings)
+    return Signal("flow", kept, compute, lambda: generator.release("vae"), reads_arrays=method.flow == "exact")
 
 
 class Prompts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ class OptimizerStep:
         norm: Tensor | None = None
         for batch in batches:
             batch = to_device(batch, accelerator.device)
-            with accelerator.accumulate(self.model), quick_attention(accelerator.device):
+            with accelerator.accumulate(self.model), self._attention():
                 losses, logs = self.model(batch)
                 loss = losses.float().mean()
                 for name, values in {"loss": losses, **logs}.items():
@@ -127,6 +128,10 @@ class OptimizerStep:
         means = dict(zip(total, reduced, strict=True))
         self._trainee.after_step(means, number)
         return StepResult(means | begun, float(norm) if norm is not None else math.nan, lr=rate)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        # Gradient checkpointing runs blocks again outside of any such mode, and must find the same operations.
+        return nullcontext() if self.settings.gradient_checkpointing else quick_attention(self.accelerator.device)
 
     def _clip(self, largest: float) -> Tensor:
         """Clip the gradients, of each module with a learning rate of its own by themselves; the norm of the others."""

@@ -10,6 +10,7 @@ from physcli.cli import render
 from physcli.cli.data import parse_size
 from physcli.cli.options import ModelRun, Run, TrainRun, shared
 from physcli.errors import UsageError
+from physcli.guidance import GUIDANCES
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -197,11 +198,18 @@ def finetune(
 def sample(
     common: ModelRun,
     model: Annotated[str, typer.Option(help="A generator.")] = "cogvideox-tiny",
+    guidance: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(GUIDANCES), help="Timed beside none; inner: a model without motion gets zeros for it."
+        ),
+    ] = "lamo",
     motion_field: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|random",
-            help="A motion field; random: of the released size, random weights.  \\[default: as sample finds it]",
+            help="For lamo: a motion field; random: of the released size, random weights.  "
+            "\\[default: as sample finds it]",
             show_default=False,
         ),
     ] = None,
@@ -216,11 +224,12 @@ def sample(
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps of a video.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Timed videos of each kind, after one that is not.")] = 8,
 ) -> None:
-    """What sampling costs beside bare diffusers, and what motion prior guidance adds."""
+    """What sampling costs beside bare diffusers, and what a guidance adds."""
     from physcli.tasks.bench.sample import bench_sample
 
     settings: dict[str, Any] = {
         "model": model,
+        "guidance": guidance,
         "motion_field": motion_field,
         "device": common.device,
         "dtype": common.dtype,

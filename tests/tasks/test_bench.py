@@ -238,3 +238,11 @@ def test_sampling_is_timed_beside_diffusers():
         *("over_diffusers", "guided_over_plain", "guided_step_over_plain", "seconds_per_step", "seconds_per_video")
     }
     assert all(value > 0 for value in values.values())
+
+
+def test_a_guidance_that_asks_once_more_is_timed_without_a_bare_pipeline():
+    small = {"batch_size": 1, "num_frames": 9, "size": (32, 32), "steps": 2, "rounds": 1}
+    values = {row["metric"]: row["value"] for row in bench_sample(**small, guidance="inner")}
+    assert {*values} == {"guided_over_plain", "guided_step_over_plain", "seconds_per_step", "seconds_per_video"}
+    with pytest.raises(UsageError, match="--motion-field with --guidance cfg-zero"):
+        bench_sample(**small, guidance="cfg-zero", motion_field="random")

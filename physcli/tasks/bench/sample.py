@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from physcli.errors import UsageError
+from physcli.guidance import guidance_class
+from physcli.guidance.base import Guidance
 from physcli.guidance.lamo import MotionPrior, check_field, find_field, read_field
 from physcli.methods.lamo import MotionField
 from physcli.models.loading import load_generator
@@ -22,6 +25,7 @@ _PROMPT = "a red ball rolls into a yellow box"
 def bench_sample(
     *,
     model: str = "cogvideox-tiny",
+    guidance: str = "lamo",
     motion_field: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -37,8 +41,10 @@ def bench_sample(
 
     Args:
         model: A generator.
-        motion_field: A motion field; the one that sampling would take by default. `random` is one of the released
-            size with random weights, for a model that has none.
+        guidance: A key of `physcli.guidance.GUIDANCES`. For `inner` a model without motion beside its clips is given
+            some, of zeros; a bare pipeline cannot run it then, and is left out.
+        motion_field: For `lamo`: a motion field; the one that sampling would take by default. `random` is one of the
+            released size with random weights, for a model that has none.
         device: Where.
         dtype: In which precision.
         batch_size: Videos a pass.
@@ -59,14 +65,24 @@ def bench_sample(
     pipeline: Any = getattr(generator, "pipeline")  # noqa: B009 (the bare one, to compare with)
     height, width = size or generator.facts.size
     frames = num_frames or generator.facts.num_frames
-    if motion_field == "random":
-        reporter.note("The motion field has random weights: its time is what matters.")
-        field = MotionField(channels=generator.facts.latent_channels, text_dim=generator.facts.text_width)
+    guide: Guidance
+    if guidance == "lamo":
+        if motion_field == "random":
+            reporter.note("The motion field has random weights: its time is what matters.")
+            field = MotionField(channels=generator.facts.latent_channels, text_dim=generator.facts.text_width)
+        else:
+            path = find_field(motion_field, resolved, generator)
+            field = read_field(path)
+            check_field(field, generator, str(path))
+        guide = MotionPrior(field.to(generator.device).eval().requires_grad_(False), scale=15.0, ratio=1.0)
+    elif motion_field is not None:
+        raise UsageError(f"--motion-field with --guidance {guidance}.", expected="--guidance lamo", fix="leave it out")
     else:
-        path = find_field(motion_field, resolved, generator)
-        field = read_field(path)
-        check_field(field, generator, str(path))
-    field = field.to(generator.device).eval().requires_grad_(False)
+        if guidance == "inner" and not generator.facts.motion_channels:
+            reporter.note("The model gets motion latents of zeros: its time is what matters.")
+            generator.add_motion(generator.facts.latent_channels)
+        found = guidance_class(guidance)
+        guide = found.build(found.Settings(), generator, {}, reporter)
     prompts, seeds = [_PROMPT] * batch_size, [seed + i for i in range(batch_size)]
     shape: dict[str, Any] = {"num_frames": frames, "height": height, "width": width}
 
@@ -85,7 +101,7 @@ def bench_sample(
     # Between the ends of steps, so without the first one, the text encoder and the decoder.
     step_seconds: dict[str, list[float]] = {"plain": [], "guided": []}
 
-    def ours(name: str, guide: MotionPrior | None) -> None:
+    def ours(name: str, guide: Guidance | None) -> None:
         ends: list[float] = []
 
         def each_step() -> None:
@@ -95,9 +111,8 @@ def bench_sample(
         generator.sample(prompts, seeds, steps=steps, guidance=guide, each_step=each_step, **shape)
         step_seconds[name].append((ends[-1] - ends[0]) / (len(ends) - 1))
 
-    guide = MotionPrior(field, scale=15.0, ratio=1.0)
     sides: dict[str, Callable[[], object]] = {
-        "diffusers": bare,
+        **({} if generator.facts.motion_channels else {"diffusers": bare}),
         "plain": lambda: ours("plain", None),
         "guided": lambda: ours("guided", guide),
     }
@@ -105,7 +120,7 @@ def bench_sample(
         seconds = alternate({name: _counted(side, bar) for name, side in sides.items()}, rounds)
     plain_steps, guided_steps = (step_seconds[name][1:] for name in ("plain", "guided"))  # the first is warm-up
     values = {
-        "over_diffusers": ratio(seconds["plain"], seconds["diffusers"]),
+        **({"over_diffusers": ratio(seconds["plain"], seconds["diffusers"])} if "diffusers" in seconds else {}),
         "guided_over_plain": ratio(seconds["guided"], seconds["plain"]),
         "guided_step_over_plain": ratio(guided_steps, plain_steps),
         "seconds_per_step": statistics.median(plain_steps),

@@ -130,8 +130,8 @@ class OptimizerStep:
         return StepResult(means | begun, float(norm) if norm is not None else math.nan, lr=rate)
 
     def _attention(self) -> AbstractContextManager[Any]:
-        # Gradient checkpointing runs blocks again where no such mode is on (findings/torch-function-mode-backward.sh), and
-        # must find the same operations.
+        # Gradient checkpointing runs blocks again where no such mode is on, and must find the same operations
+        # (findings/torch-function-mode-backward.sh).
         return nullcontext() if self.settings.gradient_checkpointing else quick_attention(self.accelerator.device)
 
     def _clip(self, largest: float) -> Tensor:

@@ -35,6 +35,14 @@ class Reporter:
         """Something that may make the result wrong or smaller than asked for."""
 
 
+def duration_in_words(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
 def size_in_words(num_bytes: float) -> str:
     """Bytes as a person reads them (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):

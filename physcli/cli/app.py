@@ -29,6 +29,7 @@ COMMANDS = {
     "sample": "Make videos for prompts, with or without motion prior guidance.",
     "eval": "Do videos obey physics, and show what was asked? Scores with intervals.",
     "compare": "Is a run really better than another? Paired, with intervals, tests and a report.",
+    "study": "What does each method do to the videos? Many arms, seeds and judges in one report.",
     "visualize": "What methods look at in a video.",
     "prompts": "Make short captions into detailed prompts.",
     "data": "Make, inspect and tidy clips.",

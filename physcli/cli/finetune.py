@@ -9,7 +9,7 @@ import typer
 
 from physcli.cli import render
 from physcli.cli.options import TrainRun, shared
-from physcli.progress import size_in_words
+from physcli.progress import duration_in_words, size_in_words
 
 if TYPE_CHECKING:
     from physcli.tasks.training.request import FinetuneRequest
@@ -147,11 +147,11 @@ def _plan(common: TrainRun, request: FinetuneRequest) -> None:
                 "windows kept",
                 f"{plan.windows:,}, {size_in_words(plan.cache_bytes)} ({size_in_words(plan.free_bytes)} free)",
             ],
-            ["to compute them", f"{render.duration(plan.cache_seconds)} at most, with one process"],
+            ["to compute them", f"{duration_in_words(plan.cache_seconds)} at most, with one process"],
         ]
     rows += [
         ["a step", f"{plan.step_seconds:.3g} s for {recipe.train.batch_size * recipe.train.accumulate} clips"],
-        [f"{recipe.train.steps:,} steps", f"{render.duration(whole)}, with one process, {left_out} left out"],
+        [f"{recipe.train.steps:,} steps", f"{duration_in_words(whole)}, with one process, {left_out} left out"],
         ["memory", f"{size_in_words(plan.memory_bytes)} on {plan.device}"],
         ["checkpoints", f"{recipe.train.keep_checkpoints} of {size_in_words(plan.checkpoint_bytes)}"],
     ]

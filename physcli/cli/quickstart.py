@@ -9,7 +9,7 @@ from physcli.cli import render
 from physcli.cli.compare import show_comparison
 from physcli.cli.options import Run, shared
 from physcli.cli.probe import show_probe
-from physcli.progress import counted
+from physcli.progress import counted, duration_in_words
 
 
 @shared(Run)
@@ -39,7 +39,7 @@ def quickstart(common: Run) -> None:
     for comparison in done.comparisons.values():
         show_comparison(comparison)
     pairs = len(next(iter(done.comparisons.values())).keys)
-    spent = ", ".join(f"{name} {render.duration(seconds)}" for name, seconds in done.seconds.items())
+    spent = ", ".join(f"{name} {duration_in_words(seconds)}" for name, seconds in done.seconds.items())
     render.result(
         f"\n{done.trained.steps[-1]['step']} steps and {pairs} videos decide nothing: they show "
         "how a question is asked. What is beyond noise is said above; for an answer, take the recipe's own steps, "

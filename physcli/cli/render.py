@@ -183,14 +183,6 @@ def show(drawn: tables.Table) -> None:
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them."""
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
 def files(pairs: Mapping[str, object]) -> None:
     """Where things were written."""
     width = max((len(name) for name in pairs), default=0)

@@ -9,6 +9,7 @@ from physcli.errors import RecipeError, unknown
 from physcli.packaged import recipe_folders
 
 _SUFFIXES = (".yaml", ".yml")
+STUDIES = "study"  # folder of the packaged studies, among the recipes
 
 
 def schema_file() -> Path:
@@ -21,6 +22,8 @@ def list_recipes() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in recipe_folders():
         for path in sorted(folder.rglob("*.yaml")):
+            if path.parent == folder / STUDIES:
+                continue
             found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
     return found
 

@@ -201,6 +201,28 @@ def contact_sheet(
     _save(figure, path)
 
 
+def loss_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str) -> None:
+    """The loss of denoising of several runs by step, a line each.
+
+    Args:
+        path: The PNG.
+        curves: Name → rows with `step` and `denoising`, or where there is none `loss`.
+        title: Above the axes.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 4.2))
+    styles = ("solid", "dashed", "dotted")
+    for number, (name, rows) in enumerate(curves.items()):
+        values = [row.get("denoising", row.get("loss", np.nan)) for row in rows]
+        color, style = COLORS[number % len(COLORS)], styles[number // len(COLORS) % len(styles)]
+        axes.plot([row["step"] for row in rows], values, color=color, linestyle=style, linewidth=1.3, label=name)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss of denoising")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def loss_curve(
     path: Path,
     steps: Sequence[Mapping[str, Any]],

@@ -67,6 +67,7 @@ class CompareSettings:
 def compare(
     settings: CompareSettings,
     *,
+    sides: Sequence[Side] | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -75,6 +76,7 @@ def compare(
 
     Args:
         settings: Which runs, and how.
+        sides: The runs themselves, where they were read already; `settings.runs` then only names them.
         out: The run directory.
         overwrite: Replace a run with other settings.
         reporter: Receives notes and warnings.
@@ -95,7 +97,7 @@ def compare(
         raise UsageError("--cases or --max-video-mb is below 0.", expected="0 or more")
 
     # 1. The runs.
-    sides = _label([_read_side(text, settings.ignore_seeds) for text in settings.runs])
+    sides = _label(list(sides or [_read_side(text, settings.ignore_seeds) for text in settings.runs]))
     runs = [run for side in sides for run in side.runs]
     _refuse_unlike(sides)
     with RunDir(

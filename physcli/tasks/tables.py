@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from physcli.tasks.probe_result import ProbeResult
 
 # Of five that all point one way, p = 2/2⁵ = .0625: no test of so few can find anything.
+_OF_A_STUDY = ("joint", "sa", "pc", "dynamic_degree", "motion_px")  # of the metrics there may be, those with room
 _VERDICTS = {"sa": "SA", "pc": "PC", "joint": "Joint"}
 
 
@@ -141,6 +142,31 @@ def agreement(result: AgreementResult) -> list[Table]:
 
 
 # --- compare ---
+
+
+def study_arms(result: CompareResult, judge: str) -> Table:
+    """Arms by metrics, the control first: values, and how each differs from the control's."""
+    metrics = list(dict.fromkeys(row["of"] for row in result.rows))
+    chosen = [name for name in _OF_A_STUDY if name in metrics] or metrics[:5]
+    lines: list[list[Any]] = []
+    for number, side in enumerate(result.sides):
+        rows = {row["of"]: row for row in result.rows_of(side if number else result.sides[1])}
+        line: list[Any] = [side.label + (f" ×{len(side.runs)}" if len(side.runs) > 1 else "")]
+        for name in chosen:
+            row = rows[name]
+            if not number:
+                line.append(value_text(row["reference_value"], row))
+                continue
+            text = f"{value_text(row['compared_value'], row)} ({value_text(row['value'], row, sign=True)})"
+            line.append(Toned(text, row["verdict"] if row["verdict"] in ("better", "worse") else ""))
+        lines.append(line)
+    return Table(
+        f"{judge}: {counted(len(result.keys), 'video')} a run, each arm against {result.reference.label}",
+        ["", *chosen],
+        lines,
+        "Rates are in per cent, differences in points; coloured: beyond noise, after Holm. The report has intervals.",
+        right=range(1, len(chosen) + 1),
+    )
 
 
 def comparison(result: CompareResult, side: Side, *, wide: bool) -> Table:

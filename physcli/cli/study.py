@@ -26,6 +26,7 @@ def study(
 ) -> None:
     """Train, sample and score many arms, and compare each with a control: one report, with seeds and intervals."""
     from physcli.tasks.run_dir import to_json
+    from physcli.tasks.study.page import beyond_noise
     from physcli.tasks.study.run import plan_study
     from physcli.tasks.study.run import study as task
     from physcli.tasks.tables import study_arms
@@ -57,7 +58,7 @@ def study(
         return
     for judge, comparison in done.comparisons.items():
         render.show(study_arms(comparison, judge))
-        for side in comparison.sides[1:]:
-            for sentence in comparison.verdicts(side):
-                render.result(sentence)
+        for sentence in beyond_noise(comparison):
+            render.result(sentence)
+        render.result("")
     render.files(done.files())

@@ -216,6 +216,7 @@ def loss_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], *
         color, style = COLORS[number % len(COLORS)], styles[number // len(COLORS) % len(styles)]
         axes.plot([row["step"] for row in rows], values, color=color, linestyle=style, linewidth=1.3, label=name)
     axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss of denoising")
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)

@@ -34,8 +34,7 @@ def write_study(result: StudyResult, path: Path) -> None:
     if flags:
         parts.append(callout("Flagged", flags, kind="warning"))
     for judge, comparison in result.comparisons.items():
-        said = [line for side in comparison.sides[1:] for line in comparison.verdicts(side)]
-        parts.append(callout(f"In short, by {judge}", said))
+        parts.append(callout(f"In short, by {judge}", beyond_noise(comparison)))
         parts.append(
             section(
                 f"Videos, by {judge}",
@@ -57,6 +56,16 @@ def write_study(result: StudyResult, path: Path) -> None:
     write_text(path, page(title, subtitle, *parts, footer=f"Written by physcli {__version__}, `physcli study`."))
 
 
+def beyond_noise(comparison: CompareResult) -> list[str]:
+    """In which arms differ from the control after Holm's correction, in sentences."""
+    named = ("better", "worse", "higher", "lower")
+    said = []
+    for side in comparison.sides[1:]:
+        found = {row["verdict"] for row in comparison.rows_of(side)} & {*named}
+        said += comparison.verdicts(side)[: len(found)]  # which come first
+    return said or [f"No arm differs from {comparison.reference.label} beyond noise."]
+
+
 def arms_table(comparison: CompareResult) -> Markup:
     """Arms by metrics: the value, and below it the difference from the control with its interval."""
     metrics = list(dict.fromkeys(row["of"] for row in comparison.rows))
@@ -70,7 +79,7 @@ def arms_table(comparison: CompareResult) -> Markup:
                 line.append(value_text(row["reference_value"], row))
                 continue
             verdict = row["verdict"]
-            told = f"{value_text(row['value'], row, sign=True)} {interval_text(row)} {ARROWS.get(verdict, '')}"
+            told = f"{value_text(row['value'], row, sign=True)} ({interval_text(row)}) {ARROWS.get(verdict, '')}"
             tone = verdict if verdict in ("better", "worse") else ""
             line.append(Cell(value_text(row["compared_value"], row), tone=tone, detail=told.strip()))
         lines.append(line)

@@ -70,7 +70,7 @@ class ArmRows:
         return ScoredRun(
             path=Path(f"{self.arm}-{self.seed}"),
             subject=self.arm,
-            record={**kept["record"], "settings": self.content["asked"]},
+            record=kept["record"],
             rows=rows,
             items=items,
             metrics=metrics,
@@ -134,9 +134,14 @@ def write_rows_of(
             values = [item.get(name) for item in items]
             columns[name] = [int(value) if isinstance(value, bool) else _rounded(value) for value in values]
         judges[judge] = {
-            "record": {name: record.get(name) for name in _KEPT_OF_RECORD},
+            "record": {
+                **{name: record.get(name) for name in _KEPT_OF_RECORD},
+                "settings": {name: value for name, value in record["settings"].items() if name != "videos"},
+            },
             "rows": [
-                {name: _rounded(row[name]) for name in (*_KEPT_OF_ROWS, *_more(row)) if name in row} for row in rows
+                {name: _rounded(row[name]) for name in (*_KEPT_OF_ROWS, *_more(row)) if name in row}
+                for row in rows
+                if row["group"] == "all"  # a report makes those of groups from the items
             ],
             "columns": columns,
         }

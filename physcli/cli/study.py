@@ -9,7 +9,8 @@ import typer
 
 from physcli.cli import render
 from physcli.cli.options import TrainRun, shared
-from physcli.progress import duration_in_words
+from physcli.errors import UsageError
+from physcli.progress import counted, duration_in_words
 
 
 @shared(TrainRun)
@@ -25,6 +26,10 @@ def study(
     ] = False,
 ) -> None:
     """Train, sample and score many arms, and compare each with a control: one report, with seeds and intervals."""
+    if common.seed:
+        raise UsageError(
+            f"--seed {common.seed} with study.", expected="the seeds that its file names", fix="leave it out"
+        )
     from physcli.tasks.run_dir import to_json
     from physcli.tasks.study.page import beyond_noise
     from physcli.tasks.study.run import plan_study
@@ -43,9 +48,10 @@ def study(
         rows = [[name, *(duration_in_words(s) if s else "–" for s in seconds)] for name, *seconds in parts]
         whole = sum(sum(seconds) for _, *seconds in parts)
         render.table(
-            f"Left to run: {len(plans)} arms, {duration_in_words(whole)} with one process",
+            f"Left to run: {counted(len(plans), 'run')}, {duration_in_words(whole)} with one process",
             ["arm", "training", "videos", "scores"],
             rows,
+            caption="Measured on few steps and videos; the probe is not counted." if plans else "",
             right=(1, 2, 3),
         )
         return

@@ -286,7 +286,9 @@ class VideoJam(Weighted):
     beside the clip, `picture`, the flow as colours through the generator's own VAE, or `pooled`, the flow itself.
     `flow`: `exact` (simulated clips only), or from pixels `dis`, or `raft` (with torchvision, which downloads weights).
     `scale_px`: of `pooled`, so many pixels are 1. `motion_dropout`: share of the samples that do not see the motion;
-    captions are dropped by `objective.caption_dropout`, in the paper 0.3."""
+    captions are dropped by `objective.caption_dropout`, in the paper 0.3. `ends_lr`: of the first and last layer, on
+    the generator's schedule, none given: as all others; new weights begin at zero, and AdamW moves a weight by about
+    its rate a step."""
 
     name: Literal["videojam"]
     weight: NonNegativeFloat = 1.0
@@ -294,6 +296,7 @@ class VideoJam(Weighted):
     flow: Literal["exact", "dis", "raft"] = "dis"
     scale_px: PositiveFloat = 1.0
     motion_dropout: Share = 0.2
+    ends_lr: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _refuse_idle_scale(self) -> Self:

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_MOST_SCORES = 2**26  # of all heads of a batch: 128 MiB of them in bfloat16, kept for the backward pass
+_MOST_SCORES = 2**24  # of all heads of a batch: 100 MB a call in float32 and bfloat16, kept for the backward pass
 
 
 def quick_attention(device: torch.device) -> AbstractContextManager[Any]:
     """A block in which attention is made of two matrix products and a softmax where that is quicker: on a CPU, in
-    bfloat16, where a gradient is asked for. PyTorch's fused backward pass takes twice as long there in bfloat16 as in
-    float32, a third of a training step of a tiny generator. The same to bfloat16's rounding. Nothing elsewhere.
+    bfloat16, where a gradient is asked for. PyTorch's fused backward pass takes longer there in bfloat16 than in
+    float32: of 48 heads of 320 tokens of 32 1.4 times as long, a third of a training step of a tiny generator
+    (findings/torch-sdpa-cpu-bfloat16-backward.sh). The same to bfloat16's rounding; other calls are left as they are.
 
     Args:
         device: Where the block computes.

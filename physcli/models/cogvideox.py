@@ -240,7 +240,7 @@ class CogVideoX(DiffusersGenerator):
             output = self.transformer(**arguments)[0]
         return self._denoised(None if features_only else output[:, :, : noisy.shape[2]], hidden_states, grid)
 
-    def _ends(self) -> tuple[Any, Any]:
+    def ends(self) -> tuple[Any, Any]:
         return self.transformer.patch_embed.proj, self.transformer.proj_out
 
     def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:

@@ -396,21 +396,26 @@ class DiffusersGenerator(ABC):
         Raises:
             UsageError: it has motion latents of another number of channels, or is of a family that cannot have any.
         """
+        self.check_motion(channels)
         if channels == self.facts.motion_channels:
             return
-        if self.facts.motion_channels:
-            raise UsageError(
-                f"{channels} channels of motion for {self.name}, which has {self.facts.motion_channels}.",
-                expected="the same motion latents as it was trained with",
-            )
         latents = self.facts.latent_channels
-        self._widen(*self._ends(), latents, channels)
+        self._widen(*self.ends(), latents, channels)
         self.transformer.register_to_config(in_channels=latents + channels, out_channels=latents + channels)
         self._own["motion_channels"] = channels
         self.facts = dataclasses.replace(self.facts, motion_channels=channels)
         self._folders.pop("transformer", None)
 
-    def _ends(self) -> tuple[Any, Any]:
+    def check_motion(self, channels: int) -> None:
+        """Raises UsageError where `add_motion` would; no weights are needed."""
+        self.ends()
+        if self.facts.motion_channels not in (0, channels):
+            raise UsageError(
+                f"{channels} channels of motion for {self.name}, which has {self.facts.motion_channels}.",
+                expected="the same motion latents as it was trained with",
+            )
+
+    def ends(self) -> tuple[Any, Any]:
         """The layers that take the noisy latents and give the prediction.
 
         Raises:
@@ -425,11 +430,6 @@ class DiffusersGenerator(ABC):
     def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:
         """Give the layers at the ends room for so many more channels; zeros."""
         raise NotImplementedError
-
-    def train_ends(self) -> None:
-        """Train the first and last layer whole, beside a LoRA on others."""
-        for end in self._ends():
-            end.float().requires_grad_(True)
 
     def use_text_encoder(self, path: str | os.PathLike[str]) -> None:
         """Give the text encoder the weights of the one in a folder (transformers layout).
@@ -459,7 +459,8 @@ class DiffusersGenerator(ABC):
         return weights
 
     def save(self, folder: Path, *, frozen: Collection[str] = ()) -> None:
-        """Write the pipeline as a diffusers folder that plain diffusers loads, with a LoRA merged into its weights.
+        """Write the pipeline as a diffusers folder, with a LoRA merged into its weights. Plain diffusers loads it, and
+        samples from it unless it has motion latents.
 
         Args:
             folder: To be made.
@@ -467,13 +468,14 @@ class DiffusersGenerator(ABC):
                 that were not read at all. `vae`, `text_encoder`, `tokenizer`, …
         """
         if self.has_adapter:
-            network = self.transformer
+            network, folders = self.transformer, dict(self._folders)
             self._put("transformer", copy.deepcopy(network))
             try:
                 self.merge_adapter()
                 return self.save(folder, frozen=frozen)
             finally:
                 self._put("transformer", network)
+                self._folders = folders
         self.pipeline.save_config(folder)
         described_in = [*folder.glob("*.json")]
         for part, module in self.components.items():
@@ -694,8 +696,9 @@ class DiffusersGenerator(ABC):
             ValueError: another shape, or one that does not divide into tokens.
         """
         channels = self.facts.latent_channels
-        if noisy.ndim != 5 or noisy.shape[2] not in (channels, channels + self.facts.motion_channels):
-            raise ValueError(f"noisy must be [B, F, {channels}, H, W], got {list(noisy.shape)}")
+        taken = dict.fromkeys((channels, channels + self.facts.motion_channels))
+        if noisy.ndim != 5 or noisy.shape[2] not in taken:
+            raise ValueError(f"noisy must be [B, F, {' or '.join(map(str, taken))}, H, W], got {list(noisy.shape)}")
         sides = (noisy.shape[1], *noisy.shape[3:])
         if any(size % part for size, part in zip(sides, self.facts.patch, strict=True)):
             raise ValueError(
@@ -909,7 +912,7 @@ class DiffusersGenerator(ABC):
                 scale=scale,
                 conditional=conditional,
                 unconditional=unconditional,
-                clean=lambda output: self.noise.clean(output, clip, level),
+                clean=lambda output: self.noise.clean(output[:, :, : shape[1]], clip, level),
             )
             mixed = guidance.mix(step).to(fed.dtype) if guidance.mixes else step.output
             step = dataclasses.replace(step, noisy=clip, output=mixed[:, :, : shape[1]])

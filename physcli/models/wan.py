@@ -206,7 +206,7 @@ class Wan(DiffusersGenerator):
         output = None if features_only else output[:, :channels].transpose(1, 2)
         return self._denoised(output, hidden_states, grid)
 
-    def _ends(self) -> tuple[Any, Any]:
+    def ends(self) -> tuple[Any, Any]:
         return self.transformer.patch_embedding, self.transformer.proj_out
 
     def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:

@@ -6,8 +6,9 @@ import datetime
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, TypeVar
 
 from physcli.errors import UsageError
 
@@ -100,6 +101,8 @@ class Processes:
         UsageError: the launcher started several processes that cannot talk to each other.
     """
 
+    _together: ClassVar[int] = 0  # such blocks that are open
+
     def __init__(self, device: str = "auto") -> None:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = 0
@@ -132,10 +135,22 @@ class Processes:
             self._state.wait_for_everyone()
 
     def finish(self) -> None:
-        """Wait for the others and part: a process that leaves early can take the others' connections with it."""
+        """Wait for the others and part: a process that leaves early can take the others' connections with it. Inside a
+        `together` they only wait: what comes after needs the connections."""
         if self._state is not None:
             self._state.wait_for_everyone()
-            self._state.destroy_process_group()
+            if not Processes._together:
+                self._state.destroy_process_group()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block in which one command after another is run by the same processes; they part at its end."""
+        Processes._together += 1
+        try:
+            yield
+        finally:
+            Processes._together -= 1
+        self.finish()
 
     def tell(self, value: T) -> T:
         """The main process's value, on every process."""

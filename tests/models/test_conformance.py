@@ -468,7 +468,7 @@ def with_motion(noisy):
 
 def learn_something(generator):
     with torch.no_grad(), seeded(5):
-        for end in generator._ends():
+        for end in generator.ends():
             end.weight.add_(0.1 * torch.randn_like(end.weight))
 
 

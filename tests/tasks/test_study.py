@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from physcli.errors import DataError, RecipeError, UsageError
+from physcli.errors import DataError, PhyscliError, RecipeError, UsageError
 from physcli.progress import Reporter
-from physcli.recipe import list_recipes
+from physcli.recipe import list_recipes, read_recipe
 from physcli.tasks import compare as comparing
 from physcli.tasks import sheets
 from physcli.tasks.compare import CompareSettings
 from physcli.tasks.eval import EvalSettings, evaluate
+from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import read_metrics, to_json
 from physcli.tasks.study import run as task
 from physcli.tasks.study.file import list_studies, read_study
@@ -207,11 +210,41 @@ def test_a_new_arm_alone_is_run(finished, written, content, go, tmp_path):
 def test_rows_of_another_question_do_not_count(finished, written, content, go):
     told = Told()
     content["arms"]["high"]["changes"] = ["train.optimizer.lr=0.03"]
-    with pytest.raises(
-        UsageError, match=r"high-0 holds another run: recipe\.train\.optimizer\.lr was 0\.02, now 0\.03"
-    ):
+    with pytest.raises(PhyscliError, match=r"high-0 could not be run: .*optimizer\.lr was 0\.02, now 0\.03") as error:
         go(written(arms=content["arms"]), reporter=told)
+    assert error.value.fix == f"remove {finished[1] / 'train' / 'high-0'}, or give the arm another name"
     assert any("high-0.json is of another question" in note for note in told.notes)
+    assert "So could not: zero-0." in str(error.value)
+    assert {row["compared"] for row in read_metrics(finished[1])} == {"base", "still"}  # what could be compared was
+
+
+def test_what_stands_behind_a_name_counts(written, prompts, tmp_path):
+    """The same file, of other prompts."""
+    other, questions = tmp_path / "prompts.txt", []
+    asked = {"prompts": str(other), "num_samples": 2, "steps": 2, "batch_size": 4}
+    for text in (prompts.read_text(), prompts.read_text().replace("box falls", "box rolls")):
+        other.write_text(text)
+        options = {"device": "cpu", "cache_dir": None, "reporter": Reporter(), "processes": Processes("cpu")}
+        stages = task._Stages(read_study(written(videos=asked)), tmp_path, **options)
+        questions.append(stages.question(task.Unit("sft", 0)))
+    assert questions[0].pop("texts") != questions[1].pop("texts")
+    assert questions[0] == questions[1]
+    assert questions[0]["recipe"]["train"]["optimizer"]["lr"] == read_recipe("sft").train.optimizer.lr
+
+
+def test_two_processes_run_one_study(written, tmp_path, session_cache):
+    """The stages after the first need the connections, too."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from physcli.tasks.study import run\n"
+        f"run.study({str(written())!r}, only=['base', 'high'], out=Path({str(tmp_path / 'two')!r}), device='cpu', "
+        f"cache_dir=Path({str(session_cache)!r}))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(p.name for p in (tmp_path / "two" / "rows").iterdir()) == ["base-0.json", "high-0.json"]
 
 
 def test_broken_rows_are_named(finished, go):
@@ -243,6 +276,13 @@ def test_a_plan_leaves_nothing(written, session_cache, tmp_path):
         ({"arms": {"sft": {}, "b": {"like": "sft", "recipe": "repa"}}}, "one of them"),
         ({"arms": {"sft": {}, "b": {"static": True}}}, "static is for an arm that is like another"),
         ({"arms": {"sft": {}, "b": {"guidance": "none of them"}}}, "guidance is 'none of them': one of none, lamo"),
+        (
+            {"arms": {"sft": {}, "b": {"guidance": "lamo", "options": {"motion_scale": -1}}}},
+            "options: --motion-scale -1",
+        ),
+        ({"arms": {"sft": {}, "b": {"options": {"motion_scale": 1}}}}, "options without a guidance: motion_scale"),
+        ({"arms": {"b": {}, "sft": {"recipe": "sft", "seeds": [1, 1]}}}, "a seed stands twice in seeds"),
+        ({"metrics": ["jiont"]}, "metrics has 'jiont': one of sa"),
         ({"judges": ["law"]}, "judges has 'law': one of laws"),
         ({"judges": []}, "judges is"),
         ({"videos": {"step": 3}}, r"unknown field videos\.step, did you mean steps"),
@@ -262,7 +302,7 @@ def test_unknown_names(written, go):
 
 def test_an_arm_that_trains_no_generator(written, content, go):
     content["arms"]["field"] = {"recipe": "lamo-field", "changes": []}
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="field: lamo-field trains a motion-field"):
         go(written(arms=content["arms"], changes=["data.limit=4"]), only=["field"])
 
 

@@ -110,9 +110,10 @@ def test_every_method_trains_it(run, base, name):
         ours.network.state_dict()["blocks.0.attn1.to_q.weight"], before["blocks.0.attn1.to_q.weight"]
     )
     card = (done.model / "README.md").read_text()
-    assert "from diffusers import WanPipeline" in card
+    assert ("from diffusers import WanPipeline" in card) == (name != "videojam")
+    assert ("does not\nsample from it" in card) == (name == "videojam")
     assert "Flow matching: mean squared error of the velocity ε − x0 at uniformly drawn noise levels" in card
-    assert "reads 32 text tokens, and plain diffusers pads to 512" in card
+    assert name == "videojam" or "reads 32 text tokens, and plain diffusers pads to 512" in card
     assert "CogVideoX" not in card
     assert ("weighted by 1 − σ², which is how physcli reads" in card) == (name == "lamo")
 

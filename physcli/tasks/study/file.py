@@ -1,22 +1,24 @@
-"""What a study asks: its file, checked. Nothing heavy is imported here."""
+"""What a study asks: its file, checked."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from physcli.benchmarks import BENCHMARKS
-from physcli.errors import RecipeError, unknown
-from physcli.guidance import GUIDANCES, NONE
+from physcli.benchmarks import BENCHMARKS, find_benchmark
+from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE, LARGEST_MOTION
+from physcli.errors import RecipeError, UsageError, unknown
+from physcli.guidance import GUIDANCES, NONE, guidance_class
 from physcli.packaged import recipe_folders
 from physcli.recipe import load_yaml
 from physcli.recipe.explain import explain, fields_of
 from physcli.recipe.files import STUDIES
-from physcli.sections import Section
+from physcli.sections import Section, completed
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -68,8 +70,19 @@ class Arm(Section):
             raise ValueError("changes and seeds are for an arm with a recipe")
         if self.static and (self.like is None or self.guidance != NONE or self.options):
             raise ValueError("static is for an arm that is like another one, without a guidance")
+        if self.static and self.guidance_scale is not None:
+            raise ValueError("static and guidance_scale: one of them")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed stands twice in seeds: it is one training")
         if self.guidance not in (NONE, *GUIDANCES):
             raise ValueError(f"guidance is {self.guidance!r}: one of {', '.join((NONE, *GUIDANCES))}")
+        if self.guidance == NONE and self.options:
+            raise ValueError(f"options without a guidance: {', '.join(self.options)}")
+        if self.guidance != NONE:
+            try:
+                guidance_class(self.guidance).settings(self.options)
+            except UsageError as error:
+                raise ValueError(f"options: {error.received}") from error
         return self
 
 
@@ -102,6 +115,11 @@ class Study(Section):
         for judge in self.judges:
             if judge not in BENCHMARKS:
                 raise ValueError(f"judges has {judge!r}: one of {', '.join(BENCHMARKS)}")
+        known = [metric.name for judge in self.judges for metric in find_benchmark(judge).metrics]
+        known += [metric.name for metric in (DYNAMIC_DEGREE, LARGEST_MOTION)]
+        for metric in self.metrics:
+            if metric not in known:
+                raise ValueError(f"metrics has {metric!r}: one of {', '.join(dict.fromkeys(known))}")
         return self
 
     def seeds(self, name: str) -> tuple[int, ...]:
@@ -110,14 +128,23 @@ class Study(Section):
         return self.arms[arm.like].seeds if arm.like is not None else arm.seeds
 
     def asked(self, name: str, seed: int) -> dict[str, Any]:
-        """All that bears on an arm's numbers: what is kept of it is of this study, if it says the same."""
+        """What the file says that bears on an arm's numbers."""
         arm = self.arms[name]
         whole = self.model_dump(mode="json", include={"model", "data", "steps", "changes", "videos", "judges", "probe"})
-        made = (self.arms[arm.like] if arm.like is not None else arm).model_dump(mode="json", exclude={"seeds"})
-        own = arm.model_dump(mode="json", include={"guidance", "options", "guidance_scale", "static"})
+        made = self.arms[arm.like] if arm.like is not None else arm
+        of = {"made": made, "sampled": arm} if arm.like is not None else {"made": made}
         # Sets are the same in any order, and so are batches.
         whole["judges"], whole["videos"] = sorted(whole["judges"]), {**whole["videos"], "batch_size": None}
-        return {**whole, "arm": {**made, **own, "like": arm.like}, "seed": seed}
+        arms = {part: one.model_dump(mode="json", exclude={"seeds"}) for part, one in of.items()}
+        return {**whole, "arm": arms, "seed": seed}
+
+    def completed(self, then: Mapping[str, Any]) -> dict[str, Any]:
+        """What an earlier version's `asked` was, with the fields that there were none of yet."""
+        found = {**then, "videos": completed(then["videos"], self.videos)}
+        if self.probe is not None and then["probe"] is not None:
+            found["probe"] = completed(then["probe"], self.probe)
+        defaults = Arm(options={}).model_dump(mode="json", exclude={"seeds"})
+        return found | {"arm": {part: defaults | one for part, one in then["arm"].items()}}
 
 
 def list_studies() -> dict[str, Path]:

@@ -85,9 +85,16 @@ def arms_table(comparison: CompareResult) -> Markup:
         lines.append(line)
     caption = (
         "Rates are in per cent, differences in points. ▲ ▼: beyond noise after Holm's correction over all tests of "
-        "this table; ·: not shown to differ. " + comparison.caption(comparison.sides[1])
+        f"this table; ·: not shown to differ. Interval: 95 %, prompts drawn again{_also_seeds(comparison)}."
     )
     return table(["", *metrics], lines, label="Arms", caption=caption, right=range(1, len(metrics) + 1))
+
+
+def _also_seeds(comparison: CompareResult) -> str:
+    alone = [side.label for side in comparison.sides if len(side.runs) == 1]
+    if len(alone) == len(comparison.sides):
+        return ""
+    return ", and training seeds" + (f"; of one training are {', '.join(alone)}" if alone else "")
 
 
 def _trainings(side: Side) -> str:

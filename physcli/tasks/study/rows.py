@@ -25,7 +25,10 @@ from physcli.tasks.scored_runs import Score, ScoredRun
 
 _DIGITS = 5
 _KEPT_OF_RECORD = ("command", "started", "duration_s", "versions", "hardware")
-_KEPT_OF_ROWS = ("benchmark", "task", "split", "group", "metric", "value", "stderr", "n", "kind", "higher_is_better")
+_KEPT_OF_ROWS = (
+    *("benchmark", "task", "split", "group", "metric", "value", "stderr", "n", "kind", "higher_is_better"),
+    *("interval", "role", "low", "high", "rater"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class ArmRows:
                 group=columns["group"][number],
                 values={name: _number(columns[name][number]) for name in metrics},
                 video=None if videos is None else videos / columns["video"][number],
+                caption=columns["caption"][number],
                 prompt=key[0],
                 pixel_format=str(columns["pixel_format"][number] or ""),
             )
@@ -114,7 +118,7 @@ def write_rows_of(
 
     Args:
         path: The file.
-        asked: As `Study.asked` gives it.
+        asked: What bears on its numbers.
         seconds: Of each stage.
         judged: Judge → record of its run, rows and items.
         curve: Thinned rows of training.
@@ -129,6 +133,7 @@ def write_rows_of(
         columns: dict[str, list[Any]] = {
             "prompt": [prompts.setdefault(item["prompt"], len(prompts)) for item in items],
             "video": [Path(item["video"]).name for item in items],
+            "caption": [item["caption"] if item.get("caption") != item["prompt"] else "" for item in items],
         }
         for name in ("index", "seed", "group", "pixel_format", *names):
             values = [item.get(name) for item in items]
@@ -139,7 +144,7 @@ def write_rows_of(
                 "settings": {name: value for name, value in record["settings"].items() if name != "videos"},
             },
             "rows": [
-                {name: _rounded(row[name]) for name in (*_KEPT_OF_ROWS, *_more(row)) if name in row}
+                _kept(row)
                 for row in rows
                 if row["group"] == "all"  # a report makes those of groups from the items
             ],
@@ -149,8 +154,8 @@ def write_rows_of(
         "asked": asked,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "curve": curve,
-        "held_out": [{name: _rounded(row.get(name)) for name in _KEPT_OF_ROWS} for row in held_out],
-        "probe": [{name: _rounded(row.get(name)) for name in _KEPT_OF_ROWS} for row in probe],
+        "held_out": [_kept(row) for row in held_out],
+        "probe": [_kept(row) for row in probe],
         "prompts": list(prompts),
         "judges": judges,
     }
@@ -160,9 +165,8 @@ def write_rows_of(
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _more(row: Mapping[str, Any]) -> list[str]:
-    """Further columns that a metric's row is read by."""
-    return [name for name in ("interval", "role", "num_clusters", "low", "high", "rater") if name in row]
+def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _rounded(row[name]) for name in _KEPT_OF_ROWS if name in row}
 
 
 def _rounded(value: Any) -> Any:

@@ -14,18 +14,23 @@ else: rows also count that lie beside the study's file, in a folder of its name,
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from physcli.data.prompts import Prompt
-from physcli.errors import UsageError, unknown
+from physcli.errors import PhyscliError, UsageError, unknown
+from physcli.hashing import settings_hash
+from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter, duration_in_words
-from physcli.recipe import GeneratorRecipe
+from physcli.recipe import GeneratorRecipe, completed
 from physcli.report.plots import loss_curves
 from physcli.rows import Row
 from physcli.tasks.baselines import BaselineSettings, static
@@ -37,21 +42,22 @@ from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.processes import Processes
 from physcli.tasks.prompt_sets import listed_prompts
 from physcli.tasks.references import thinned
-from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, read_rows, read_run
+from physcli.tasks.run_dir import RunDir, cache_root, is_finished, read_metrics, read_rows, read_run, to_json
 from physcli.tasks.sample import SampleSettings, sample
-from physcli.tasks.study.file import Study, find_study, read_study
+from physcli.tasks.sources import simulated_by
+from physcli.tasks.study.file import Arm, Study, find_study, read_study
 from physcli.tasks.study.page import write_study
 from physcli.tasks.study.result import StudyResult, Unit
 from physcli.tasks.study.rows import ArmRows, read_rows_of, rows_file, write_rows_of
 from physcli.tasks.training.plan import make_plan
-from physcli.tasks.training.request import FinetuneRequest
+from physcli.tasks.training.request import FREE, FinetuneRequest
 
 _TIMED_STEPS = 2  # denoising steps of the videos that a dry run times
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What is still to be done of an arm, in seconds of one process."""
+    """What is still to be done of an arm, in seconds of one process; 0 for what is whole."""
 
     unit: Unit
     train: float
@@ -69,42 +75,51 @@ def study(
     cache_dir: Path | None = None,
     reporter: Reporter | None = None,
 ) -> StudyResult:
-    """Run what has not been run of a study, and report on all of it.
+    """Run what has not been run of a study, and report on all of it. An arm that cannot be run keeps no other from it.
 
     Args:
         name_or_path: A packaged study or a file.
         only: Arms to run now; all by default.
         out: The run directory.
-        overwrite: Replace what is there.
+        overwrite: Replace what is there, all of it.
         device: auto, cpu, cuda, ….
         cache_dir: Simulated clips, latents and features.
         reporter: Receives progress.
 
     Raises:
-        PhyscliError: whatever would stop one of the commands; what is finished is kept.
+        PhyscliError: an arm could not be run; all others were.
     """
     path = find_study(name_or_path)
     asked = read_study(path)
     processes = Processes(device)
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
     wanted = _wanted(asked, only)
-    with RunDir(
-        out, "study", {"study": path.stem}, overwrite=overwrite, reporter=reporter, writes=processes.is_main
-    ) as run:
+    failed: dict[Unit, PhyscliError] = {}
+    run = RunDir(out, "study", {"study": path.stem}, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    with run, processes.together():
         run.path = Path(processes.tell(str(run.path)))
         if processes.is_main and run.already_finished:
             run.reopen()  # the file may ask for more than it did
         stages = _Stages(asked, run.path, device=device, cache_dir=cache_dir, reporter=reporter, processes=processes)
         folders = [run.path / "rows", path.with_suffix("")]
-        todo = processes.tell([unit for unit in wanted if _found(asked, unit, folders, reporter) is None])
-        clock = _Clock(reporter)
-        for number, unit in enumerate(Unit(*unit) for unit in todo):
-            later = [stage for other in todo[number + 1 :] for stage in stages.of(Unit(*other))]
-            stages.run(unit, clock, later, f"[{number + 1}/{len(todo)}] {unit}")
+        todo = [Unit(*unit) for unit in processes.tell([u for u in wanted if stages.found(u, folders) is None])]
+        clock = _Clock()
+        for number, unit in enumerate(todo):
+            later = [stage for other in todo[number + 1 :] for stage in stages.of(other)]
+            try:
+                stages.run(unit, clock, later, f"[{number + 1}/{len(todo)}] {unit}")
+            except PhyscliError as error:
+                failed[unit] = error
+                reporter.warn(f"{unit} could not be run: {error.received}")
         result = StudyResult(run.path, asked, {}, (), {}, is_main=False)
         if processes.is_main:
-            result = _report(asked, run, folders, reporter)
-    processes.finish()
+            result = _report(asked, run, stages, folders, reporter)
+    if failed:
+        first, cause = next(iter(failed.items()))
+        others = f" So could not: {', '.join(map(str, list(failed)[1:]))}." if len(failed) > 1 else ""
+        raise PhyscliError(
+            f"{first} could not be run: {cause.received}{others}", expected=cause.expected, fix=cause.fix
+        ) from cause
     return result
 
 
@@ -117,49 +132,74 @@ def plan_study(
     cache_dir: Path | None = None,
     reporter: Reporter | None = None,
 ) -> list[StudyPlan]:
-    """How long what has not been run of a study would take with one process: two steps of every training and a few
-    denoising steps of a batch of videos are measured, and nothing is left.
+    """How long what has not been run of a study would take with one process, the probe left out: some steps of every
+    training, a batch of videos of few denoising steps and its scores are measured, and nothing is left but simulated
+    clips.
 
     Args and errors: As of `study`.
     """
     path = find_study(name_or_path)
     asked = read_study(path)
     reporter = reporter or Reporter()
-    folders = [path.with_suffix(""), *([] if out is None else [out / "rows"])]
-    todo = [unit for unit in _wanted(asked, only) if _found(asked, unit, folders, Reporter()) is None]
     processes = Processes(device)
-    cache = cache_root(cache_dir)
-    training: dict[str, float] = {}
+    options: dict[str, Any] = {"device": device, "cache_dir": cache_dir, "processes": processes}
     with tempfile.TemporaryDirectory(prefix="physcli-dry-run-") as name:
-        stages = _Stages(asked, Path(name), device=device, cache_dir=cache_dir, reporter=reporter, processes=processes)
-        prompts = stages.prompts
-        few = min(asked.videos.batch_size, len(prompts) * asked.videos.num_samples)
-        timed = SampleSettings(prompts[:few], model=asked.model, steps=_TIMED_STEPS)
-        start = time.monotonic()
-        sample(timed, out=Path(name) / "videos", device=device, batch_size=few, reporter=reporter)
-        step_seconds = (time.monotonic() - start) / few / _TIMED_STEPS
-        judge_seconds = 0.0
-        for judge in asked.judges:
-            start = time.monotonic()
-            evaluate(EvalSettings(judge, str(Path(name) / "videos")), out=Path(name) / judge, device=device)
-            judge_seconds += (time.monotonic() - start) / few
+        folder = Path(name)
+        stages = _Stages(asked, out or folder / "out", reporter=Reporter(), **options)
+        folders = [path.with_suffix(""), *([] if out is None else [out / "rows"])]
+        todo = [unit for unit in _wanted(asked, only) if stages.found(unit, folders) is None]
+        if not todo:
+            return []
+        step_seconds, per_video, once = _time_videos(asked, stages.prompts, folder, device)
+        left: dict[Path, float] = {}  # folder of a stage → seconds
+        plans: list[StudyPlan] = []
+        computed: set[str] = set()
         for unit in todo:
-            trained, request = stages.training(unit)
-            if request is None or trained.name in training:
-                continue
-            recipe = request.recipe()
-            plan = make_plan(recipe, seed=unit.seed, device=device, cache=cache, reporter=reporter)
-            training[trained.name] = plan.cache_seconds + plan.step_seconds * recipe.train.steps
-        videos = len(prompts) * asked.videos.num_samples
-        return [
-            StudyPlan(
-                unit,
-                training.pop(stages.training(unit)[0].name, 0.0),  # arms alike are trained once
-                0.0 if asked.arms[unit.arm].static else videos * asked.videos.steps * step_seconds,
-                videos * judge_seconds,
-            )
-            for unit in todo
-        ]
+            seconds = dict.fromkeys(("train", "sample", "judge"), 0.0)
+            for stage in stages.of(unit):
+                if stage.folder in left or stage.is_whole():
+                    continue
+                if stage.kind == "train":
+                    recipe = stages.recipe_of(unit)
+                    assert recipe is not None
+                    cache = cache_root(cache_dir)
+                    plan = make_plan(recipe, seed=unit.seed, device=device, cache=cache, reporter=reporter)
+                    spent, kind = plan.step_seconds * recipe.train.steps, "train"
+                    if unit.arm not in computed:  # what is kept of clips is kept for all seeds
+                        computed.add(unit.arm)
+                        spent += plan.cache_seconds
+                elif stage.kind == "sample":
+                    times = 1.5 if asked.arms[unit.arm].guidance == "inner" else 1.0  # a third forward pass
+                    spent, kind = times * stage.amount * step_seconds, "sample"
+                elif stage.kind in asked.judges:
+                    spent, kind = stage.amount * per_video[stage.kind] + once[stage.kind], "judge"
+                else:
+                    continue
+                left[stage.folder] = spent
+                seconds[kind] += spent
+            plans.append(StudyPlan(unit, **seconds))
+        return plans
+
+
+def _time_videos(
+    asked: Study, prompts: Sequence[str | Prompt], folder: Path, device: str
+) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Seconds of one denoising step of one video, decoding shared out; and of each judge for a video, and once."""
+    few = max(2, min(asked.videos.batch_size, len(prompts)))
+    timed = SampleSettings(tuple(prompts[:few]), model=asked.model, steps=_TIMED_STEPS)
+    made = sample(timed, out=folder / "videos", device=device, batch_size=few)
+    step_seconds = float(np.mean([item["seconds"] for item in made.items])) / _TIMED_STEPS
+    per_video, once = {}, {}
+    for judge in asked.judges:
+        spent = []
+        for limit in (1, len(made.items)):
+            start = time.monotonic()
+            settings = EvalSettings(judge, str(folder / "videos"), limit=limit)
+            evaluate(settings, out=folder / f"{judge}-{limit}", device=device)
+            spent.append(time.monotonic() - start)
+        per_video[judge] = max(0.0, spent[1] - spent[0]) / max(1, len(made.items) - 1)
+        once[judge] = spent[0]
+    return step_seconds, per_video, once
 
 
 def _wanted(asked: Study, only: Collection[str]) -> list[Unit]:
@@ -169,19 +209,6 @@ def _wanted(asked: Study, only: Collection[str]) -> list[Unit]:
     return [Unit(name, seed) for name in only or asked.arms for seed in asked.seeds(name)]
 
 
-def _found(asked: Study, unit: Unit, folders: Sequence[Path], reporter: Reporter) -> ArmRows | None:
-    """The rows of an arm that are of this question."""
-    for folder in folders:
-        path = rows_file(folder, *unit)
-        if not path.is_file():
-            continue
-        rows = read_rows_of(path, *unit)
-        if rows.content["asked"] == asked.asked(*unit):
-            return rows
-        reporter.warn(f"{path} is of another question than the study's now, and is left alone.")
-    return None
-
-
 class Stage(NamedTuple):
     """A part of an arm: what it is, how much of it there is (in what its time goes by), and what does it."""
 
@@ -189,6 +216,10 @@ class Stage(NamedTuple):
     amount: float
     folder: Path
     run: Callable[[], object]
+
+    def is_whole(self) -> bool:
+        record = read_run(self.folder)
+        return record is not None and is_finished(self.folder, record)
 
 
 class _Stages:
@@ -210,27 +241,86 @@ class _Stages:
         reporter: Reporter,
         processes: Processes,
     ) -> None:
-        self.asked, self.folder, self.processes = asked, folder, processes
+        self.asked, self.processes = asked, processes
+        self.folder = folder.resolve()  # runs know each other by it, wherever one stands
         self.device, self.cache_dir, self.reporter = device, cache_dir, reporter
         videos = asked.videos
         self.prompts: tuple[str | Prompt, ...] = tuple(
             listed_prompts(videos.prompts, limit=videos.limit, cache_dir=cache_dir, device=device, reporter=reporter)
         )
+        self._fingerprints: dict[str, str] = {}
 
-    def training(self, unit: Unit) -> tuple[Path, FinetuneRequest | None]:
-        """The folder of an arm's training, and what is asked of it; None where it is not trained."""
-        asked = self.asked
-        name = asked.arms[unit.arm].like or unit.arm
-        arm, folder = asked.arms[name], self.folder / "train" / f"{name}-{unit.seed}"
+    # -- the question ----------------------------------------------------------------------------------------------
+
+    def question(self, unit: Unit) -> dict[str, Any]:
+        """All that bears on an arm's numbers: what the file says, and what stands behind the names in it."""
+        recipe = self.recipe_of(unit)
+        of = self.asked.arms[self._made_as(unit)]
+        base = recipe.model if recipe is not None else of.model or self.asked.model
+        texts = [prompt if isinstance(prompt, str) else [prompt.text, prompt.caption] for prompt in self.prompts]
+        sources = [self.asked.videos.prompts, "" if recipe is None else recipe.data.source]
+        return {
+            **self.asked.asked(*unit),
+            "recipe": None if recipe is None else _bare(recipe.model_dump(mode="json")),
+            "base": self._fingerprint(base),
+            "texts": settings_hash({"prompts": texts}),
+            **{name: value for source in sources for name, value in simulated_by(source).items()},
+        }
+
+    def found(self, unit: Unit, folders: Sequence[Path]) -> ArmRows | None:
+        """The rows of an arm that are of this question."""
+        recipe, now = self.recipe_of(unit), self.question(unit)
+        for folder in folders:
+            path = rows_file(folder, *unit)
+            if not path.is_file():
+                continue
+            rows = read_rows_of(path, *unit)
+            then = self.asked.completed(rows.content["asked"])
+            if recipe is not None and then.get("recipe") is not None:
+                then["recipe"] = _bare(completed(then["recipe"], recipe))
+            if json.loads(to_json(then)) == json.loads(to_json(now)):
+                return rows
+            self.reporter.warn(f"{path} is of another question than the study's now: the arm is run anew.")
+        return None
+
+    def _made_as(self, unit: Unit) -> str:
+        return self.asked.arms[unit.arm].like or unit.arm
+
+    def _fingerprint(self, model: str) -> str:
+        if model not in self._fingerprints:
+            self._fingerprints[model] = fingerprint(resolve(model))
+        return self._fingerprints[model]
+
+    # -- what is done ------------------------------------------------------------------------------------------------
+
+    def recipe_of(self, unit: Unit) -> GeneratorRecipe | None:
+        """What trains an arm, if anything does.
+
+        Raises:
+            UsageError: a recipe of something else than a generator.
+        """
+        request = self._training(unit)
+        if request is None:
+            return None
+        recipe = request.recipe()
+        if not isinstance(recipe, GeneratorRecipe):
+            raise UsageError(
+                f"{unit.arm}: {request.recipe_name} trains a {recipe.trains}.", expected="a recipe of a generator"
+            )
+        return recipe
+
+    def _training(self, unit: Unit) -> FinetuneRequest | None:
+        asked, name = self.asked, self._made_as(unit)
+        arm = asked.arms[name]
         if arm.recipe is None:
-            return folder, None
-        return folder, FinetuneRequest(
+            return None
+        return FinetuneRequest(
             arm.recipe,
             (*asked.changes, *arm.changes),
             model=arm.model or asked.model,
             data=asked.data,
             steps=asked.steps,
-            out=folder,
+            out=self.folder / "train" / f"{name}-{unit.seed}",
             seed=unit.seed,
             device=self.device,
             cache_dir=self.cache_dir,
@@ -239,28 +329,29 @@ class _Stages:
     def of(self, unit: Unit) -> list[Stage]:
         """In their order."""
         asked, arm = self.asked, self.asked.arms[unit.arm]
-        trained, request = self.training(unit)
-        stages = []
-        if request is not None:
-            recipe = request.recipe()
-            if not isinstance(recipe, GeneratorRecipe):
-                raise UsageError(
-                    f"{unit.arm}: {request.recipe_name} trains a {recipe.trains}.", expected="a recipe of a generator"
-                )
-            amount = recipe.train.steps * recipe.train.batch_size * recipe.train.accumulate
-            stages.append(Stage("train", amount, trained, partial(self._train, request)))
-        of = asked.arms[arm.like] if arm.like is not None else arm
-        model = str(trained) if request is not None else of.model or asked.model
         videos = self.folder / "videos" / str(unit)
         count = len(self.prompts) * asked.videos.num_samples
-        make = partial(self._sample, unit, model, videos)
-        stages.append(Stage("static" if arm.static else "sample", count * asked.videos.steps, videos, make))
+        if arm.static:
+            assert arm.like is not None
+            stages = [stage for stage in self.of(Unit(arm.like, unit.seed)) if stage.kind in ("train", "sample")]
+            of = stages[-1].folder
+            stages.append(Stage("static", count, videos, partial(self._hold, of, videos)))
+        else:
+            stages, model = [], self.asked.arms[self._made_as(unit)].model or asked.model
+            request, recipe = self._training(unit), self.recipe_of(unit)
+            if request is not None and recipe is not None:
+                assert request.out is not None
+                amount = recipe.train.steps * recipe.train.batch_size * recipe.train.accumulate
+                stages.append(Stage("train", amount, request.out, partial(self._train, request)))
+                model = str(request.out)
+            make = partial(self._sample, arm, model, videos)
+            stages.append(Stage("sample", count * asked.videos.steps, videos, make))
+            if asked.probe is not None:
+                probe = self.folder / "probe" / str(unit)
+                stages.append(Stage("probe", 1, probe, partial(self._probe, model, probe)))
         for judge in asked.judges:
             scores = self.folder / judge / str(unit)
             stages.append(Stage(judge, count, scores, partial(self._judge, judge, videos, scores)))
-        if asked.probe is not None and not arm.static:
-            probe = self.folder / "probe" / str(unit)
-            stages.append(Stage("probe", 1, probe, partial(self._probe, model, probe)))
         return stages
 
     def run(self, unit: Unit, clock: _Clock, later: Sequence[Stage], said: str) -> None:
@@ -268,30 +359,27 @@ class _Stages:
         stages = self.of(unit)
         for number, stage in enumerate(stages):
             self.reporter.note(f"{said}: {stage.kind}{clock.left([*stages[number:], *later])}")
-            clock.time(stage)
+            try:
+                clock.time(stage)
+            except UsageError as error:
+                if "holds another run" not in error.received:
+                    raise
+                raise UsageError(
+                    error.received,
+                    expected="the settings that it was begun with",
+                    fix=f"remove {stage.folder}, or give the arm another name",
+                ) from error
         if self.processes.is_main:
             self._keep(unit, {stage.kind: stage.folder for stage in stages})
         self.processes.wait()
 
     def _train(self, request: FinetuneRequest) -> None:
         assert request.out is not None
-        begun = any(request.out.glob("checkpoint-*"))
+        begun = self.processes.tell(any(request.out.glob("checkpoint-*")))
         finetune(request, resume="latest" if begun else None, reporter=self.reporter)
 
-    def _sample(self, unit: Unit, model: str, out: Path) -> None:
-        arm, videos = self.asked.arms[unit.arm], self.asked.videos
-        if arm.static:
-            if self.processes.is_main:
-                of = self.folder / "videos" / f"{arm.like}-{unit.seed}"
-                if not of.is_dir():
-                    raise UsageError(
-                        f"{unit.arm} holds the first frames of {arm.like}, whose videos are not there.",
-                        expected=f"an arm that comes after {arm.like}",
-                        fix=f"run {arm.like} first",
-                    )
-                static(BaselineSettings("static", str(of)), out=out, reporter=self.reporter)
-            self.processes.wait()
-            return
+    def _sample(self, arm: Arm, model: str, out: Path) -> None:
+        videos = self.asked.videos
         settings = SampleSettings(
             self.prompts,
             model=model,
@@ -303,6 +391,11 @@ class _Stages:
             seed=videos.seed,
         )
         sample(settings, out=out, device=self.device, batch_size=videos.batch_size, reporter=self.reporter)
+
+    def _hold(self, of: Path, out: Path) -> None:
+        if self.processes.is_main:
+            static(BaselineSettings("static", str(of)), out=out, reporter=self.reporter)
+        self.processes.wait()
 
     def _judge(self, judge: str, videos: Path, out: Path) -> None:
         evaluate(EvalSettings(judge, str(videos)), out=out, device=self.device, reporter=self.reporter)
@@ -322,10 +415,17 @@ class _Stages:
     def _keep(self, unit: Unit, folders: Mapping[str, Path]) -> None:
         trained, probed = folders.get("train"), folders.get("probe")
         records = {kind: read_run(folder) or {} for kind, folder in folders.items()}
+        seconds = {kind: record.get("duration_s") or 0.0 for kind, record in records.items()}
+        if trained is not None:
+            seconds["train"] = records["train"]["training"]["seconds"]  # of all its goes
+        if self.asked.arms[unit.arm].like is not None:
+            seconds.pop("train", None)  # another arm's
+        if self.asked.arms[unit.arm].static:
+            seconds.pop("sample", None)
         write_rows_of(
             rows_file(self.folder / "rows", *unit),
-            asked=self.asked.asked(*unit),
-            seconds={kind: record.get("duration_s") or 0.0 for kind, record in records.items()},
+            asked=self.question(unit),
+            seconds=seconds,
             judged={
                 judge: (records[judge], read_metrics(folders[judge]), read_rows(folders[judge] / "items.jsonl"))
                 for judge in self.asked.judges
@@ -334,6 +434,14 @@ class _Stages:
             held_out=[] if trained is None else read_metrics(trained),
             probe=[] if probed is None else _of_model(read_metrics(probed)),
         )
+
+
+def _bare(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe bears on the weights."""
+    kept = {name: value for name, value in recipe.items() if name != "description"}
+    for section, free in FREE.items():
+        kept[section] = {name: value for name, value in kept[section].items() if name not in free}
+    return kept
 
 
 def _of_model(rows: Sequence[Row]) -> list[Row]:
@@ -347,33 +455,34 @@ def _of_model(rows: Sequence[Row]) -> list[Row]:
 class _Clock:
     """Says what is left, as fast as each kind of stage was so far."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self.reporter = reporter
+    def __init__(self) -> None:
         self._spent: dict[str, list[float]] = {}  # kind → seconds, amount
 
     def time(self, stage: Stage) -> None:
-        start = time.monotonic()
+        whole, start = stage.is_whole(), time.monotonic()
         stage.run()
-        seconds, amount = self._spent.get(stage.kind, [0.0, 0.0])
-        self._spent[stage.kind] = [seconds + time.monotonic() - start, amount + stage.amount]
+        if not whole:
+            seconds, amount = self._spent.get(stage.kind, [0.0, 0.0])
+            self._spent[stage.kind] = [seconds + time.monotonic() - start, amount + stage.amount]
 
     def left(self, stages: Sequence[Stage]) -> str:
         """Of these, those kinds that were timed."""
-        known = [stage for stage in stages if stage.kind in self._spent]
+        todo = [stage for stage in {stage.folder: stage for stage in stages}.values() if not stage.is_whole()]
+        known = [stage for stage in todo if stage.kind in self._spent]
         if not known:
             return ""
         seconds = sum(stage.amount * self._spent[stage.kind][0] / self._spent[stage.kind][1] for stage in known)
-        more = {stage.kind for stage in stages} - self._spent.keys()
+        more = {stage.kind for stage in todo} - self._spent.keys()
         unknown_yet = f", {', '.join(sorted(more))} not counted" if more else ""
         return f" (about {duration_in_words(seconds)} left{unknown_yet})"
 
 
-def _report(asked: Study, run: RunDir, folders: Sequence[Path], reporter: Reporter) -> StudyResult:
+def _report(asked: Study, run: RunDir, stages: _Stages, folders: Sequence[Path], reporter: Reporter) -> StudyResult:
     """Compare what there is, and write the page."""
     arms: dict[str, list[ArmRows]] = {}
     missing = []
     for unit in _wanted(asked, ()):
-        found = _found(asked, unit, folders, Reporter())
+        found = stages.found(unit, folders)
         if found is None:
             missing.append(unit)
         else:
@@ -388,6 +497,9 @@ def _report(asked: Study, run: RunDir, folders: Sequence[Path], reporter: Report
                 Side(name, tuple(rows.scored(judge, _videos(run.path, rows)) for rows in arms[name])) for name in order
             ]
             shared = [metric for metric in asked.metrics if metric in sides[0].runs[0].metrics]
+            if asked.metrics and not shared:
+                reporter.note(f"{judge} has none of the study's metrics, and nothing of it is compared.")
+                continue
             comparisons[judge] = compare(
                 CompareSettings(tuple(f"{side.label} ×{len(side.runs)}" for side in sides), tuple(shared)),
                 sides=sides,

@@ -276,19 +276,23 @@ class MotionDrift(Method):
 
 
 class JointMotion(Method):
-    """VideoJAM: the motion of the clip, noised and denoised beside it. It needs no tap and no teacher.
+    """VideoJAM: the motion of the clip, noised and denoised beside it. It needs no teacher; the last block is tapped,
+    as the only place where its gradient and that of denoising meet (the outputs are of different channels).
 
     Args:
         settings: The recipe's.
-        process: The generator's noise.
+        generator: With motion latents.
         latent_shape: (F, M, h, w) of a clip's motion latents.
     """
 
     needs = ("flow", "motion_noise", "motion_shown")
 
-    def __init__(self, settings: VideoJam, *, process: NoiseProcess, latent_shape: Sequence[int]) -> None:
+    def __init__(self, settings: VideoJam, *, generator: Generator, latent_shape: Sequence[int]) -> None:
         super().__init__(settings)
-        self.settings, self.process, self.latent_shape = settings, process, tuple(latent_shape)
+        self.settings, self.process, self.latent_shape = settings, generator.noise, tuple(latent_shape)
+        self.taps = (generator.num_blocks - 1,)
+        if settings.ends_lr is not None:
+            self.parameter_groups = tuple(ParameterGroup(end, settings.ends_lr) for end in generator.ends())
 
     def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
         shown = rng_of(seed, "motion shown", sample).random() >= self.settings.motion_dropout
@@ -339,7 +343,7 @@ def build_method(
     if isinstance(settings, VideoJam):
         frames, rows, columns = (a * b for a, b in zip(student_grid, generator.facts.patch, strict=True))
         motion_shape = (frames, generator.facts.motion_channels, rows, columns)
-        return JointMotion(settings, process=generator.noise, latent_shape=motion_shape)
+        return JointMotion(settings, generator=generator, latent_shape=motion_shape)
     if isinstance(settings, LayerSync):
         return BlockSync(settings, num_blocks=generator.num_blocks)
     if not isinstance(settings, Alignment):

@@ -51,7 +51,15 @@ from physcli.tasks.training.rater import RaterTrainee, twins_of
 from physcli.tasks.training.rater_samples import SampledVideo, sampled_videos
 from physcli.tasks.training.reward import RewardsJudge, RewardTrainee
 from physcli.tasks.training.scoring import Judge, LawsJudge, OcpJudge, asked_of
-from physcli.tasks.training.signals import Prompts, flow_of, latents_of, motion_of, saliency_of, teacher_of
+from physcli.tasks.training.signals import (
+    Prompts,
+    flow_of,
+    latents_of,
+    motion_channels,
+    motion_of,
+    saliency_of,
+    teacher_of,
+)
 from physcli.tasks.training.trainee import Trainee
 from physcli.tasks.training.vae import VaeTrainee
 
@@ -302,6 +310,8 @@ def _check_fit(recipe: GeneratorRecipe, generator: Generator) -> None:
     """Refuse what does not fit the generator before anything is computed."""
     if isinstance(recipe.method, Alignment):
         check_taps(recipe.method.taps or (), generator.num_blocks)
+    if isinstance(recipe.method, VideoJam):
+        generator.check_motion(motion_channels(recipe.method, generator))
     if recipe.lora is not None:
         generator.lora_layers(recipe.lora.targets)
     generator.codec.check(recipe.objective.frames, decoding=True)
@@ -341,11 +351,14 @@ def _refuse_contradictions(recipe: Precomputed) -> None:
     if not isinstance(recipe, GeneratorRecipe):
         return
     by_reward = (isinstance(recipe.method, Nft), "method.name=nft")
+    jam = (isinstance(recipe.method, VideoJam), "method.name=videojam")
+    half = (recipe.lora is not None and recipe.lora.base_dtype != "float32", "lora.base_dtype of half precision")
     for first, other in (
         ((recipe.freeze, "freeze=true"), (recipe.lora is not None, "lora")),
         ((recipe.freeze, "freeze=true"), (recipe.objective.text_encoder, "objective.text_encoder=true")),
         # An adapter holds the transformer's updates alone.
         ((recipe.objective.text_encoder, "objective.text_encoder=true"), (recipe.lora is not None, "lora")),
+        (half, jam),  # the layers at the ends are trained whole, and steps of theirs vanish in half precision
         ((recipe.train.compile, "train.compile=true"), by_reward),
         ((recipe.freeze, "freeze=true"), by_reward),
         ((recipe.objective.text_encoder, "objective.text_encoder=true"), by_reward),

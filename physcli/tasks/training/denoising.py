@@ -116,7 +116,7 @@ class DenoisingSteps(Steps):
             logs |= {self.recipe.method.name: extra.detach(), **own}
             if method.schedule != WeightSchedule():
                 logs["method_weight"] = weight.expand_as(loss)
-            if batch["measure"] and self._compares:
+            if batch["measure"] and self._compares and bool(extra.any()):  # VideoJAM's is 0 where no motion is shown
                 where = [denoised.tokens[tap] for tap in taps] or [denoised.output]
                 ratio, cosine = self._compare(extra, loss, where)
                 logs["gradient_ratio"] = (weight * ratio).expand_as(loss)

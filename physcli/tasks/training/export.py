@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ from diffusers import {vae}
 
 vae = {vae}.from_pretrained(FOLDER)
 ```""",
+    "videojam": """`physcli sample --model FOLDER --guidance inner`. Plain diffusers loads this folder and does not
+sample from it: the network denoises motion latents beside the clip's, which the VAE does not know.""",
     "adapter": """```python
 pipe.load_lora_weights(FOLDER)  # alpha is in the file's metadata
 ```
@@ -109,6 +111,12 @@ def cast_weights(folder: Path, dtype: str, *, frozen: Sequence[str] = ()) -> Non
             save_file(tensors, temporary, metadata=metadata)
             sort_metadata(temporary)
             temporary.chmod(path.stat().st_mode)
+
+
+def _used_as(kind: str, folder: Path, recipe: Mapping[str, Any]) -> str:
+    if folder.name == "adapter":
+        return "adapter"
+    return "videojam" if (recipe.get("method") or {}).get("name") == "videojam" else kind
 
 
 def write_card(
@@ -184,7 +192,7 @@ def write_card(
         "",
         "## Use",
         "",
-        _USE["adapter" if content.get("lora") else kind].format(**facts),
+        _USE[_used_as(kind, folder, content)].format(**facts),
         "",
         "## Recipe",
         "",

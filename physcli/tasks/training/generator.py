@@ -111,7 +111,8 @@ def choose_trained(generator: Generator, recipe: GeneratorRecipe, *, seed: int) 
     if recipe.lora is not None:
         generator.add_lora(**recipe.lora.model_dump(exclude={"base_dtype"}), seed=seed_from(seed, "lora"))
         if isinstance(recipe.method, VideoJam):
-            generator.train_ends()
+            for end in generator.ends():
+                end.requires_grad_(True)  # whole: what is new in them is no update of something
 
 
 def density_of(objective: Denoising) -> Density:

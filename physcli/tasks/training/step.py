@@ -132,7 +132,8 @@ class OptimizerStep:
     def _attention(self) -> AbstractContextManager[Any]:
         # Gradient checkpointing runs blocks again where no such mode is on, and must find the same operations
         # (findings/torch-function-mode-backward.sh).
-        return nullcontext() if self.settings.gradient_checkpointing else quick_attention(self.accelerator.device)
+        plain = self.accelerator.mixed_precision != "bf16" or self.settings.gradient_checkpointing
+        return nullcontext() if plain else quick_attention(self.accelerator.device)
 
     def _clip(self, largest: float) -> Tensor:
         """Clip the gradients, of each module with a learning rate of its own by themselves; the norm of the others."""

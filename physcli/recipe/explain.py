@@ -39,7 +39,7 @@ def unknown_choice(chosen_by: str, options: tuple[str, ...]) -> type[UnknownChoi
 def explain(problem: Any, recipe: type[BaseModel]) -> Problem:
     """One of pydantic's complaints about a recipe of this class."""
     place = tuple(str(part) for part in problem["loc"])
-    key = ".".join(place) or "the recipe"
+    key = ".".join(place) or "the file"
     path, section = _section(recipe, place)
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(place[-1], section.model_fields, n=1, cutoff=0.5)

@@ -217,7 +217,7 @@ def loss_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], *
         axes.plot([row["step"] for row in rows], values, color=color, linestyle=style, linewidth=1.3, label=name)
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("loss of denoising")
+    axes.set_ylabel("loss")
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)

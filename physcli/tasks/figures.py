@@ -8,6 +8,7 @@ from typing import Any
 
 from physcli.rows import Kind, interval_of, metric_of
 
+# Of five that all point one way, p = 2/2⁵ = .0625: no test of so few can find anything.
 FEWEST_CLUSTERS = 6
 
 

@@ -449,7 +449,9 @@ def same_file(first: Path | None, second: Path | None) -> bool:
 
 def _playable(path: Path | None) -> tuple[bytes | None, tuple[int, int], str]:
     """A video as MP4 bytes that every browser plays, (height, width), and a note; no bytes where there is no video."""
-    if path is None or not path.is_file():
+    if path is None:
+        return None, (0, 0), "Only the scores of this video were kept."
+    if not path.is_file():
         return None, (0, 0), f"The file is not there: {path}"
     try:
         info = video_info(path)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from physcli.tasks.eval import EvalResult
     from physcli.tasks.probe_result import ProbeResult
 
-# Of five that all point one way, p = 2/2⁵ = .0625: no test of so few can find anything.
 _OF_A_STUDY = ("joint", "sa", "pc", "dynamic_degree", "motion_px")  # of the metrics there may be, those with room
 _VERDICTS = {"sa": "SA", "pc": "PC", "joint": "Joint"}
 

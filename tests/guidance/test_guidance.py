@@ -37,6 +37,10 @@ def test_each_is_built(name):
     settings = chosen.settings({})
     assert chosen.record(settings).keys() == {option.name for option in chosen.options()}
     assert chosen.settings(chosen.record(settings)) == settings
+    if name == "inner":
+        with pytest.raises(UsageError, match="--guidance inner with cogvideox-tiny, which denoises no motion"):
+            chosen.build(settings, generator, {}, Reporter())
+        generator.add_motion(8)
     guidance = chosen.build(settings, generator, chosen.files(settings, model), Reporter())
     made = generator.sample(["a box"], [0], num_frames=9, height=32, width=32, steps=2, guidance=guidance)
     assert made.frames.shape == (1, 9, 32, 32, 3)

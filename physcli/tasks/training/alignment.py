@@ -307,7 +307,10 @@ class JointMotion(Method):
         assert seen.output is not None
         signals = seen.signals
         target = self.process.target(signals["flow"].float(), signals["motion_noise"], seen.level)
-        return motion_loss(seen.output[:, :, -self.latent_shape[1] :], target, signals["motion_shown"]), {}
+        shown = signals["motion_shown"]
+        output = seen.output[:, :, -self.latent_shape[1] :]
+        # Batches differ in how much moves: what predicting nothing would cost tells the two apart.
+        return motion_loss(output, target, shown), {"zero_motion": motion_loss(torch.zeros_like(output), target, shown)}
 
 
 def build_method(

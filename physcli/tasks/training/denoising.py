@@ -20,7 +20,7 @@ from physcli.tasks.training.trainee import Steps
 
 MEASURE_EVERY = 50  # steps; the gradients of the two losses are compared
 TOLD = "told_"  # begins the names of what a batch holds of prompts: the parts of their conditioning, or their token ids
-_NEGLIGIBLE, _DOMINANT = 0.01, 10.0
+_NONE, _NEGLIGIBLE, _DOMINANT = 1e-20, 0.01, 10.0
 
 
 class DenoisingSteps(Steps):
@@ -145,7 +145,9 @@ class DenoisingSteps(Steps):
         own, denoising = (torch.stack([g.norm() for g in gradients]).norm().clamp_min(1e-30) for gradients in both)
         ratio = own / denoising
         usual = float(self.method.weight * ratio)
-        kind = "negligible" if usual < _NEGLIGIBLE else "dominant" if usual > _DOMINANT else ""
+        # None at all: the last layer's weights for VideoJAM's motion are still the zeros that they begin as.
+        none = float(own) < _NONE
+        kind = "" if none else "negligible" if usual < _NEGLIGIBLE else "dominant" if usual > _DOMINANT else ""
         if kind and kind not in self._warned:
             self._warned.add(kind)
             at = "tapped features" if self.method.taps else "output"

@@ -60,6 +60,7 @@ class Guidance(ABC):
         Settings: A frozen dataclass of `option` fields; its `__post_init__` raises UsageError for values that cannot
             be.
         mixes: It makes the mix of classifier-free guidance itself.
+        more_forwards: How often it asks the network at a step, beside the pipeline.
         metrics: Rows over what it logs.
     """
 
@@ -68,6 +69,7 @@ class Guidance(ABC):
     prefix: ClassVar[str]
     Settings: ClassVar[type[Any]]
     mixes: ClassVar[bool] = False
+    more_forwards: ClassVar[int] = 0
     metrics: ClassVar[tuple[Measured, ...]] = ()
 
     @classmethod

@@ -43,6 +43,7 @@ class InnerGuidance(Guidance):
     prefix = "inner"
     Settings = InnerSettings
     mixes = True
+    more_forwards = 1
     metrics: ClassVar[tuple[Measured, ...]] = (Measured("motion_effect", "motion_effect", "mean", None),)
 
     def __init__(self, generator: Generator, inner_scale: float) -> None:

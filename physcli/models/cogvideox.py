@@ -5,7 +5,6 @@ Its latents are [B, F, C, h, w] in the pipeline and in the transformer alike, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,6 @@ from physcli.models.diffusers_generator import DiffusersGenerator
 from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.noise import NoiseLevel, NoiseProcess, VPrediction
-from physcli.models.parts import widen
 from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 
 
@@ -58,6 +56,7 @@ class CogVideoX(DiffusersGenerator):
 
     family = "cogvideox"
     pipeline_class = "CogVideoXPipeline"
+    channel_by_channel = True
     part_classes: ClassVar[Mapping[str, Any]] = {
         "transformer": CogVideoXTransformer3DModel,
         "vae": AutoencoderKLCogVideoX,
@@ -242,13 +241,6 @@ class CogVideoX(DiffusersGenerator):
 
     def ends(self) -> tuple[Any, Any]:
         return self.transformer.patch_embed.proj, self.transformer.proj_out
-
-    def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:
-        # Of a token, in and out, the values of a channel are together.
-        places = math.prod(self.facts.patch)
-        inputs = places if isinstance(first, torch.nn.Linear) else 1
-        widen(first, inputs=((latents + motion) * inputs, torch.arange(latents * inputs)))
-        widen(last, outputs=((latents + motion) * places, torch.arange(latents * places)))
 
 
 def _spatial(configs: Mapping[str, Any]) -> int:

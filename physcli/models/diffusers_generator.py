@@ -15,6 +15,7 @@ import gc
 import importlib
 import inspect
 import json
+import math
 import os
 import re
 import threading
@@ -42,7 +43,7 @@ from physcli.models.generator import Conditioning, Denoised, Facts, Guides, Samp
 from physcli.models.hub import explain_hub_errors, first_line
 from physcli.models.integrity import add_metadata, read_json, read_shapes
 from physcli.models.noise import NoiseLevel, NoiseProcess
-from physcli.models.parts import empty_part, is_empty, link_folder, read_part
+from physcli.models.parts import empty_part, is_empty, link_folder, read_part, widen
 
 _Codec = TypeVar("_Codec", bound=VideoCodec)
 
@@ -116,6 +117,7 @@ class DiffusersGenerator(ABC):
     part_classes: ClassVar[Mapping[str, Any]]  # of the parts with weights
     conditioning_parts: tuple[str, ...] = ("text",)
     takes_frame_rates = False
+    channel_by_channel: ClassVar[bool] = False  # of a token, the values of a channel lie together; else of a place
     more_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
 
     def __init__(
@@ -400,7 +402,14 @@ class DiffusersGenerator(ABC):
         if channels == self.facts.motion_channels:
             return
         latents = self.facts.latent_channels
-        self._widen(*self.ends(), latents, channels)
+        places, whole = math.prod(self.facts.patch), latents + channels
+        # Which values of a wider token are those of the old one.
+        old = torch.arange(places * whole).reshape((whole, places) if self.channel_by_channel else (places, whole))
+        old = (old[:latents] if self.channel_by_channel else old[:, :latents]).flatten()
+        first, last = self.ends()
+        is_linear = isinstance(first, nn.Linear)  # a convolution takes channels
+        widen(first, inputs=(places * whole, old) if is_linear else (whole, torch.arange(latents)))
+        widen(last, outputs=(places * whole, old))
         self.transformer.register_to_config(in_channels=latents + channels, out_channels=latents + channels)
         self._own["motion_channels"] = channels
         self.facts = dataclasses.replace(self.facts, motion_channels=channels)
@@ -426,10 +435,6 @@ class DiffusersGenerator(ABC):
             expected="a CogVideoX or a Wan",
             fix="use another model",
         )
-
-    def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:
-        """Give the layers at the ends room for so many more channels; zeros."""
-        raise NotImplementedError
 
     def use_text_encoder(self, path: str | os.PathLike[str]) -> None:
         """Give the text encoder the weights of the one in a folder (transformers layout).

@@ -7,7 +7,6 @@ network has no text mask: rows of zeros follow the prompt's own embeddings up to
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from physcli.models.features import tapped
 from physcli.models.generator import Conditioning, Denoised, Facts
 from physcli.models.integrity import read_json
 from physcli.models.noise import FlowMatching, NoiseLevel, NoiseProcess
-from physcli.models.parts import read_part, widen
+from physcli.models.parts import read_part
 from physcli.models.tiny import architecture, build_part, check_sections, tiny_tokenizer
 from physcli.models.wan_vae import decode_whole, encode_whole, is_small
 
@@ -208,13 +207,6 @@ class Wan(DiffusersGenerator):
 
     def ends(self) -> tuple[Any, Any]:
         return self.transformer.patch_embedding, self.transformer.proj_out
-
-    def _widen(self, first: Any, last: Any, latents: int, motion: int) -> None:
-        places = math.prod(self.facts.patch)
-        widen(first, inputs=(latents + motion, torch.arange(latents)))
-        # A token's values are place by place, the channels of a place together.
-        values = torch.arange(places * (latents + motion)).reshape(places, latents + motion)
-        widen(last, outputs=(values.numel(), values[:, :latents].flatten()))
 
 
 class WanCodec(ChannelCodec):

@@ -55,6 +55,12 @@ def explain(problem: Any, recipe: type[BaseModel]) -> Problem:
     return Problem(place, told)
 
 
+def tell(problems: Sequence[Problem]) -> str:
+    """The first three, and how many more there are."""
+    told = "; ".join(problem.told for problem in problems[:3])
+    return told + (f" (and {len(problems) - 3} more)" if problems[3:] else "")
+
+
 def fields_of(recipe: type[BaseModel], place: Sequence[str]) -> str:
     """The fields there are in the section that `place` lies in."""
     path, section = _section(recipe, place)

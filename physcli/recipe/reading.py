@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from physcli.errors import RecipeError, UsageError
 from physcli.methods import METHODS, settings_class
 from physcli.methods.settings import Sft
-from physcli.recipe.explain import Problem, explain, fields_of, unknown_choice
+from physcli.recipe.explain import Problem, explain, fields_of, tell, unknown_choice
 from physcli.recipe.files import find_recipe
 from physcli.recipe.schema import KINDS, AnyRecipe, GeneratorRecipe, Recipe
 from physcli.yaml12 import dump_yaml, load_yaml, parse_value
@@ -37,8 +37,7 @@ def read_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
     checked = _check(content)
     if isinstance(checked, Recipe):
         return checked
-    told = "; ".join(problem.told for problem in checked[:3])
-    told += f" (and {len(checked) - 3} more)" if checked[3:] else ""
+    told = tell(checked)
     place = checked[0].place
     expected = _fields(content, place)
     if given and isinstance(_check(load_yaml(path)), Recipe):  # the file alone is in order

@@ -55,7 +55,7 @@ from physcli.tasks.training.checkpoints import (
 from physcli.tasks.training.clips import read_clips
 from physcli.tasks.training.export import cast_weights, write_card
 from physcli.tasks.training.loop import build_accelerator, train
-from physcli.tasks.training.request import FREE, FinetuneRequest
+from physcli.tasks.training.request import FinetuneRequest, bearing
 from physcli.tasks.training.trainee import Trainee
 
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
@@ -227,10 +227,7 @@ def _recipe_for(name: str, model: str) -> str | None:
 
 def _settings(recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What makes two runs the same one."""
-    content = {key: value for key, value in recipe.items() if key != "description"}
-    for section, free in FREE.items():
-        content[section] = {key: value for key, value in content.get(section, {}).items() if key not in free}
-    return {"recipe": content, "seed": seed}
+    return {"recipe": bearing(recipe), "seed": seed}
 
 
 def _complete(then: Mapping[str, Any], *, recipe: AnyRecipe) -> Mapping[str, Any]:

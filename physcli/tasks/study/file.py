@@ -16,7 +16,7 @@ from physcli.errors import RecipeError, UsageError, unknown
 from physcli.guidance import GUIDANCES, NONE, guidance_class
 from physcli.packaged import recipe_folders
 from physcli.recipe import load_yaml
-from physcli.recipe.explain import explain, fields_of
+from physcli.recipe.explain import explain, fields_of, tell
 from physcli.recipe.files import STUDIES
 from physcli.sections import Section, completed
 
@@ -181,6 +181,4 @@ def read_study(path: Path) -> Study:
         return Study.model_validate_json(json.dumps(load_yaml(path)), strict=True)
     except ValidationError as error:
         problems = [explain(problem, Study) for problem in error.errors()]
-        told = "; ".join(problem.told for problem in problems[:3])
-        told += f" (and {len(problems) - 3} more)" if problems[3:] else ""
-        raise RecipeError(f"{path}: {told}", expected=fields_of(Study, problems[0].place)) from error
+        raise RecipeError(f"{path}: {tell(problems)}", expected=fields_of(Study, problems[0].place)) from error

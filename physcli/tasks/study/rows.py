@@ -1,6 +1,6 @@
 """What is kept of an arm once its videos are judged: ARM-SEED.json, tens of kilobytes, from which reports are made.
 
-asked       what bears on its numbers, as `Study.asked` gives it
+asked       what bears on its numbers
 seconds     what each stage took
 curve       its loss over the steps, thinned
 held_out    rows on held-out clips that training left

@@ -27,6 +27,7 @@ import numpy as np
 
 from physcli.data.prompts import Prompt
 from physcli.errors import PhyscliError, UsageError, unknown
+from physcli.guidance import NONE, guidance_class
 from physcli.hashing import settings_hash
 from physcli.models.names import fingerprint, resolve
 from physcli.progress import Reporter, duration_in_words
@@ -50,7 +51,7 @@ from physcli.tasks.study.page import write_study
 from physcli.tasks.study.result import StudyResult, Unit
 from physcli.tasks.study.rows import ArmRows, read_rows_of, rows_file, write_rows_of
 from physcli.tasks.training.plan import make_plan
-from physcli.tasks.training.request import FREE, FinetuneRequest
+from physcli.tasks.training.request import FinetuneRequest, bearing
 
 _TIMED_STEPS = 2  # denoising steps of the videos that a dry run times
 
@@ -103,11 +104,11 @@ def study(
         stages = _Stages(asked, run.path, device=device, cache_dir=cache_dir, reporter=reporter, processes=processes)
         folders = [run.path / "rows", path.with_suffix("")]
         todo = [Unit(*unit) for unit in processes.tell([u for u in wanted if stages.found(u, folders) is None])]
-        clock = _Clock()
+        clock, parts = _Clock(), {unit: stages.of(unit) for unit in todo}
         for number, unit in enumerate(todo):
-            later = [stage for other in todo[number + 1 :] for stage in stages.of(other)]
+            later = [stage for other in todo[number + 1 :] for stage in parts[other]]
             try:
-                stages.run(unit, clock, later, f"[{number + 1}/{len(todo)}] {unit}")
+                stages.run(unit, parts[unit], clock, later, f"[{number + 1}/{len(todo)}] {unit}")
             except PhyscliError as error:
                 failed[unit] = error
                 reporter.warn(f"{unit} could not be run: {error.received}")
@@ -169,8 +170,9 @@ def plan_study(
                         computed.add(unit.arm)
                         spent += plan.cache_seconds
                 elif stage.kind == "sample":
-                    times = 1.5 if asked.arms[unit.arm].guidance == "inner" else 1.0  # a third forward pass
-                    spent, kind = times * stage.amount * step_seconds, "sample"
+                    name = asked.arms[unit.arm].guidance
+                    more = 0 if name == NONE else guidance_class(name).more_forwards
+                    spent, kind = (1 + more / 2) * stage.amount * step_seconds, "sample"
                 elif stage.kind in asked.judges:
                     spent, kind = stage.amount * per_video[stage.kind] + once[stage.kind], "judge"
                 else:
@@ -261,7 +263,7 @@ class _Stages:
         sources = [self.asked.videos.prompts, "" if recipe is None else recipe.data.source]
         return {
             **self.asked.asked(*unit),
-            "recipe": None if recipe is None else _bare(recipe.model_dump(mode="json")),
+            "recipe": None if recipe is None else bearing(recipe.model_dump(mode="json")),
             "base": self._fingerprint(base),
             "texts": settings_hash({"prompts": texts}),
             **{name: value for source in sources for name, value in simulated_by(source).items()},
@@ -277,7 +279,7 @@ class _Stages:
             rows = read_rows_of(path, *unit)
             then = self.asked.completed(rows.content["asked"])
             if recipe is not None and then.get("recipe") is not None:
-                then["recipe"] = _bare(completed(then["recipe"], recipe))
+                then["recipe"] = bearing(completed(then["recipe"], recipe))
             if json.loads(to_json(then)) == json.loads(to_json(now)):
                 return rows
             self.reporter.warn(f"{path} is of another question than the study's now: the arm is run anew.")
@@ -354,9 +356,8 @@ class _Stages:
             stages.append(Stage(judge, count, scores, partial(self._judge, judge, videos, scores)))
         return stages
 
-    def run(self, unit: Unit, clock: _Clock, later: Sequence[Stage], said: str) -> None:
-        """Do what is not done of an arm, and write its rows."""
-        stages = self.of(unit)
+    def run(self, unit: Unit, stages: Sequence[Stage], clock: _Clock, later: Sequence[Stage], said: str) -> None:
+        """Do what is not done of an arm's stages, and write its rows."""
         for number, stage in enumerate(stages):
             self.reporter.note(f"{said}: {stage.kind}{clock.left([*stages[number:], *later])}")
             try:
@@ -434,14 +435,6 @@ class _Stages:
             held_out=[] if trained is None else read_metrics(trained),
             probe=[] if probed is None else _of_model(read_metrics(probed)),
         )
-
-
-def _bare(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recipe bears on the weights."""
-    kept = {name: value for name, value in recipe.items() if name != "description"}
-    for section, free in FREE.items():
-        kept[section] = {name: value for name, value in kept[section].items() if name not in free}
-    return kept
 
 
 def _of_model(rows: Sequence[Row]) -> list[Row]:

@@ -326,25 +326,18 @@ def build_method(
     Raises:
         UsageError: settings that do not fit the generator or the clips.
     """
+    frames, rows, columns = (a * b for a, b in zip(student_grid, generator.facts.patch, strict=True))  # of latents
     if isinstance(settings, LaMo):
-        frames = student_grid[0] * generator.facts.patch[0]
         if settings.lag >= frames:
             raise UsageError(
                 f"method.lag is {settings.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
             )
-        _, rows, columns = generator.facts.patch
-        latent_shape = (
-            frames,
-            generator.facts.latent_channels,
-            student_grid[1] * rows,
-            student_grid[2] * columns,
-        )
+        latent_shape = (frames, generator.facts.latent_channels, rows, columns)
         field = None
         if settings.field is not None:
             field = new_field(settings.field, generator, latent_shape=latent_shape, seed=seed)
         return MotionDrift(settings, process=generator.noise, field=field, latent_shape=latent_shape)
     if isinstance(settings, VideoJam):
-        frames, rows, columns = (a * b for a, b in zip(student_grid, generator.facts.patch, strict=True))
         motion_shape = (frames, generator.facts.motion_channels, rows, columns)
         return JointMotion(settings, generator=generator, latent_shape=motion_shape)
     if isinstance(settings, LayerSync):

@@ -6,8 +6,10 @@ Nothing heavy is imported here: a mistyped recipe is refused before torch is.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from physcli.recipe import AnyRecipe, read_recipe
 
@@ -16,6 +18,14 @@ FREE = {
     "train": ("checkpoint_every", "keep_checkpoints", "validate_every", "trackers"),
     "data": ("max_uncaptioned",),
 }
+
+
+def bearing(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe, as `model_dump` for JSON gives it, bears on the weights."""
+    content = {key: value for key, value in recipe.items() if key != "description"}
+    for section, free in FREE.items():
+        content[section] = {key: value for key, value in content.get(section, {}).items() if key not in free}
+    return content
 
 
 @dataclass(frozen=True)

@@ -310,8 +310,9 @@ class Nft(MethodSettings):
     generator learns from videos of its own that a reward has judged.
 
     `reward`: `laws`, 0 where nothing moves that should, else half the share of tested laws that hold and half of how
-    much is shown of what was asked for; `joint`, 1 where all of both holds and 0 elsewhere, of `physcli eval laws`; or
-    `rise`, how high the red object is in the last frame: for trying out. All videos are judged by all of them.
+    much is shown of what was asked for; `joint`, 1 where all of both holds and 0 elsewhere, of `physcli eval laws`;
+    `rater`, 0 where nothing moves that should, else the mean of the tiny rater's two ratings; or `rise`, how high the
+    red object is in the last frame: for trying out. All videos are judged by all of them.
     A round is `num_prompts` prompts with `group` videos each, made in `sample_steps` steps at `guidance_scale` (1: no
     classifier-free guidance); `steps_per_round` optimizer steps learn from them. The old policy, which makes the videos
     and is learnt against, becomes at every round `old_decay` of itself and the rest of the weights that learn: 0, those
@@ -319,7 +320,7 @@ class Nft(MethodSettings):
     mean squared difference of the output from that of the weights training began with."""
 
     name: Literal["nft"]
-    reward: Literal["laws", "joint", "rise"] = "laws"
+    reward: Literal["laws", "joint", "rater", "rise"] = "laws"
     num_prompts: PositiveInt = 8
     group: Annotated[int, Field(ge=2)] = 6
     steps_per_round: PositiveInt = 8

@@ -9,10 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from physcli.benchmarks.videophy import QUESTIONS, calibrated_rating
 from physcli.data.clips import read_dataset
+from physcli.data.video import write_video
 from physcli.errors import UsageError
 from physcli.models.loading import load
+from physcli.models.raters import TINY_RATER
+from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.recipe import Nft
+from physcli.tasks.ask import ask, read_frames
 from physcli.tasks.training import build
 from physcli.tasks.training.reward import REWARDS, RewardTrainee, judge_video
 from physcli.tasks.training.scoring import Asked
@@ -78,7 +83,7 @@ def test_rounds(run, trainees, few, base):
     assert [row["step"] for row in begun] == [1, 4]
     for row in begun:
         assert row["reward"] == pytest.approx(row["reward/laws"])
-        assert {"sa", "pc", "reward/joint", "reward/rise", "motion_px"} <= row.keys()
+        assert {"sa", "pc", "reward/joint", "reward/rater", "reward/rise", "motion_px"} <= row.keys()
     assert done.steps[0]["kl"] == 0
     assert done.steps[4]["kl"] > 0
     # The old policy is the weights at the round's beginning, after three of the five steps.
@@ -149,13 +154,31 @@ def real(few):
     return Asked(f"{clip.prompt}, filmed at 7 frames per second", 0, 20 / 3), clip.read(range(0, 51, 3))
 
 
-def test_rewards_of_a_real_clip_and_of_a_still_one(few):
+@pytest.fixture(scope="module")
+def rater():
+    return load_rater(TINY_RATER, device="cpu")
+
+
+def test_the_rater_s_ratings_are_those_of_eval_videophy2(few, rater, tmp_path):
+    """Of the same video in a file; without loss, which moves no rating by more than the file's colours do."""
     item, frames = real(few)
-    judged = judge_video(item, frames)
-    still = judge_video(item, np.repeat(frames[:1], len(frames), axis=0))
+    judged = judge_video(item, frames, rater)
+    write_video(tmp_path / "one.mp4", frames, 20 / 3, crf=0)
+    asked = [[(QUESTIONS["v2_sa"], item.caption), (QUESTIONS["v2_pc"], "")]]
+    [answers] = ask(rater, [read_frames(tmp_path / "one.mp4", rater)], asked)
+    for name, answer in zip(("rater_sa", "rater_pc"), answers, strict=True):
+        assert judged[name] == pytest.approx(calibrated_rating(answer.digits).expected, abs=0.1)
+
+
+def test_rewards_of_a_real_clip_and_of_a_still_one(few, rater):
+    item, frames = real(few)
+    judged = judge_video(item, frames, rater)
+    still = judge_video(item, np.repeat(frames[:1], len(frames), axis=0), rater)
     assert judged["reward/laws"] > 0.8
+    both = judged["rater_sa"] + judged["rater_pc"]
+    assert judged["reward/rater"] == pytest.approx((both / 2 - 1) / 4)
     assert judged["reward/joint"] in (0, 1)
-    assert still["moves"] == still["reward/laws"] == still["reward/joint"] == 0
+    assert still["moves"] == still["reward/laws"] == still["reward/joint"] == still["reward/rater"] == 0
     assert still["pc"] >= judged["pc"] - 1  # what breaks no law is not for that reason good
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from torch import Tensor
 
 from physcli.benchmarks.laws import BEST_GRADE, LAWS
 from physcli.benchmarks.objects import LEADING_COLORS, find_objects
+from physcli.benchmarks.videophy import QUESTIONS, RATINGS, calibrated_rating
 from physcli.data.clips import Clip
+from physcli.data.video import resize
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.methods.nft import nft_loss, optimality
 from physcli.methods.settings import Nft
 from physcli.models.generator import Conditioning, Generator
+from physcli.models.raters import TINY_RATER
+from physcli.models.raters.mplug_owl_video import MplugOwlVideo, load_rater
 from physcli.recipe import GeneratorRecipe
 from physcli.rows import Kind, Row
+from physcli.tasks.ask import ask
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.generator import OfGenerator, choose_trained, density_of
@@ -36,6 +42,8 @@ _PARTS: dict[str, Kind] = {
     "dynamic_degree": "rate",
     "sa_grade": "grade",
     "motion_px": "px",
+    "rater_sa": "grade",
+    "rater_pc": "grade",
 }
 
 
@@ -49,6 +57,12 @@ def _joint(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
     return float(judged["joint"])
 
 
+def _rater(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
+    low, high = min(RATINGS), max(RATINGS)
+    both = (judged["rater_sa"] + judged["rater_pc"]) / 2
+    return float(judged["moves"]) * (both - low) / (high - low)
+
+
 def _rise(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
     """1 at the top of the last frame, 0 at its bottom or where nothing red is seen."""
     [last] = find_objects(frames[-1:])
@@ -57,13 +71,30 @@ def _rise(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
     return 1 - sum(patch.area * patch.centroid[1] for patch in seen) / area / frames.shape[1] if seen else 0.0
 
 
-# Of uint8 [T, H, W, 3] and what the laws say of it. All are between 0 and 1.
-REWARDS: dict[str, Callable[[np.ndarray, Mapping[str, Any]], float]] = {"laws": _laws, "joint": _joint, "rise": _rise}
+# Of uint8 [T, H, W, 3] and what the laws and the rater say of it. All are between 0 and 1.
+REWARDS: dict[str, Callable[[np.ndarray, Mapping[str, Any]], float]] = {
+    "laws": _laws,
+    "joint": _joint,
+    "rater": _rater,
+    "rise": _rise,
+}
 
 
-def judge_video(item: Asked, frames: np.ndarray) -> dict[str, Any]:
-    """All rewards, `reward/laws` and so on, and the parts that are logged beside them; and why laws are broken."""
+def judge_video(item: Asked, frames: np.ndarray, rater: MplugOwlVideo) -> dict[str, Any]:
+    """All rewards, `reward/laws` and so on, and the parts that are logged beside them; and why laws are broken.
+
+    Args:
+        item: What was asked for.
+        frames: uint8 [T, H, W, 3].
+        rater: Asked VideoPhy-2's two questions; its ratings, 1 to 5, are means over the digits' probabilities.
+    """
     judged = by_laws(item, frames)
+    size = rater.config.vision.image_size
+    shown = rater.prepare(resize(frames[rater.frame_indices(len(frames))], size, size))
+    [answers] = ask(rater, [shown], [[(QUESTIONS["v2_sa"], item.caption), (QUESTIONS["v2_pc"], "")]])
+    for name, answer in zip(("rater_sa", "rater_pc"), answers, strict=True):
+        assert answer.digits is not None
+        judged[name] = calibrated_rating(answer.digits).expected
     rewards = {f"reward/{name}": reward(frames, judged) for name, reward in REWARDS.items()}
     return rewards | {name: float(judged[name]) for name in _PARTS} | {"reasons": judged["reasons"]}
 
@@ -127,6 +158,7 @@ class RewardTrainee(OfGenerator):
         self.settings, self.processes = recipe.method, processes
         self.generator, self.recipe, self.objective, self.judge = generator, recipe, recipe.objective, judge
         self.seed = seed
+        self._judge_video = partial(judge_video, rater=load_rater(TINY_RATER, device="cpu"))
         choose_trained(generator, recipe, seed=seed)
         generator.need("vae", "text_encoder")
         self.transformer: Any = generator.network
@@ -186,7 +218,9 @@ class RewardTrainee(OfGenerator):
                 guidance_scale=settings.guidance_scale,
             )
         self.transformer.train()
-        done = [(n, latents, judge_video(items[n], video)) for n, (video, latents) in zip(mine, made, strict=True)]
+        done = [
+            (n, latents, self._judge_video(items[n], video)) for n, (video, latents) in zip(mine, made, strict=True)
+        ]
         done = sorted(self.processes.collect(done), key=lambda found: found[0])
         rewards = torch.tensor([judged[f"reward/{settings.reward}"] for _, _, judged in done])
         grouped = rewards.view(settings.num_prompts, settings.group)
@@ -292,9 +326,10 @@ class RewardsJudge(VideoJudge):
     def __init__(self, items: Sequence[Asked], recipe: GeneratorRecipe, *, processes: Processes) -> None:
         super().__init__(items, recipe, processes=processes)
         self.headline = f"reward/{recipe.method.reward if isinstance(recipe.method, Nft) else 'laws'}"
+        self._rater = load_rater(TINY_RATER, device="cpu")
 
     def judge(self, item: Asked, frames: np.ndarray) -> dict[str, Any]:
-        return judge_video(item, frames)
+        return judge_video(item, frames, self._rater)
 
     def rows(self, judged: Sequence[Mapping[str, Any]], subject: str) -> list[Row]:
         kinds: dict[str, Kind] = {f"reward/{name}": "rate" for name in REWARDS}

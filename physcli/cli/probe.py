@@ -10,6 +10,7 @@ import typer
 from physcli.cli import render
 from physcli.cli.options import ProbeRun, shared
 from physcli.errors import UsageError
+from physcli.tasks.models import refuse_unknown_models
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,13 +105,15 @@ def physion(
     ] = 0.05,
 ) -> None:
     """Object contact prediction or detection (Physion), by a linear readout of frozen features."""
+    models = tuple(model or ("videomae-tiny", "cogvideox-tiny"))
+    refuse_unknown_models(models)
     from physcli.tasks.probe_physion import ProbeSettings, probe_physion
     from physcli.tasks.run_dir import to_json
 
     if sigma is not None and snr is not None:
         raise UsageError(f"--sigma {sigma} with --snr {snr}.", expected="one of them", fix="leave one out")
     settings = ProbeSettings(
-        models=tuple(model or ("videomae-tiny", "cogvideox-tiny")),
+        models=models,
         data=data,
         task=task,
         layers=None if layers is None else "all" if layers == "all" else tuple(parse_numbers("--layers", layers, int)),

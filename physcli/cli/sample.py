@@ -14,6 +14,7 @@ from physcli.errors import UsageError
 from physcli.guidance import GUIDANCES, NONE, guidance_class
 from physcli.guidance.base import flag
 from physcli.progress import counted
+from physcli.tasks.models import refuse_unknown_models
 
 if TYPE_CHECKING:
     from physcli.tasks.sample import SampleResult
@@ -144,6 +145,9 @@ def sample(
     **guidance_options: Any,
 ) -> None:
     """Make videos for prompts, through the model's diffusers pipeline; run again, it makes only what is missing."""
+    refuse_unknown_models([model])
+    if guidance != NONE:
+        guidance_class(guidance)
     from physcli.tasks.prompt_sets import listed_prompts
     from physcli.tasks.sample import SampleSettings
     from physcli.tasks.sample import sample as task

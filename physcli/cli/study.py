@@ -11,6 +11,7 @@ from physcli.cli import render
 from physcli.cli.options import TrainRun, shared
 from physcli.errors import UsageError
 from physcli.progress import counted, duration_in_words
+from physcli.tasks.study.file import find_study, read_study
 
 
 @shared(TrainRun)
@@ -30,6 +31,7 @@ def study(
         raise UsageError(
             f"--seed {common.seed} with study.", expected="the seeds that its file names", fix="leave it out"
         )
+    read_study(find_study(file))
     from physcli.tasks.run_dir import to_json
     from physcli.tasks.study.page import beyond_noise
     from physcli.tasks.study.run import plan_study

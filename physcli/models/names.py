@@ -137,6 +137,16 @@ def resolve(
     return replace(found, adapter_scale=adapter_scale)
 
 
+def refuse_unknown(name: str) -> None:
+    """Refuse a name that leads nowhere, before anything is simulated, read or fetched. A hub id is left to `resolve`.
+
+    Raises:
+        UsageError, ModelError: as `resolve`.
+    """
+    if not _is_hub_id(name):
+        resolve(name)
+
+
 _MADE_BY = {"motion_projector": "moalign-motion", "motion_field": "lamo-field"}
 
 
@@ -208,6 +218,13 @@ def import_class(location: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _is_hub_id(name: str) -> bool:
+    """Whether it can be nothing else."""
+    path = Path(name).expanduser()
+    is_one = _HUB_ID.fullmatch(name) and path.suffix not in WEIGHT_SUFFIXES
+    return bool(is_one) and not path.exists() and not Path(name.partition("/")[0]).is_dir()
+
+
 def _resolve_base(name: str, revision: str | None, local_files_only: bool) -> Resolved:
     own = _OWN_CLASS.fullmatch(name)
     if own is not None:
@@ -235,7 +252,7 @@ def _resolve_base(name: str, revision: str | None, local_files_only: bool) -> Re
         if (path / "run.json").is_file():
             return _resolve_run(name, path, revision, local_files_only)
         return _resolve_path(name, path)
-    if _HUB_ID.fullmatch(name) and not Path(name.partition("/")[0]).is_dir() and path.suffix not in WEIGHT_SUFFIXES:
+    if _is_hub_id(name):
         kind, family, description = _inspect_hub(name, revision, local_files_only)
         return Resolved(name, kind, family, "hub", base=name, path=None, description=description, revision=revision)
     if "/" in name or name.startswith((".", "~")) or path.suffix in WEIGHT_SUFFIXES:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from physcli.models import BUILT_IN, KNOWN_HUB, MOTION_PARTS
 from physcli.models.raters import TINY_RATER
 from physcli.progress import counted
+
+
+def refuse_unknown_models(names: Iterable[str]) -> None:
+    """Refuse names that lead nowhere, before a task is imported: its modules take seconds.
+
+    Raises:
+        UsageError, ModelError: as `physcli.models.names.resolve`.
+    """
+    from physcli.models.names import refuse_unknown
+
+    for name in names:
+        refuse_unknown(name)
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -35,8 +48,6 @@ def list_models() -> list[dict[str, Any]]:
 
 def show_model(name: str) -> dict[str, Any]:
     """Facts of one model, motion field or motion projector; loads it, because only a whole one is known to be one."""
-    from physcli.models.features import default_tap
-    from physcli.models.loading import load
     from physcli.models.names import fingerprint, resolve
 
     if name.partition(":")[0] == TINY_RATER:
@@ -44,6 +55,9 @@ def show_model(name: str) -> dict[str, Any]:
     if name in MOTION_PARTS:
         return _show_motion_part(name)
     resolved = resolve(name)
+    from physcli.models.features import default_tap
+    from physcli.models.loading import load  # imports torch: a name that leads nowhere does without
+
     model = load(resolved, device="cpu")
     facts: dict[str, Any] = {
         "name": name,

@@ -68,6 +68,36 @@ def test_errors_are_one_message(run, arguments, code, said, tmp_path, simulated)
     assert not (tmp_path / "runs").exists()
 
 
+MISTYPED = [
+    (["finetune", "--recipe", "videorepo"], "Did you mean 'videorepa'"),
+    (["finetune", "--recipe", "sft", "--model", "wan-tny"], "Did you mean 'wan-tiny'"),
+    (["finetune", "--recipe", "repa", "method.teacher=videoma-tiny"], "Did you mean 'videomae-tiny'"),
+    (["data", "precompute", "--recipe", "sft", "model=wan-tny"], "Did you mean 'wan-tiny'"),
+    (["probe", "physion", "--model", "wan-tny"], "Did you mean 'wan-tiny'"),
+    (["sample", "--prompts", "simulated", "--model", "wan-tny"], "Did you mean 'wan-tiny'"),
+    (["sample", "--prompts", "simulated", "--guidance", "lamoo"], "Did you mean 'lamo'"),
+    (["models", "show", "wan-tny"], "Did you mean 'wan-tiny'"),
+    (["study", "method"], "Did you mean 'methods'"),
+    (["eval", "laws", "--videos", "nowhere"], "nowhere is not there"),
+]
+_WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "mujoco")))
+from physcli.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTYPED, ids=lambda value: " ".join(value[:2]))
+def test_what_is_mistyped_is_said_at_once(arguments, said, tmp_path):
+    """Before anything is simulated, and before torch is imported: it cannot be here."""
+    command = [sys.executable, "-c", _WITHOUT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") or (done.returncode == 1 and arguments[0] == "eval"), done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 def test_debug_shows_the_traceback(run, tmp_path):
     done = run("data", "inspect", tmp_path / "nothing", "--debug")
     assert done.returncode == 1

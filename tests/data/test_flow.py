@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from physcli.data.clips import read_dataset
-from physcli.data.flow import compose_flows, dis_flow, flow_at_raft_size, flow_between, raft_flow, raft_identity
+from physcli.data.flow import compose_flows, dis_flow, flow_between
+from physcli.data.raft import flow_at_raft_size, raft_flow, raft_identity
 from physcli.errors import MissingExtra
 from physcli.simulation.flow import pinhole, rigid_flow
 from physcli.simulation.types import Camera

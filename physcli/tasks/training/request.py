@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from physcli.models.names import refuse_unknown
 from physcli.recipe import AnyRecipe, read_recipe
 
 # Fields that change no weight: a run and its continuation may differ in them.
@@ -61,13 +62,19 @@ class FinetuneRequest:
 
         Raises:
             RecipeError: a file that is no recipe.
-            UsageError: an unknown recipe, or something given beside it that it cannot have.
+            UsageError: an unknown recipe or model, or something given beside it that it cannot have.
+            ModelError: a path that is no model.
         """
         changes = [*self.overrides]
         changes += [f"model={_quoted(self.model)}", "init=pretrained"] if self.model is not None else []
         changes += [f"data.source={_quoted(self.data)}"] if self.data is not None else []
         changes += [f"train.steps={self.steps}"] if self.steps is not None else []
-        return read_recipe(self.recipe_name, changes)
+        recipe = read_recipe(self.recipe_name, changes)
+        if recipe.init == "pretrained" and recipe.trains != "rater":
+            refuse_unknown(recipe.model)
+        if (teacher := getattr(getattr(recipe, "method", None), "teacher", None)) is not None:
+            refuse_unknown(teacher)
+        return recipe
 
 
 def _quoted(text: str) -> str:

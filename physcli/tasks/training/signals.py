@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from physcli.data.cache import TensorCache
-from physcli.data.flow import dis_flow, flow_between, raft_flow, raft_identity
+from physcli.data.flow import dis_flow, flow_between
+from physcli.data.raft import raft_flow, raft_identity
 from physcli.data.video import resize
 from physcli.errors import DataError, UsageError
 from physcli.methods.settings import VideoJam

@@ -14,7 +14,7 @@ a video that stands still breaks no law.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +104,14 @@ class LawResult:
             "sa_grade": self.sa,
             **{f"law/{law}": holds for law, holds in self.laws.items()},
         }
+
+
+def grade(scores: Mapping[str, Any]) -> float:
+    """How good a video is by `LawResult.scores`, 0 to 1: nothing where what should move does not, else half the share
+    of tested laws that hold and half of SA's grade."""
+    tested = [holds for law in LAWS if (holds := scores[f"law/{law}"]) is not None]
+    obeyed = sum(tested) / len(tested) if tested else 0.0
+    return float(scores["moves"]) * (obeyed + (scores["sa_grade"] - 1) / (BEST_GRADE - 1)) / 2
 
 
 def check_laws(

@@ -19,6 +19,7 @@ from typer.main import get_command
 from physcli.benchmarks import BENCHMARKS, find_benchmark
 from physcli.cli import render
 from physcli.cli.options import ModelRun, Run, shared
+from physcli.tasks.verifiers import VERIFIERS
 
 Videos = Annotated[
     str,
@@ -147,6 +148,57 @@ def agreement(
         return
     for table in tables.agreement(done):
         render.show(table)
+    render.files(done.files())
+
+
+@app.command("select")
+@shared(ModelRun)
+def select(
+    common: ModelRun,
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run of eval over several videos of each prompt (sample --num-samples)."),
+    ],
+    verifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(VERIFIERS),
+            help="Who picks; may be repeated.  \\[default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Of the run; what counts.  \\[default: its headline]", show_default=False)
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Of surprise, foresight, geophys.  \\[default: videomae-tiny]", show_default=False),
+    ] = None,
+    rater: Annotated[
+        str | None, typer.Option(help="Of videophy2.  \\[default: mplug-owl-video-tiny]", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.", show_default=False)] = None,
+) -> None:
+    """Which verifier picks the best of several videos? By a judge's scores, with the share of the oracle's gain."""
+    from physcli.tasks import tables
+    from physcli.tasks.run_dir import to_json
+    from physcli.tasks.select import SelectSettings
+    from physcli.tasks.select import select as task
+
+    done = task(
+        SelectSettings(run, tuple(verifier or VERIFIERS), metric, encoder, rater, limit, common.seed),
+        out=common.out,
+        overwrite=common.overwrite,
+        device=common.device,
+        cache_dir=common.cache_dir,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    if not done.is_main:
+        return
+    if common.json:
+        render.json_text(to_json({"run": done.path, "rows": done.rows}))
+        return
+    render.show(tables.selection(done))
     render.files(done.files())
 
 

@@ -10,17 +10,19 @@ import typer
 from physcli.cli import render
 from physcli.cli.data import parse_size
 from physcli.cli.options import ModelRun, parameter, shared
-from physcli.errors import UsageError
+from physcli.errors import UsageError, unknown
 from physcli.guidance import GUIDANCES, NONE, guidance_class
 from physcli.guidance.base import flag
 from physcli.progress import counted
 from physcli.tasks.models import refuse_unknown_models
+from physcli.tasks.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from physcli.tasks.sample import SampleResult
 
 _SHOWN = 20
 BASELINES = "Instead of sampling"
+CHOICE = "The best of several"
 
 
 def _guidance_options() -> list[inspect.Parameter]:
@@ -74,6 +76,38 @@ def sample(
         ),
     ] = 1.0,
     num_samples: Annotated[int, typer.Option(min=1, help="Videos of each prompt.")] = 1,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="So many videos of each prompt, and a list of the best one of each, chosen by --verifier.",
+            show_default=False,
+            rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(VERIFIERS),
+            help="What it prefers: " + "; ".join(f"{name}: {line}" for name, (_, line) in VERIFIERS.items()) + ".",
+            show_default=False,
+            rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Of surprise, foresight and geophys.  \\[default: videomae-tiny]",
+            show_default=False,
+            rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    rater: Annotated[
+        str | None,
+        typer.Option(
+            help="Of videophy2.  \\[default: mplug-owl-video-tiny]", show_default=False, rich_help_panel=CHOICE
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[
         float | None,
@@ -148,6 +182,7 @@ def sample(
     refuse_unknown_models([model])
     if guidance != NONE:
         guidance_class(guidance)
+    _check_choice(best_of, num_samples, {"--verifier": verifier, "--encoder": encoder, "--rater": rater})
     from physcli.tasks.prompt_sets import listed_prompts
     from physcli.tasks.sample import SampleSettings
     from physcli.tasks.sample import sample as task
@@ -158,6 +193,7 @@ def sample(
             "--prompts": prompts,
             "--adapter": adapter,
             "--adapter-scale": adapter_scale != 1,
+            "--best-of": best_of,
             **{flag(name): value for name, value in guidance_options.items()},
         }
         _baseline(
@@ -184,7 +220,7 @@ def sample(
         model=model,
         adapter=adapter,
         adapter_scale=adapter_scale,
-        num_samples=num_samples,
+        num_samples=best_of or num_samples,
         steps=steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler,
@@ -206,9 +242,45 @@ def sample(
         vae_slicing=vae_slicing,
         reporter=reporter,
     )
+    best: dict[str, Any] | None = None
+    if best_of is not None and verifier is not None:
+        from physcli.tasks.best_of import best_of as choose
+
+        path, rows = choose(
+            done.path,
+            done.videos,
+            verifier,
+            encoder=encoder,
+            rater=rater,
+            seed=common.seed,
+            device=common.device,
+            cache_dir=common.cache_dir,
+            reporter=reporter,
+        )
+        best = {"list": path, "videos": rows}
     if not done.is_main:
         return
-    _show(common, done)
+    _show(common, done, best)
+
+
+def _check_choice(best_of: int | None, num_samples: int, given: dict[str, str | None]) -> None:
+    """Refuse a choice that nobody makes, and a chooser without a choice."""
+    if best_of is None:
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(
+                    f"{option} {value} without --best-of.",
+                    expected="several videos to choose from",
+                    fix="add --best-of N",
+                )
+        return
+    if num_samples != 1:
+        raise UsageError(f"--best-of {best_of} with --num-samples {num_samples}.", expected="one of them")
+    name = given["--verifier"]
+    if name is None:
+        raise UsageError(f"--best-of {best_of} without --verifier.", expected=f"one of {', '.join(VERIFIERS)}")
+    if name not in VERIFIERS:
+        raise unknown("verifier", name, VERIFIERS)
 
 
 def _baseline(
@@ -247,12 +319,14 @@ def _baseline(
     _show(common, done)
 
 
-def _show(common: ModelRun, done: SampleResult) -> None:
+def _show(common: ModelRun, done: SampleResult, best: dict[str, Any] | None = None) -> None:
+    """`best`: the list of the chosen videos, and its rows."""
     from physcli.tasks.run_dir import to_json
     from physcli.tasks.sheets import shorten
 
     if common.json:
-        render.json_text(to_json({"run": done.path, "videos": done.videos, "items": done.items, "rows": done.rows}))
+        found = {"run": done.path, "videos": done.videos, "items": done.items, "rows": done.rows}
+        render.json_text(to_json(found if best is None else found | {"best": best}))
         return
     head, rest = done.videos[0], len(done.videos) - _SHOWN
     if (seconds := done.value("seconds_per_video")) is None:
@@ -274,4 +348,4 @@ def _show(common: ModelRun, done: SampleResult) -> None:
         caption=facts + (f" {rest} more are in videos.jsonl." if rest > 0 else ""),
         right=(1, 2),
     )
-    render.files(done.files())
+    render.files(done.files() | ({} if best is None else {"best": best["list"]}))

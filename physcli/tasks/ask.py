@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from physcli.benchmarks.base import Answer, Benchmark, Question
-from physcli.data.video import count_frames, read_scaled
+from physcli.benchmarks.videophy import QUESTIONS, calibrated_rating
+from physcli.data.video import count_frames, read_scaled, resize
 from physcli.errors import ModelError
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo, rater_fingerprint
@@ -59,6 +61,21 @@ def read_frames(path: str | os.PathLike[str], rater: MplugOwlVideo, *, as_decord
     indices = rater.frame_indices(count_frames(path, as_decord=as_decord))
     size = rater.config.vision.image_size
     return rater.prepare(read_scaled(path, indices, size, size, as_decord=as_decord))
+
+
+def rate(rater: MplugOwlVideo, frames: np.ndarray, caption: str) -> tuple[float, float]:
+    """VideoPhy-2's ratings of a video in memory, 1 to 5: SA and PC, means over the digits' probabilities.
+
+    Args:
+        rater: The rater.
+        frames: uint8 [T, H, W, 3]; resized as training resizes, not as `read_frames` does.
+        caption: What it shall show.
+    """
+    size = rater.config.vision.image_size
+    shown = rater.prepare(resize(frames[rater.frame_indices(len(frames))], size, size))
+    [answers] = ask(rater, [shown], [[(QUESTIONS["v2_sa"], caption), (QUESTIONS["v2_pc"], "")]])
+    sa, pc = (calibrated_rating(answer.digits).expected for answer in answers if answer.digits is not None)
+    return sa, pc
 
 
 def ask(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from physcli.benchmarks.dynamic_degree import LARGEST_MOTION
 from physcli.data.video import chroma_step
 from physcli.progress import counted
 from physcli.rows import metric_of
@@ -23,12 +24,14 @@ from physcli.tasks.figures import (
     value_text,
 )
 from physcli.tasks.probe_result import probe_title
+from physcli.tasks.verifiers import GAIN
 
 if TYPE_CHECKING:
     from physcli.tasks.agreement import AgreementResult
     from physcli.tasks.compare_result import CompareResult, Side
     from physcli.tasks.eval import EvalResult
     from physcli.tasks.probe_result import ProbeResult
+    from physcli.tasks.select import SelectResult
 
 _OF_A_STUDY = ("joint", "sa", "pc", "dynamic_degree", "motion_px")  # of the metrics there may be, those with room
 _VERDICTS = {"sa": "SA", "pc": "PC", "joint": "Joint"}
@@ -138,6 +141,41 @@ def agreement(result: AgreementResult) -> list[Table]:
         right, whole = range(1, len(columns)), range(len(columns))
         tables.append(Table("Agreement by group", columns, lines, right=right, whole=whole))
     return tables
+
+
+def selection(result: SelectResult) -> Table:
+    """What each verifier's picks are worth to the judge, and what was paid in motion."""
+    motion = LARGEST_MOTION.name
+
+    def cells(subject: str, metric: str) -> list[str | None]:
+        """Value, and gain over all videos."""
+        found, gain = result.row(subject, metric), result.row(subject, f"{metric}{GAIN}")
+        shown = None if found is None else value_text(found["value"], found)
+        return [
+            shown,
+            None if gain is None else f"{value_text(gain['value'], gain, sign=True)} ({interval_text(gain)})",
+        ]
+
+    def percent(subject: str, metric: str) -> str | None:
+        row = result.row(subject, metric)
+        return None if row is None or row["value"] is None else f"{100 * row['value']:.0f} %"
+
+    lines = []
+    for subject in result.subjects:
+        value, gain = cells(subject, result.metric)
+        moved, change = cells(subject, motion)
+        share, still = percent(subject, "gain_share"), percent(subject, "still_wins")
+        lines.append([subject, value, gain, share, moved, change, still])
+    videos = str(result.most) if result.fewest == result.most else f"{result.fewest} to {result.most}"
+    return Table(
+        f"The best of {videos} videos of each of {counted(result.num_prompts, 'prompt')}",
+        ["picked by", result.metric, "gain", "of the oracle's", "motion, px", "gain", "a still would win"],
+        lines,
+        "Gains are over all videos, with 95 % intervals over prompts. The oracle is the judge itself.",
+        right=range(1, 7),
+        whole=(0,),
+        sections=(0, len(lines) - 2),
+    )
 
 
 # --- compare ---

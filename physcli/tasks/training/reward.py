@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from physcli.benchmarks.laws import BEST_GRADE, LAWS
+from physcli.benchmarks.laws import grade
 from physcli.benchmarks.objects import LEADING_COLORS, find_objects
-from physcli.benchmarks.videophy import QUESTIONS, RATINGS, calibrated_rating
+from physcli.benchmarks.videophy import RATINGS
 from physcli.data.clips import Clip
-from physcli.data.video import resize
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.methods.nft import nft_loss, optimality
@@ -27,7 +26,7 @@ from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo, load_rater
 from physcli.recipe import GeneratorRecipe
 from physcli.rows import Kind, Row
-from physcli.tasks.ask import ask
+from physcli.tasks.ask import rate
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.generator import OfGenerator, choose_trained, density_of
@@ -48,9 +47,7 @@ _PARTS: dict[str, Kind] = {
 
 
 def _laws(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
-    tested = [holds for law in LAWS if (holds := judged[f"law/{law}"]) is not None]
-    obeyed = sum(tested) / len(tested) if tested else 0.0
-    return float(judged["moves"]) * (obeyed + (judged["sa_grade"] - 1) / (BEST_GRADE - 1)) / 2
+    return grade(judged)
 
 
 def _joint(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
@@ -89,12 +86,7 @@ def judge_video(item: Asked, frames: np.ndarray, rater: MplugOwlVideo) -> dict[s
         rater: Asked VideoPhy-2's two questions; its ratings, 1 to 5, are means over the digits' probabilities.
     """
     judged = by_laws(item, frames)
-    size = rater.config.vision.image_size
-    shown = rater.prepare(resize(frames[rater.frame_indices(len(frames))], size, size))
-    [answers] = ask(rater, [shown], [[(QUESTIONS["v2_sa"], item.caption), (QUESTIONS["v2_pc"], "")]])
-    for name, answer in zip(("rater_sa", "rater_pc"), answers, strict=True):
-        assert answer.digits is not None
-        judged[name] = calibrated_rating(answer.digits).expected
+    judged["rater_sa"], judged["rater_pc"] = rate(rater, frames, item.caption)
     rewards = {f"reward/{name}": reward(frames, judged) for name, reward in REWARDS.items()}
     return rewards | {name: float(judged[name]) for name in _PARTS} | {"reasons": judged["reasons"]}
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from physcli.tasks.agreement import AgreementResult
     from physcli.tasks.compare_result import CompareResult, Side
     from physcli.tasks.eval import EvalResult
+    from physcli.tasks.likephys.result import LikePhysResult
     from physcli.tasks.probe_result import ProbeResult
 
 _OF_A_STUDY = ("joint", "sa", "pc", "dynamic_degree", "motion_px")  # of the metrics there may be, those with room
@@ -202,6 +203,80 @@ def comparison(result: CompareResult, side: Side, *, wide: bool) -> Table:
         " ".join(told),
         right=range(1, len(columns) - 1),
         whole=range(1, len(columns)),
+    )
+
+
+# --- likephys ---
+
+
+def likephys(result: LikePhysResult, *, wide: bool) -> Table:
+    """Preference errors in per cent: a line for each violation, a column for each model and control; with intervals
+    where it is `wide`."""
+
+    def cell(subject: str, metric: str, group: str = "all") -> str | None:
+        row = result.row(subject, metric, group)
+        if row is None or row["value"] is None:
+            return None
+        value, spread = score_texts(row)
+        return value.removesuffix(" %") + (f" ({spread})" if wide and spread != "–" else "")
+
+    subjects, first = result.subjects, result.rows[0]
+    lines: list[list[Any]] = [
+        [group, *(cell(subject, "ppe", group) for subject in subjects)] for group in result.violations
+    ]
+    means = [("pooled", "ppe"), ("mean of violations", "ppe_mean_of_violations")]
+    means += [("mean of scenarios", "ppe_mean_of_scenarios")]
+    for name, metric in means:
+        values = [cell(subject, metric) for subject in subjects]
+        if any(values):
+            lines.append([name, *values])
+    told = f"{first['num_scenes']} scenes of {first['data']}, {first['num_frames']} frames, {first['num_levels']} levels"
+    readings = sorted({f"{row['reading']} ({row['subject']})" for row in result.rows if not row["control"]})
+    caption = [
+        f"{told}; loss: {', '.join(readings)}. Lower is better; ties are errors.",
+        "/untrained: the network with random weights; /zero: no network. Chance is 50 pooled, not of a violation.",
+    ]
+    if wide:
+        caption.append("Intervals: 95 %, by clusters of scenes.")
+    if any(row.get("in_means") is False for row in result.rows):
+        caption.append("Violations that the released table leaves out are not in the means of violations and scenarios.")
+    return Table(
+        "PPE: impossible clips preferred, %",
+        ["", *(name.replace("/", "\n/") for name in subjects)],
+        lines,
+        " ".join(caption),
+        right=range(1, len(subjects) + 1),
+        whole=(),
+        sections=[len(result.violations) - 1],
+    )
+
+
+def likephys_controls(result: LikePhysResult) -> Table:
+    """What else the loss prefers, and whether it sees the violation where it is."""
+    lines: list[list[Any]] = []
+    for subject in result.subjects:
+        line: list[Any] = [subject]
+        for metric in ("still_preferred", "blur_preferred", "localisation_ap", "localisation_gain"):
+            row = result.row(subject, metric)
+            if row is None or row["value"] is None:
+                line.append(None)
+                continue
+            value, spread = score_texts(row)
+            shown = value.removesuffix(" %")
+            line.append(f"{shown} {spread}" if spread.startswith("±") else f"{shown} ({spread})")
+            if metric == "localisation_ap":
+                line.append(f"{100 * row['prevalence']:.1f}")
+        if len(line) < 6:  # no masks
+            line.insert(-1, None)
+        lines.append(line)
+    return Table(
+        "Controls, and where the violation is seen, %",
+        ["", "still preferred", "blurred preferred", "AP", "prevalence", "AP over it"],
+        lines,
+        "still, blurred: the clip's first frame held, or the clip blurred, has a loss no higher than the clip itself. AP: "
+        "of the difference of the twins' errors against the violation's mask, among places with things; prevalence is "
+        "what chance gives.",
+        right=range(1, 6),
     )
 
 

@@ -25,8 +25,8 @@ def likephys(
         str,
         typer.Option(
             help="simulated:N (N test clips with all their impossible twins), or a folder: of `physcli data simulate "
-            "--impossible`, or SCENARIO/SCENE/valid_00.mp4 beside VIOLATION_00.mp4, as LikePhys has them; or such a hub "
-            "dataset: hub:OWNER/NAME."
+            "--impossible`, or SCENARIO/SCENE/valid_00.mp4 beside VIOLATION_00.mp4, as LikePhys has them; or such a "
+            "hub dataset: hub:OWNER/NAME."
         ),
     ] = "simulated:28",
     reading: Annotated[

@@ -1,7 +1,7 @@
 """Scenes: a few clips of the same thing, possible ones and ones that break a law. Two layouts.
 
-- *simulated*: what `physcli data simulate --impossible …` writes. A scene is a test clip with its twins; both clips of a
-  pair are of one place, so that scenes of a pair are one cluster.
+- *simulated*: what `physcli data simulate --impossible …` writes. A scene is a test clip with its twins; both clips of
+  a pair are of one place, so that scenes of a pair are one cluster.
 - *LikePhys* (the benchmark of arXiv 2510.11512 as its code reads it): `SCENARIO/SCENE/KIND_NN.mp4`, where KIND is
   `valid` or the name of a violation (`over_bounce_00.mp4`), and a scene holds all clips to be compared. The folder may
   be a scenario itself. A `prompt.txt` in a scene or scenario says the text; without one it is the scenario's name in

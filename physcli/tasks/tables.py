@@ -230,7 +230,9 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
         values = [cell(subject, metric) for subject in subjects]
         if any(values):
             lines.append([name, *values])
-    told = f"{first['num_scenes']} scenes of {first['data']}, {first['num_frames']} frames, {first['num_levels']} levels"
+    told = (
+        f"{first['num_scenes']} scenes of {first['data']}, {first['num_frames']} frames, {first['num_levels']} levels"
+    )
     readings = sorted({f"{row['reading']} ({row['subject']})" for row in result.rows if not row["control"]})
     caption = [
         f"{told}; loss: {', '.join(readings)}. Lower is better; ties are errors.",
@@ -239,7 +241,9 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
     if wide:
         caption.append("Intervals: 95 %, by clusters of scenes.")
     if any(row.get("in_means") is False for row in result.rows):
-        caption.append("Violations that the released table leaves out are not in the means of violations and scenarios.")
+        caption.append(
+            "Violations that the released table leaves out are not in the means of violations and scenarios."
+        )
     return Table(
         "PPE: impossible clips preferred, %",
         ["", *(name.replace("/", "\n/") for name in subjects)],
@@ -273,9 +277,9 @@ def likephys_controls(result: LikePhysResult) -> Table:
         "Controls, and where the violation is seen, %",
         ["", "still preferred", "blurred preferred", "AP", "prevalence", "AP over it"],
         lines,
-        "still, blurred: the clip's first frame held, or the clip blurred, has a loss no higher than the clip itself. AP: "
-        "of the difference of the twins' errors against the violation's mask, among places with things; prevalence is "
-        "what chance gives.",
+        "still, blurred: the clip's first frame held, or the clip blurred, has a loss no higher than the clip itself. "
+        "AP: of the difference of the twins' errors against the violation's mask, among places with things; "
+        "prevalence is what chance gives.",
         right=range(1, 6),
     )
 

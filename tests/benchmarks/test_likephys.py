@@ -1,4 +1,4 @@
-"""LikePhys against golden numbers: losses of every reading, both official aggregations, localisation on latent grids."""
+"""LikePhys against golden numbers: losses of every reading, both official aggregations, localisation."""
 
 from __future__ import annotations
 
@@ -166,7 +166,9 @@ def test_readings_are_weights_of_one_loss(generator):
         for reading, error in (("eps", eps - noise), ("x0", guess - clean)):
             weights = loss_weights(reading, process.prediction, *rates)
             expected = error.square().mean(dim=2)
-            torch.testing.assert_close(own * torch.tensor(weights).reshape(-1, 1, 1, 1), expected, rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(
+                own * torch.tensor(weights).reshape(-1, 1, 1, 1), expected, rtol=1e-10, atol=1e-14
+            )
 
 
 def test_readings_of_an_eps_network():
@@ -343,7 +345,10 @@ def test_ties_have_their_expected_value(score, region):
 def test_a_constant_map_is_chance(localisation):
     """By memory order it was 1 or 0.04."""
     ties = localisation["ties"]
-    assert (ties["constant_error_first_tokens"], ties["constant_error_last_tokens"]) == (1.0, pytest.approx(0.0397, abs=1e-4))
+    assert (ties["constant_error_first_tokens"], ties["constant_error_last_tokens"]) == (
+        1.0,
+        pytest.approx(0.0397, abs=1e-4),
+    )
     for places in (slice(0, 16), slice(240, 256)):
         region = np.zeros(256, bool)
         region[places] = True

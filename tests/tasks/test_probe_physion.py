@@ -16,7 +16,6 @@ from physcli.errors import DataError, UsageError
 from physcli.models import display_names
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
-from physcli.tasks import probe_physion as task
 from physcli.tasks.features import FeatureExtractor, Tap, check_finite, choose_taps, pool_tokens, views_of
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.probe_result import CONTROLS

@@ -113,6 +113,7 @@ class DenoisingErrors:
 
     Args:
         model: Whose network, noise, VAE and text; of "untrained", after `untrain`.
+        name: Of the subject, for progress.
         subject: "zero" predicts nothing at all, v̂ = 0: what it prefers, the latents alone tell.
         fingerprint: Content hash of the model's weights and configuration.
         vae_fingerprint: The same of its VAE alone.
@@ -129,6 +130,7 @@ class DenoisingErrors:
     def __init__(
         self,
         model: Generator,
+        name: str,
         subject: Subject,
         *,
         fingerprint: str,
@@ -142,7 +144,7 @@ class DenoisingErrors:
         processes: Processes,
         reporter: Reporter,
     ) -> None:
-        self.model, self.subject, self.seed = model, subject, seed
+        self.model, self.name, self.subject, self.seed = model, name, subject, seed
         self.level = levels_of(model.noise, num_levels)
         self.guidance_scale, self.negative_prompt = guidance_scale, negative_prompt
         self.vae_fingerprint, self.cache, self.batch_size = vae_fingerprint, cache, batch_size
@@ -164,7 +166,7 @@ class DenoisingErrors:
             settings |= {"negative_prompt": negative_prompt} if guidance_scale != 1 else {}
         self._errors = TensorCache(cache, "features", settings)
         for shard in self._errors.broken:
-            reporter.warn(f"Damaged cache file of {model.name} ({subject}), computed again: {shard}")
+            reporter.warn(f"Damaged cache file of {name}, computed again: {shard}")
         self._told: dict[str, Conditioning] = {}
 
     def compute(self, scenes: Sequence[ShownScene]) -> None:
@@ -184,7 +186,7 @@ class DenoisingErrors:
         held: dict[str, Tensor] = {}
         begun = time.perf_counter()
         try:
-            with self.reporter.bar(f"Losses of {self.model.name}, {self.subject}", count, "clip") as bar:
+            with self.reporter.bar(f"Losses of {self.name}", count, "clip") as bar:
                 for some in todo:
                     stored = latents.get(shown.view.key for shown in some)
                     noise = self._noise(some[0].noise, stored[some[0].view.key].shape)
@@ -211,7 +213,7 @@ class DenoisingErrors:
         for shown in scene.all:
             if not maps[shown.key].isfinite().all():
                 raise DataError(
-                    f"{self.model.name} gives NaN or infinite predictions of {shown.view.clip.path}.",
+                    f"{self.name} gives NaN or infinite predictions of {shown.view.clip.path}.",
                     expected="finite numbers",
                     fix="use --dtype float32, or check the model's weights",
                 )

@@ -66,12 +66,15 @@ def draw_localisation(
         shown = [one.view.read()[frame] for one in (case.valid, case.invalid)]
         heat = diverging(difference[latent], float(np.abs(difference).max()))
         height, width = shown[0].shape[:2]
-        rows, columns = (np.arange(size) * cells // size for size, cells in zip((height, width), heat.shape, strict=False))
+        rows, columns = (
+            np.arange(size) * cells // size for size, cells in zip((height, width), heat.shape, strict=False)
+        )
         pictures = [*shown, heat[rows][:, columns], spotlight(shown[1], region[latent])]
         times = max(1, -(-_ENLARGED // height))
         frames = np.stack(pictures).repeat(times, axis=1).repeat(times, axis=2)
         row = case.row
-        told = f"{row['violation']}, {row['scenario']}: AP {row['localisation_ap']:.2f}, prevalence {row['prevalence']:.2f}"
+        told = f"{row['violation']}, {row['scenario']}: AP {row['localisation_ap']:.2f}, "
+        told += f"prevalence {row['prevalence']:.2f}"
         verdict = "misranked" if row["ppe"] == 1 else "ranked rightly" if row["ppe"] == 0 else "partly misranked"
         lines.append((f"{told}; {verdict}", frames))
     if lines:
@@ -146,7 +149,7 @@ def write_page(result: LikePhysResult, record: Mapping[str, Any]) -> None:
 def reading_notes(result: LikePhysResult) -> list[str]:
     """What the numbers do not say of themselves."""
     notes = [
-        "PPE is the share of pairs in which the impossible clip has the smaller loss, or an equal one: lower is better.",
+        "PPE: the share of pairs in which the impossible clip has the smaller loss, or an equal one; lower is better.",
         f"Chance is 50 over all, not of a violation: read a model beside NAME{UNTRAINED} (the same network with random "
         f"weights) and NAME{ZERO} (no network at all).",
     ]

@@ -193,7 +193,7 @@ def _means(items: Sequence[Mapping[str, Any]], groups: Sequence[str], **columns:
         value = statistic(np.arange(len(values)))
         # The statistic is of the drawn items' numbers; a draw without one of the violations is a mean of the others.
         ends = bootstrap_interval(statistic, clusters=clusters, seed=columns["seed"])
-        more = {"low": _known(ends.low), "high": _known(ends.high), "num_clusters": len(set(clusters))}
+        more: dict[str, Any] = {"low": _known(ends.low), "high": _known(ends.high), "num_clusters": len(set(clusters))}
         rows.append(make_row(metric, value, stderr=ends.stderr, n=len(values), **more, **columns))
     return rows
 

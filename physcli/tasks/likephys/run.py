@@ -4,7 +4,7 @@ scenes → latents (cached) → the same noise for all clips of a scene → squa
 losses → pairs ranked wrongly, by violation → rows, pictures, page.
 
     OUT/items.jsonl             a row a subject, scene and violation
-    OUT/metrics.json            preference errors by violation and pooled, localisation, what the controls are preferred to
+    OUT/metrics.json            preference errors by violation and pooled, localisation, controls
     OUT/ppe.png, localisation-*.png, report.html
     OUT/run.json                with the time of each pass beside that of its bare forward passes
 
@@ -30,7 +30,6 @@ from physcli.errors import UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
 from physcli.models import display_names
 from physcli.models.device import pick_device, pick_dtype
-from physcli.models.generator import Generator
 from physcli.models.loading import load_generator
 from physcli.models.names import Resolved, fingerprint, resolve
 from physcli.progress import Reporter, counted
@@ -124,14 +123,13 @@ def likephys(
             model = load_generator(item, device=device, dtype=settings.dtype, reporter=reporter)
             scenes = show(model, found.scenes, hashes)
             level = levels_of(model.noise, settings.num_levels)
-            weights = loss_weights(
-                settings.reading, model.noise.prediction, level.signal.numpy(), level.sigma.numpy()
-            )
+            weights = loss_weights(settings.reading, model.noise.prediction, level.signal.numpy(), level.sigma.numpy())
             for subject, shown in _subjects(shown_as[name], item, settings):
                 if subject == "untrained":
                     untrain(model, settings.seed)
                 errors = DenoisingErrors(
                     model,
+                    shown,
                     subject,
                     fingerprint=inputs[name],
                     vae_fingerprint=fingerprint(item, part="vae"),

@@ -36,9 +36,8 @@ VIOLATIONS_MEAN = Metric("ppe_mean_of_violations", "rate", False, interval="boot
 SCENARIOS_MEAN = Metric("ppe_mean_of_scenarios", "rate", False, interval="bootstrap")
 STILL = Metric("still_preferred", "rate", False, interval="bootstrap")
 BLUR = Metric("blur_preferred", "rate", False, interval="bootstrap")
-LOCALISATION = Metric("localisation_ap", "rate", True, interval="bootstrap")
-PREVALENCE = Metric("localisation_prevalence", "rate", None, interval="none")
-LOCALISATION_GAIN = Metric("localisation_gain", "rate", True, interval="bootstrap")
+LOCALISATION = Metric("localisation_ap", "rate", True)
+LOCALISATION_GAIN = Metric("localisation_gain", "rate", True)
 
 # Losses of one kind of clips of a scene; `valid`, or a violation.
 Losses = Mapping[str, Sequence[float]]

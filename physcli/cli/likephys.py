@@ -92,8 +92,9 @@ def likephys(
         return
     room = _LABEL + _CELL * len(done.subjects) <= render.width()
     render.show(preference_errors(done, wide=room))
-    render.show(likephys_controls(done))
+    render.show(likephys_controls(done, wide=render.width() >= _WIDE))
     render.files(done.files())
 
 
+_WIDE = 110  # columns that the controls with intervals take
 _LABEL, _CELL = 20, 23  # characters of the violations' column, and of one with intervals

@@ -230,13 +230,12 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
         values = [cell(subject, metric) for subject in subjects]
         if any(values):
             lines.append([name, *values])
-    told = (
-        f"{first['num_scenes']} scenes of {first['data']}, {first['num_frames']} frames, {first['num_levels']} levels"
-    )
+    told = f"{first['num_scenes']} scenes of {result.data}, {first['num_frames']} frames, {first['num_levels']} levels"
     readings = sorted({f"{row['reading']} ({row['subject']})" for row in result.rows if not row["control"]})
     caption = [
         f"{told}; loss: {', '.join(readings)}. Lower is better; ties are errors.",
-        "/untrained: the network with random weights; /zero: no network. Chance is 50 pooled, not of a violation.",
+        "/untrained: the network with random weights; /zero: no network. A coin gives 50, they do not: some violations "
+        "are cheaper to denoise for any network.",
     ]
     if wide:
         caption.append("Intervals: 95 %, by clusters of scenes.")
@@ -255,8 +254,8 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
     )
 
 
-def likephys_controls(result: LikePhysResult) -> Table:
-    """What else the loss prefers, and whether it sees the violation where it is."""
+def likephys_controls(result: LikePhysResult, *, wide: bool) -> Table:
+    """What else the loss prefers, and whether it sees the violation where it is; with intervals where it is `wide`."""
     lines: list[list[Any]] = []
     for subject in result.subjects:
         line: list[Any] = [subject]
@@ -267,20 +266,22 @@ def likephys_controls(result: LikePhysResult) -> Table:
                 continue
             value, spread = score_texts(row)
             shown = value.removesuffix(" %")
-            line.append(f"{shown} {spread}" if spread.startswith("±") else f"{shown} ({spread})")
+            told = f"{shown} {spread}" if spread.startswith("±") else f"{shown} ({spread})"
+            line.append(told if wide and spread != "–" else shown)
             if metric == "localisation_ap":
                 line.append(f"{100 * row['prevalence']:.1f}")
         if len(line) < 6:  # no masks
             line.insert(-1, None)
         lines.append(line)
     return Table(
-        "Controls, and where the violation is seen, %",
-        ["", "still preferred", "blurred preferred", "AP", "prevalence", "AP over it"],
+        "Preferred to the clip itself, and where the violation is seen, %",
+        ["", "still", "blurred", "AP", "by chance", "gain"],
         lines,
         "still, blurred: the clip's first frame held, or the clip blurred, has a loss no higher than the clip itself. "
-        "AP: of the difference of the twins' errors against the violation's mask, among places with things; "
-        "prevalence is what chance gives.",
+        "AP: of the difference of the twins' errors against the violation's mask, among places with things; by "
+        "chance: the share of these places that are in the mask.",
         right=range(1, 6),
+        whole=(0,),
     )
 
 

@@ -361,7 +361,7 @@ def test_tables(measured):
     assert " to " in drawn.rows[0][1]
     assert " to " not in preference_errors(measured, wide=False).rows[0][1]
     assert "ties are errors" in drawn.caption
-    controls = likephys_controls(measured)
+    controls = likephys_controls(measured, wide=True)
     assert [line[0] for line in controls.rows] == measured.subjects
     assert all(len(line) == len(controls.columns) for line in controls.rows)
 
@@ -439,7 +439,7 @@ def test_likephys_layout(base, likephys_set, session_cache, tmp_path):
     assert done.rows[0]["reading"] == "eps"
     assert {item["prompt"] for item in done.items} == {"ball drop", "river"}
     assert not list((tmp_path / "run").glob("localisation*.png"))
-    assert all(len(line) == 6 for line in likephys_controls(done).rows)
+    assert all(len(line) == 6 for line in likephys_controls(done, wide=False).rows)
 
 
 def test_a_broken_video_is_named(base, likephys_set, tmp_path):

@@ -96,10 +96,9 @@ def draw_ppe(result: LikePhysResult) -> None:
             (row["value"], nothing if row["stderr"] is None else row["stderr"]) if row else (nothing, nothing)
             for row in rows
         ]
-    first = result.rows[0]
     grouped_bars(
         result.path / "ppe.png",
-        title=f"Preference errors on {first['data']}, by violation",
+        title=f"Preference errors on {result.data}, by violation (± standard error; a coin gives 50)",
         groups=[*(group.replace("/", "/\n") for group in result.violations), "pooled"],
         series=series,
         controls=[name for name in result.subjects if name.endswith((UNTRAINED, ZERO))],
@@ -116,7 +115,7 @@ def write_page(result: LikePhysResult, record: Mapping[str, Any]) -> None:
     from physcli.tasks.tables import likephys, likephys_controls
 
     parts: list[Content] = [callout("How to read it", reading_notes(result))]
-    for drawn in (likephys(result, wide=True), likephys_controls(result)):
+    for drawn in (likephys(result, wide=True), likephys_controls(result, wide=True)):
         cells = [[_text(cell) for cell in line] for line in drawn.rows]
         heads = [column.replace("\n", " ") for column in drawn.columns]
         made = table(heads, cells, label=drawn.title, caption=drawn.caption, right=drawn.right)
@@ -140,7 +139,7 @@ def write_page(result: LikePhysResult, record: Mapping[str, Any]) -> None:
     facts += [[f"input: {name}", str(value)] for name, value in record["inputs"].items()]
     parts.append(details("Settings and inputs", table(["", ""], facts, label="Settings and inputs")))
     first = result.rows[0]
-    subtitle = f"{first['num_scenes']} scenes of {first['data']}, {first['num_levels']} noise levels"
+    subtitle = f"{first['num_scenes']} scenes of {result.data}, {first['num_levels']} noise levels"
     footer = f"Written by physcli {__version__}, `physcli eval likephys`. Everything on this page is inside this file."
     title = f"Which clips are likely to {', '.join(result.models)}"
     write_text(result.path / "report.html", page(title, subtitle, *parts, footer=footer))
@@ -150,8 +149,8 @@ def reading_notes(result: LikePhysResult) -> list[str]:
     """What the numbers do not say of themselves."""
     notes = [
         "PPE: the share of pairs in which the impossible clip has the smaller loss, or an equal one; lower is better.",
-        f"Chance is 50 over all, not of a violation: read a model beside NAME{UNTRAINED} (the same network with random "
-        f"weights) and NAME{ZERO} (no network at all).",
+        f"A coin gives 50, but some violations are cheaper to denoise for any network: read a model beside "
+        f"NAME{UNTRAINED} (the same network with random weights) and NAME{ZERO} (no network at all).",
     ]
     for model in result.models:
         for control in (model + UNTRAINED, model + ZERO):

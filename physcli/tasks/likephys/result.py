@@ -34,6 +34,12 @@ class LikePhysResult:
         """The groups of the table."""
         return list(dict.fromkeys(row["group"] for row in self.rows if row["group"] != "all"))
 
+    @property
+    def data(self) -> str:
+        """What the scenes are of, for titles: a folder without its path."""
+        source = str(self.rows[0]["data"])
+        return source if source.startswith(("simulated:", "hub:")) else Path(source).name
+
     def row(self, subject: str, metric: str, group: str = "all") -> dict[str, Any] | None:
         for row in self.rows:
             if (row["subject"], row["metric"], row["group"]) == (subject, metric, group):

@@ -10,7 +10,7 @@ losses → pairs ranked wrongly, by violation → rows, pictures, page.
 
 In the same table as every model stand its untrained twin (the same VAE and text, the network with random weights), the
 zero predictor (no network at all), and how often the clip's first frame, held, and a blurred clip are preferred to the
-clip itself. Chance is not 50 of a single violation: the latents alone have preferences.
+clip itself. Chance is not 50: the latents alone have preferences.
 """
 
 from __future__ import annotations

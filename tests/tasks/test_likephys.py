@@ -288,8 +288,8 @@ def test_scores_of_a_scene(model, twins):
     assert preferred == {"still_preferred": 1.0, "blur_preferred": 0.0}
     for row in rows:  # a map without differences finds nothing, whatever the order in memory
         if row["localisation_ap"] is not None:
-            assert row["localisation_gain"] == pytest.approx(row["localisation_ap"] - row["prevalence"])
-            assert 0 <= row["localisation_gain"] < 0.35
+            assert row["gain"] == pytest.approx(row["localisation_ap"] - row["prevalence"])
+            assert 0 <= row["gain"] < 0.35
 
 
 def test_a_map_that_is_the_violation_finds_it(model, twins):
@@ -314,7 +314,7 @@ def items(**ppe):
             "loss_margin": 0.1,
             "localisation_ap": None,
             "prevalence": None,
-            "localisation_gain": None,
+            "gain": None,
         }
         for violation, values in ppe.items()
         for n, value in enumerate(values)

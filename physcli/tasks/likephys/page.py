@@ -40,9 +40,9 @@ def pick_cases(scenes: Sequence[ShownScene], items: Sequence[Mapping[str, Any]])
     by_name = {(scene.scene.scenario, scene.scene.name): scene for scene in scenes}
     cases = []
     for violation in sorted({item["violation"] for item in items}):
-        known = [i for i in items if i["violation"] == violation and i["localisation_gain"] is not None]
+        known = [i for i in items if i["violation"] == violation and i["gain"] is not None]
         if known:
-            row = sorted(known, key=lambda item: item["localisation_gain"])[len(known) // 2]
+            row = sorted(known, key=lambda item: item["gain"])[len(known) // 2]
             scene = by_name[row["scenario"], row["scene"]]
             cases.append(Case(scene, scene.valid[0], scene.invalid[violation][0], row))
     return cases

@@ -84,7 +84,7 @@ def score_scene(scene: ShownScene, maps: Maps, weights: np.ndarray) -> tuple[lis
                 MARGIN.name: float(np.mean([[(i - v) / v for i in invalid] for v in valid])),
                 LOCALISATION.name: ap,
                 "prevalence": prevalence,
-                LOCALISATION_GAIN.name: None if ap is None or prevalence is None else ap - prevalence,
+                "gain": None if ap is None or prevalence is None else ap - prevalence,  # compared, it would be AP again
             }
         )
     preferred = {
@@ -146,9 +146,10 @@ def _mean_rows(items: Sequence[Mapping[str, Any]], **columns: Any) -> list[Row]:
     known = [item for item in items if item[LOCALISATION.name] is not None]
     if known:
         prevalence = float(np.mean([item["prevalence"] for item in known]))
-        for metric in (LOCALISATION, LOCALISATION_GAIN):
-            values, names = [item[metric.name] for item in known], [item["cluster"] for item in known]
-            rows.append(mean_row(metric, values, clusters=names, **columns) | {"prevalence": prevalence})
+        names = [item["cluster"] for item in known]
+        for metric, field in ((LOCALISATION, LOCALISATION.name), (LOCALISATION_GAIN, "gain")):
+            row = mean_row(metric, [item[field] for item in known], clusters=names, **columns)
+            rows.append(row | {"prevalence": prevalence})
     return rows
 
 

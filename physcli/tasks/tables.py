@@ -249,7 +249,7 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
         lines,
         " ".join(caption),
         right=range(1, len(subjects) + 1),
-        whole=(),
+        whole=(0,),
         sections=[len(result.violations) - 1],
     )
 

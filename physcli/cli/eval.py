@@ -1,7 +1,7 @@
 """`physcli eval …`: do videos obey physics, and show what was asked?
 
-A command for each benchmark of the table, made from what the benchmark says of itself when it is called; and one that
-puts two of their runs side by side.
+A command for each benchmark of the table, made from what the benchmark says of itself when it is called; one that puts
+two of their runs side by side; and one that asks a generator itself, not its videos.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from physcli.benchmarks import BENCHMARKS, find_benchmark
 from physcli.cli import render
+from physcli.cli.likephys import likephys
 from physcli.cli.options import ModelRun, Run, shared
 from physcli.tasks.verifiers import VERIFIERS
 
@@ -200,6 +201,7 @@ def select(
         return
     render.show(tables.selection(done))
     render.files(done.files())
+app.command("likephys")(likephys)
 
 
 def _evaluate(

@@ -6,6 +6,7 @@ A new backbone is one file and one line in `GENERATORS`; a new encoder one file 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,3 +110,10 @@ KNOWN_HUB: dict[str, KnownModel] = {
     "facebook/dinov2-large": KnownModel("encoder", "dinov2", "304 M parameters, images, frame by frame"),
     "facebook/vjepa2-vitl-fpc64-256": KnownModel("encoder", "vjepa2", "304 M parameters, 64 frames of 256×256"),
 }
+
+
+def display_names(models: Sequence[str], *, taken: Collection[str] = ()) -> dict[str, str]:
+    """Names of models for tables: the last part of a path or id where that tells them apart, and from `taken`; else the
+    whole."""
+    short = {name: name.rstrip("/").rsplit("/", 1)[-1] for name in models}
+    return {n: s if list(short.values()).count(s) == 1 and s not in taken else n for n, s in short.items()}

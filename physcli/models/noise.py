@@ -151,7 +151,7 @@ class NoiseProcess(ABC):
     # -- the equations -------------------------------------------------------------------------------------------
 
     def add_noise(self, clean: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-        """x_t = a·x0 + b·ε, float32.
+        """x_t = a·x0 + b·ε, float32 (float64 of latents in float64, as in the two below).
 
         Args:
             clean: x0 [B, F, C, H, W].
@@ -159,7 +159,7 @@ class NoiseProcess(ABC):
             level: Of B clips.
         """
         signal, sigma = _rates(level, clean)
-        return signal * clean.float() + sigma * noise.float()
+        return signal * _wide(clean) + sigma * _wide(noise)
 
     @abstractmethod
     def target(self, clean: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
@@ -177,9 +177,15 @@ class NoiseProcess(ABC):
 
 
 def _rates(level: NoiseLevel, like: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b, float32 [B, 1, 1, 1, 1] beside `like`."""
+    """a and b, float32 (float64 where `like` is) [B, 1, 1, 1, 1] beside `like`."""
     shape = (-1, *[1] * (like.ndim - 1))
-    return tuple(rate.reshape(shape).to(like.device, torch.float32) for rate in (level.signal, level.sigma))  # type: ignore[return-value]
+    kind = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return tuple(rate.reshape(shape).to(like.device, kind) for rate in (level.signal, level.sigma))  # type: ignore[return-value]
+
+
+def _wide(latents: Tensor) -> Tensor:
+    """In float32, or as they are in float64."""
+    return latents if latents.dtype == torch.float64 else latents.float()
 
 
 def _check_sigma(sigma: float) -> None:
@@ -243,11 +249,11 @@ class VPrediction(VariancePreserving):
 
     def target(self, clean: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         signal, sigma = _rates(level, clean)
-        return signal * noise.float() - sigma * clean.float()
+        return signal * _wide(noise) - sigma * _wide(clean)
 
     def clean(self, output: Tensor, noisy: Tensor, level: NoiseLevel) -> Tensor:
         signal, sigma = _rates(level, noisy)
-        return signal * noisy.float() - sigma * output.float()
+        return signal * _wide(noisy) - sigma * _wide(output)
 
 
 class EpsilonPrediction(VariancePreserving):
@@ -258,11 +264,11 @@ class EpsilonPrediction(VariancePreserving):
     loss_name = "epsilon_mse"
 
     def target(self, clean: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-        return noise.float()
+        return _wide(noise)
 
     def clean(self, output: Tensor, noisy: Tensor, level: NoiseLevel) -> Tensor:
         signal, sigma = _rates(level, noisy)
-        return (noisy.float() - sigma * output.float()) / signal
+        return (_wide(noisy) - sigma * _wide(output)) / signal
 
 
 class FlowMatching(NoiseProcess):
@@ -307,7 +313,7 @@ class FlowMatching(NoiseProcess):
         return float(1 / (1 + snr**0.5))
 
     def target(self, clean: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-        return noise.float() - clean.float()
+        return _wide(noise) - _wide(clean)
 
     def clean(self, output: Tensor, noisy: Tensor, level: NoiseLevel) -> Tensor:
-        return noisy.float() - _rates(level, noisy)[1] * output.float()
+        return _wide(noisy) - _rates(level, noisy)[1] * _wide(output)

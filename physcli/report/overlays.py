@@ -41,3 +41,33 @@ def mark(frames: np.ndarray, top: int, left: int, bottom: int, right: int) -> np
     box[top + 2 : bottom - 2, left + 2 : right - 2] = False
     marked[:, box] = (0, 255, 255)
     return marked
+
+
+def diverging(values: np.ndarray, reach: float) -> np.ndarray:
+    """Numbers as colours: red above zero, blue below, white at it.
+
+    Args:
+        values: float [H, W].
+        reach: What is shown in full colour; 0 shows all in white.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    scaled = np.clip(values / reach, -1, 1) if reach else np.zeros_like(values)
+    return (mpl.colormaps["RdBu_r"]((scaled + 1) / 2)[..., :3] * 255).round().astype(np.uint8)
+
+
+def spotlight(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture with what a mask leaves out darkened.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mask: bool [h, w], of places that divide the picture; any grid.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    rows = np.arange(image.shape[0]) * mask.shape[0] // image.shape[0]
+    columns = np.arange(image.shape[1]) * mask.shape[1] // image.shape[1]
+    inside = mask[rows][:, columns, None]
+    return np.where(inside, image, (0.3 * image).astype(np.uint8)).astype(np.uint8)

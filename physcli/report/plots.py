@@ -55,7 +55,7 @@ def grouped_bars(
     figure, axes = plt.subplots(figsize=(max(7.0, 1.15 * len(groups) + 1.5), 4.0))
     bar_width = 0.84 / max(1, len(series))
     plain = iter(COLORS * 4)
-    hatches = iter(("//", "\\\\", "xx", ".."))
+    hatches = cycle(("//", "\\\\", "xx", ".."))
     for number, (name, values) in enumerate(series.items()):
         left = [group - 0.42 + (number + 0.5) * bar_width for group in range(len(groups))]
         style: dict[str, Any] = (

@@ -108,8 +108,10 @@ def agreement(
     reporter = reporter or Reporter()
     truth, judge = (read_scored_run(name) for name in (settings.truth, settings.judge))
     for run in (truth, judge):
-        if run.kind == "probe":
-            raise PhyscliError(f"{run.path} is a probe of a model.", expected="runs of `physcli eval` over videos")
+        if run.kind != "eval":
+            raise PhyscliError(
+                f"{run.path} is about a model, not about videos.", expected="runs of `physcli eval` over videos"
+            )
     verdicts = [name for name in VERDICTS if name in truth.metrics and name in judge.metrics]
     if not verdicts:
         said = "; ".join(f"{run.path}: {', '.join(run.metrics)}" for run in (truth, judge))

@@ -3,7 +3,7 @@
 The first run is the reference; every other one is compared with it, item by item.
 
 1. Read the runs; refuse what cannot be compared: other benchmarks, other raters, other items.
-2. Pair the items: videos by (prompt, index, seed), a probe's clips by name.
+2. Pair the items: videos by (prompt, index, seed), a probe's clips and the scenes of likephys by name.
 3. For each metric: the mean difference, a 95 % bootstrap interval over prompts, a test, and the smallest difference so
    many items could show. Several training seeds of one method, joined by commas, are one side.
 4. Holm's correction over all tests of the call.
@@ -184,10 +184,10 @@ def _label(sides: list[Side]) -> list[Side]:
 
 
 def _short_name(side: Side, depth: int) -> str:
-    """The last `depth` parts of the paths; of a probe, whose model says more than its folder, that first."""
-    probe = side.runs[0].kind == "probe"
-    names = ["/".join(run.path.resolve().parts[-max(depth, not probe) :]) for run in side.runs]
-    if probe:
+    """The last `depth` parts of the paths; where the model says more than the folder, that first."""
+    of_models = side.runs[0].kind != "eval"
+    names = ["/".join(run.path.resolve().parts[-max(depth, not of_models) :]) for run in side.runs]
+    if of_models:
         subjects = [run.subject for run in side.runs]
         names = [f"{n}{SUBJECT_MARK}{s}" if depth else s for n, s in zip(names, subjects, strict=True)]
     if len(names) == 1:
@@ -212,13 +212,13 @@ def _refuse_unlike(sides: Sequence[Side]) -> None:
                 expected=f"one and the same: scores of different {what} say nothing of each other",
                 fix="score the videos of all runs with the same `physcli eval` command",
             )
-    made_by = {str(run.path): run.values_of("mujoco") for _, run in runs if run.kind == "probe"}
+    made_by = {str(run.path): run.values_of("mujoco") for _, run in runs if run.kind != "eval"}
     if len({release for found in made_by.values() for release in found} - {NOT_RECORDED}) > 1:
         said = "; ".join(f"{path}: MuJoCo {', '.join(found) or NOT_RECORDED}" for path, found in made_by.items())
         raise PhyscliError(
-            f"The probes' clips were simulated by different releases of MuJoCo. {said}.",
+            f"The runs' clips were simulated by different releases of MuJoCo. {said}.",
             expected="one release: another one makes other clips of the same names",
-            fix="probe again where the release that all shall have is installed, or on one and the same folder",
+            fix="run them again where the release that all shall have is installed, or on one and the same folder",
         )
 
 
@@ -267,13 +267,13 @@ def _pair(sides: Sequence[Side], settings: CompareSettings) -> tuple[list[Key], 
                 expected="probes of the same clips; these only share their names",
                 fix="probe both models with the same --data",
             )
-    data = {str(run.path): run.record.get("inputs", {}).get("data") for run in runs if run.kind == "probe"}
+    data = {str(run.path): run.record.get("inputs", {}).get("data") for run in runs if run.kind != "eval"}
     if len(set(data.values())) > 1:
         if not dropped:
             raise PhyscliError(
-                "The probes' clips have the same names but not the same content: the hashes of their data differ.",
-                expected="probes of the same clips",
-                fix="probe both models with the same --data",
+                "The runs' clips have the same names but not the same content: the hashes of their data differ.",
+                expected="runs on the same clips",
+                fix="ask both models of the same --data",
             )
         notes.append("That the clips are the same is known by their names alone: the hashes of the data differ.")
     return keys, notes
@@ -281,7 +281,7 @@ def _pair(sides: Sequence[Side], settings: CompareSettings) -> tuple[list[Key], 
 
 def _mend_seeds(runs: Sequence[ScoredRun], settings: CompareSettings) -> str:
     """The remedy where the prompts agree and only the seeds do not."""
-    if runs[0].kind == "probe" or settings.ignore_seeds:
+    if runs[0].kind != "eval" or settings.ignore_seeds:
         return ""
     if not set.intersection(*({key[:2] for key in run.items} for run in runs)):
         return ""
@@ -330,7 +330,7 @@ def _differing_settings(sides: Sequence[Side]) -> list[str]:
 
 def _same_videos(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
     """Videos that two sides share byte for byte: a mistyped folder, or a change that never took hold."""
-    if sides[0].runs[0].kind == "probe":
+    if sides[0].runs[0].kind != "eval":
         return []
     notes = []
     reference = sides[0].runs[0].items

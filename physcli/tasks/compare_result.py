@@ -52,7 +52,7 @@ class CompareResult:
     @property
     def unit(self) -> str:
         """What is drawn again by the bootstrap."""
-        return "pairs" if self.reference.runs[0].kind == "probe" else "prompts"
+        return {"probe": "pairs", "likephys": "scenes", "eval": "prompts"}[self.reference.runs[0].kind]
 
     def rows_of(self, side: Side, group: str = "all") -> list[dict[str, Any]]:
         return [row for row in self.rows if row["compared"] == side.label and row["group"] == group]
@@ -103,7 +103,7 @@ class CompareResult:
         """What the table's columns mean, for its foot."""
         rows = self.rows_of(side)
         tests = [test for test in TESTS if any(row["test"] == test for row in rows)]
-        parts = [f"Interval: 95 %, {'pairs of clips' if self.unit == 'pairs' else 'prompts'} drawn again."]
+        parts = [f"Interval: 95 %, {'pairs of clips' if self.unit == 'pairs' else self.unit} drawn again."]
         for number, test in enumerate(tests):
             of = [name_of(row) for row in rows if row["test"] == test]
             which = f" of {', '.join(of)}" if number else ""  # the first test is that of all other metrics

@@ -248,7 +248,14 @@ class FeatureExtractor:
             return
         if self.model.kind == "generator":
             assert sigma is not None
-            latents = self._encoded(self.model, views)
+            latents = encoded_latents(
+                self.model,
+                views,
+                vae_fingerprint=self.vae_fingerprint,
+                cache=self.cache,
+                batch_size=self.batch_size,
+                reporter=self.reporter,
+            )
             compute, batches = self._generator(self.model, sorted(caches), sigma), self._stored(views, latents)
         else:
             compute, batches = self._encoder(self.model, sorted(caches)), _decoded(views, self.batch_size)
@@ -298,34 +305,6 @@ class FeatureExtractor:
 
         return compute
 
-    def _encoded(self, model: Generator, views: Sequence[View]) -> TensorCache:
-        """The VAE's latents of all views: those that are not kept are computed now, and only their clips decoded."""
-        settings = {
-            "version": VERSION,
-            "vae": self.vae_fingerprint,
-            "dtype": str(model.dtype),
-            "preprocessing": _preprocessing(model),
-        }
-        cache = TensorCache(self.cache, "latents", settings)
-        missing = set(cache.missing(view.key for view in views))
-        todo = [view for view in views if view.key in missing]
-        held: dict[str, Tensor] = {}
-        if not todo:
-            return cache
-        try:
-            with self.reporter.bar(f"Latents of {model.name}", len(todo), "clip") as bar:
-                for number, (batch, frames) in enumerate(_decoded(todo, self.batch_size), start=1):
-                    pixels = to_tensor([resize(images, *model.facts.size) for images in frames])
-                    encoded = model.codec.encode(pixels).cpu()
-                    held |= {view.key: row.clone() for view, row in zip(batch, encoded, strict=True)}
-                    if number % _BATCHES_A_SHARD == 0:
-                        cache.put(held)
-                        held = {}
-                    bar.advance(len(batch))
-        finally:
-            cache.put(held)
-        return cache
-
     def _stored(self, views: Sequence[View], latents: TensorCache) -> Iterator[tuple[list[View], list[Any]]]:
         for first in range(0, len(views), self.batch_size):
             batch = list(views[first : first + self.batch_size])
@@ -335,6 +314,53 @@ class FeatureExtractor:
     def _noise(self, view: View, shape: torch.Size) -> Tensor:
         generator = torch.Generator().manual_seed(seed_from(self.seed, view.key))
         return torch.randn(shape, generator=generator)
+
+
+def encoded_latents(
+    model: Generator,
+    views: Sequence[View],
+    *,
+    vae_fingerprint: str,
+    cache: Path,
+    batch_size: int = 16,
+    reporter: Reporter | None = None,
+) -> TensorCache:
+    """The VAE's latents [F, C, h, w] of all views by key: those that are not kept are computed now, and only their
+    clips decoded.
+
+    Args:
+        model: Whose VAE.
+        views: What it is shown.
+        vae_fingerprint: Content hash of the VAE: models that share it share latents.
+        cache: The cache root.
+        batch_size: Clips per forward pass.
+        reporter: Receives progress.
+    """
+    settings = {
+        "version": VERSION,
+        "vae": vae_fingerprint,
+        "dtype": str(model.dtype),
+        "preprocessing": _preprocessing(model),
+    }
+    latents = TensorCache(cache, "latents", settings)
+    missing = set(latents.missing(view.key for view in views))
+    todo = list({view.key: view for view in views if view.key in missing}.values())
+    held: dict[str, Tensor] = {}
+    if not todo:
+        return latents
+    try:
+        with (reporter or Reporter()).bar(f"Latents of {model.name}", len(todo), "clip") as bar:
+            for number, (batch, frames) in enumerate(_decoded(todo, batch_size), start=1):
+                pixels = to_tensor([resize(images, *model.facts.size) for images in frames])
+                encoded = model.codec.encode(pixels).cpu()
+                held |= {view.key: row.clone() for view, row in zip(batch, encoded, strict=True)}
+                if number % _BATCHES_A_SHARD == 0:
+                    latents.put(held)
+                    held = {}
+                bar.advance(len(batch))
+    finally:
+        latents.put(held)
+    return latents
 
 
 def _preprocessing(model: Generator | Encoder) -> dict[str, Any]:

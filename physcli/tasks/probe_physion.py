@@ -26,6 +26,7 @@ from physcli.data.cache import TensorCache
 from physcli.data.clips import Clip, Dataset, read_dataset
 from physcli.errors import DataError, UsageError, unknown
 from physcli.hashing import content_hash, settings_hash
+from physcli.models import display_names
 from physcli.models.device import pick_device, pick_dtype
 from physcli.models.encoders.base import Encoder
 from physcli.models.generator import Generator
@@ -149,7 +150,7 @@ def probe_physion(
         predictions: dict[str, Predictions] = {}
         rows: list[dict[str, Any]] = []
         run.record["subjects"] = {}
-        shown_as = _display_names(settings.models)
+        shown_as = display_names(settings.models, taken=CONTROLS)
         for name, item in resolved.items():
             model = load(item, device=device, dtype=settings.dtype, reporter=reporter)
             subject = shown_as[name]
@@ -256,12 +257,6 @@ def _data_hash(items: Sequence[Clip], hashes: dict[Path, str]) -> str:
             for clip in items
         }
     )
-
-
-def _display_names(models: Sequence[str]) -> dict[str, str]:
-    """The last part of a path or id where that tells the models apart, else the whole."""
-    short = {name: name.rstrip("/").rsplit("/", 1)[-1] for name in models}
-    return {n: s if list(short.values()).count(s) == 1 and s not in CONTROLS else n for n, s in short.items()}
 
 
 def shown_views(

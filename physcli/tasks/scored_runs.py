@@ -9,17 +9,19 @@ An eval run holds, beside `run.json`,
 
 What the metrics are, metrics.json says: its rows of group "all". Those without a field in items.jsonl are sums that no
 item has a part in, and cannot be compared. A probe run's items say which `subject` they are of; its one metric here is
-`accuracy` (the field `correct`), its clusters are pairs and its strata scenarios, as in the probe's own table.
+`accuracy` (the field `correct`), its clusters are pairs and its strata scenarios, as in the probe's own table. The
+items of `physcli eval likephys` are violations of scenes, of several subjects as well; its clusters are in them.
+Subjects whose rows say `control` are not meant where none is named.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from physcli.data.tables import read_jsonl
 from physcli.errors import DataError, PhyscliError, UsageError, unknown
@@ -29,15 +31,17 @@ from physcli.tasks.probe_result import CONTROLS
 from physcli.tasks.run_dir import is_finished, read_metrics, read_run
 
 SUBJECT_MARK = "::"
-_PROBE = "probe physion"
+_PROBE, _LIKEPHYS = "probe physion", "eval likephys"
 
-# What tells an item from all others: (prompt, index, seed) of a video, (split, scenario, name) of a probe's clip.
+# What tells an item from all others: (prompt, index, seed) of a video, (split, scenario, name) of a probe's clip,
+# (scenario, scene, violation) of likephys.
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Score:
-    """One scored video or clip. `cluster` is its prompt or pair; `stratum` its scenario, of a probe only."""
+    """One scored video or clip, or a scene's violation. `cluster` is its prompt, pair or scene; `stratum` its scenario,
+    of a probe only."""
 
     key: Key
     cluster: str
@@ -65,8 +69,9 @@ class ScoredRun:
     hashes: Mapping[str, str]
 
     @property
-    def kind(self) -> str:
-        return "probe" if self.record["command"] == _PROBE else "eval"
+    def kind(self) -> Literal["probe", "likephys", "eval"]:
+        """What its items are: a dataset's clips, its scenes, or videos that were made."""
+        return _kind_of(self.record)
 
     def values_of(self, column: str) -> list[str]:
         """The different entries of a column of metrics.json, such as `benchmark` or `rater`."""
@@ -93,15 +98,16 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
     folder, _, subject = name.partition(SUBJECT_MARK) if not Path(name).is_dir() else (name, "", "")
     path = Path(folder)
     record = record or _read_record(path)
-    probe = record["command"] == _PROBE
+    kind = _kind_of(record)
     rows = _read_rows(path)
     lines = _read_items(path)
     subjects = list(dict.fromkeys(str(row["subject"]) for _, row in lines if "subject" in row))
-    chosen = _choose_subject(path, subjects, subject) if subjects else _only_subject(path, rows, subject)
+    controls = {*CONTROLS, *(str(row["subject"]) for row in rows if row.get("control"))}
+    chosen = _choose_subject(path, subjects, controls, subject) if subjects else _only_subject(path, rows, subject)
     rows = [row for row in rows if row.get("subject") == chosen]
     lines = [(number, row) for number, row in lines if "subject" not in row or str(row["subject"]) == chosen]
     named = {row["metric"]: metric_of(row) for row in rows if row["group"] == "all"}
-    fields = {"accuracy": "correct"} if probe else {metric: metric for metric in named}
+    fields = {"accuracy": "correct"} if kind == "probe" else {metric: metric for metric in named}
     present = [metric for metric in named if any(fields.get(metric) in row for _, row in lines)]
     if not present:
         raise DataError(
@@ -115,11 +121,19 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
     for number, row in lines:
         where = f"{path / 'items.jsonl'}, line {number}"
         values = {metric: _score(row.get(fields[metric]), where, fields[metric]) for metric in present}
-        item = _probe_item(row, values, where) if probe else _video_item(path, row, values, where, ignore_seeds)
+        if kind == "eval":
+            item = _video_item(path, row, values, where, ignore_seeds)
+        else:
+            item = (_probe_item if kind == "probe" else _scene_item)(row, values, where)
         if item.key in items:
             raise DataError(
                 f"{where}: the same item as line {seen[item.key]}: {describe(item.key)}.",
-                expected="one row for each " + ("clip" if probe else "(prompt, index)" if ignore_seeds else "video"),
+                expected="one row for each "
+                + {
+                    "probe": "clip",
+                    "likephys": "scene and violation",
+                    "eval": "(prompt, index)" if ignore_seeds else "video",
+                }[kind],
                 fix="do without --ignore-seeds" if ignore_seeds else "remove one of the two, or score again",
             )
         items[item.key], seen[item.key] = item, number
@@ -138,10 +152,15 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
 def describe(key: Key) -> str:
     """An item's key in words, on one line, control characters made visible."""
     first, *rest = key
-    if len(key) == 3 and isinstance(rest[0], str):  # a probe's clip
+    if len(key) == 3 and isinstance(rest[0], str):  # a probe's clip, or a scene's violation
         return "/".join(str(part) for part in key)
     text = json.dumps(first if len(first) <= 60 else first[:59] + "…", ensure_ascii=False)
     return ", ".join([text, *(f"{name} {value}" for name, value in zip(("index", "seed"), rest, strict=False))])
+
+
+def _kind_of(record: Mapping[str, Any]) -> Literal["probe", "likephys", "eval"]:
+    kinds: dict[str, Literal["probe", "likephys"]] = {_PROBE: "probe", _LIKEPHYS: "likephys"}
+    return kinds.get(record["command"], "eval")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -199,12 +218,12 @@ def _read_items(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return lines
 
 
-def _choose_subject(path: Path, subjects: list[str], wanted: str) -> str:
+def _choose_subject(path: Path, subjects: list[str], controls: Collection[str], wanted: str) -> str:
     if wanted:
         if wanted not in subjects:
             raise unknown(f"subject of {path}", wanted, subjects)
         return wanted
-    models = [name for name in subjects if name not in CONTROLS]
+    models = [name for name in subjects if name not in controls]
     if len(models) != 1:
         raise UsageError(
             f"{path} holds {len(models)} models: {', '.join(models) or 'none'}.",
@@ -267,6 +286,17 @@ def _probe_item(row: Mapping[str, Any], values: dict[str, float | None], where: 
         values=values,
         label=int(row["label"]),
     )
+
+
+def _scene_item(row: Mapping[str, Any], values: dict[str, float | None], where: str) -> Score:
+    names = ("scenario", "scene", "violation", "cluster")
+    for field in names:
+        if not isinstance(row.get(field), str):
+            raise DataError(
+                f"{where}: {field} is missing.", expected="what `physcli eval likephys` writes", fix="score again"
+            )
+    scenario, scene, violation, cluster = (str(row[field]) for field in names)
+    return Score((scenario, scene, violation), cluster, None, violation, values, prompt=str(row.get("prompt") or ""))
 
 
 def _score(value: Any, where: str, field: str) -> float | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from physcli.tasks.agreement import AgreementResult
     from physcli.tasks.compare_result import CompareResult, Side
     from physcli.tasks.eval import EvalResult
+    from physcli.tasks.likephys.result import LikePhysResult
     from physcli.tasks.probe_result import ProbeResult
     from physcli.tasks.select import SelectResult
 
@@ -240,6 +241,85 @@ def comparison(result: CompareResult, side: Side, *, wide: bool) -> Table:
         " ".join(told),
         right=range(1, len(columns) - 1),
         whole=range(1, len(columns)),
+    )
+
+
+# --- likephys ---
+
+
+def likephys(result: LikePhysResult, *, wide: bool) -> Table:
+    """Preference errors in per cent: a line for each violation, a column for each model and control; with intervals
+    where it is `wide`."""
+
+    def cell(subject: str, metric: str, group: str = "all") -> str | None:
+        row = result.row(subject, metric, group)
+        if row is None or row["value"] is None:
+            return None
+        value, spread = score_texts(row)
+        return value.removesuffix(" %") + (f" ({spread})" if wide and spread != "–" else "")
+
+    subjects, first = result.subjects, result.rows[0]
+    lines: list[list[Any]] = [
+        [group, *(cell(subject, "ppe", group) for subject in subjects)] for group in result.violations
+    ]
+    means = [("pooled", "ppe"), ("mean of violations", "ppe_mean_of_violations")]
+    means += [("mean of scenarios", "ppe_mean_of_scenarios")]
+    for name, metric in means:
+        values = [cell(subject, metric) for subject in subjects]
+        if any(values):
+            lines.append([name, *values])
+    told = f"{first['num_scenes']} scenes of {result.data}, {first['num_frames']} frames, {first['num_levels']} levels"
+    readings = sorted({f"{row['reading']} ({row['subject']})" for row in result.rows if not row["control"]})
+    caption = [
+        f"{told}; loss: {', '.join(readings)}. Lower is better; ties are errors.",
+        "/untrained: the network with random weights; /zero: no network. A coin gives 50, they do not: some violations "
+        "are cheaper to denoise for any network.",
+    ]
+    if wide:
+        caption.append("Intervals: 95 %, by clusters of scenes.")
+    if any(row.get("in_means") is False for row in result.rows):
+        caption.append(
+            "Violations that the released table leaves out are not in the means of violations and scenarios."
+        )
+    return Table(
+        "PPE: impossible clips preferred, %",
+        ["", *(name.replace("/", "\n/") for name in subjects)],
+        lines,
+        " ".join(caption),
+        right=range(1, len(subjects) + 1),
+        whole=(0,),
+        sections=[len(result.violations) - 1],
+    )
+
+
+def likephys_controls(result: LikePhysResult, *, wide: bool) -> Table:
+    """What else the loss prefers, and whether it sees the violation where it is; with intervals where it is `wide`."""
+    lines: list[list[Any]] = []
+    for subject in result.subjects:
+        line: list[Any] = [subject]
+        for metric in ("still_preferred", "blur_preferred", "localisation_ap", "localisation_gain"):
+            row = result.row(subject, metric)
+            if row is None or row["value"] is None:
+                line.append(None)
+                continue
+            value, spread = score_texts(row)
+            shown = value.removesuffix(" %")
+            told = f"{shown} {spread}" if spread.startswith("±") else f"{shown} ({spread})"
+            line.append(told if wide and spread != "–" else shown)
+            if metric == "localisation_ap":
+                line.append(f"{100 * row['prevalence']:.1f}")
+        if len(line) < 6:  # no masks
+            line.insert(-1, None)
+        lines.append(line)
+    return Table(
+        "Preferred to the clip itself, and where the violation is seen, %",
+        ["", "still", "blurred", "AP", "by chance", "gain"],
+        lines,
+        "still, blurred: the clip's first frame held, or the clip blurred, has a loss no higher than the clip itself. "
+        "AP: of the difference of the twins' errors against the violation's mask, among places with things; by "
+        "chance: the share of these places that are in the mask.",
+        right=range(1, 6),
+        whole=(0,),
     )
 
 

@@ -13,11 +13,12 @@ import torch
 
 from physcli.data.clips import read_dataset
 from physcli.errors import DataError, UsageError
+from physcli.models import display_names
 from physcli.models.loading import load
 from physcli.models.names import fingerprint, resolve
-from physcli.tasks import probe_physion as task
 from physcli.tasks.features import FeatureExtractor, Tap, check_finite, choose_taps, pool_tokens, views_of
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
+from physcli.tasks.probe_result import CONTROLS
 from physcli.tasks.simulate import SimulateSettings, simulate
 from physcli.tasks.tables import probe
 
@@ -269,7 +270,7 @@ def test_bad_settings(simulated, session_cache, tmp_path, change, said):
 
 
 def test_models_with_one_last_name_keep_their_paths():
-    assert task._display_names(["a/net", "b/net", "videomae-tiny", "x/pixels"]) == {
+    assert display_names(["a/net", "b/net", "videomae-tiny", "x/pixels"], taken=CONTROLS) == {
         "a/net": "a/net",
         "b/net": "b/net",
         "videomae-tiny": "videomae-tiny",

@@ -1,0 +1,258 @@
+"""`physcli eval likephys`: does a generator's own loss prefer possible clips to their impossible twins?
+
+scenes → latents (cached) → the same noise for all clips of a scene → squared errors by level and place (cached) →
+losses → pairs ranked wrongly, by violation → rows, pictures, page.
+
+    OUT/items.jsonl             a row a subject, scene and violation
+    OUT/metrics.json            preference errors by violation and pooled, localisation, controls
+    OUT/ppe.png, localisation-*.png, report.html
+    OUT/run.json                with the time of each pass beside that of its bare forward passes
+
+In the same table as every model stand its untrained twin (the same VAE and text, the network with random weights), the
+zero predictor (no network at all), and how often the clip's first frame, held, and a blurred clip are preferred to the
+clip itself. Chance is not 50: the latents alone have preferences.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from physcli.benchmarks.likephys import NUM_LEVELS, READINGS, loss_weights
+from physcli.data.subsets import thin
+from physcli.data.twins import SceneSet, read_scenes, with_prompt
+from physcli.errors import UsageError, unknown
+from physcli.hashing import content_hash, settings_hash
+from physcli.models import display_names
+from physcli.models.device import pick_device, pick_dtype
+from physcli.models.loading import load_generator
+from physcli.models.names import Resolved, fingerprint, resolve
+from physcli.progress import Reporter, counted
+from physcli.simulation.violations import KINDS
+from physcli.tasks.likephys.losses import DenoisingErrors, Subject, levels_of, untrain
+from physcli.tasks.likephys.page import draw_localisation, draw_ppe, pick_cases, write_page
+from physcli.tasks.likephys.result import UNTRAINED, ZERO, LikePhysResult, read_result
+from physcli.tasks.likephys.rows import aggregate, score_scene
+from physcli.tasks.likephys.scenes import ShownScene, show
+from physcli.tasks.processes import Processes
+from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
+from physcli.tasks.sources import clips_folder, pinned, simulated_by, source_name
+
+
+@dataclass(frozen=True)
+class LikePhysSettings:
+    """All that bears on the result. Meanings as in `physcli eval likephys --help`."""
+
+    models: tuple[str, ...]
+    data: str = "simulated:28"
+    reading: str | None = None
+    num_levels: int = NUM_LEVELS
+    prompt: str | None = None
+    guidance_scale: float = 1.0
+    negative_prompt: str = ""
+    untrained: bool = True
+    limit: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+
+
+def likephys(
+    settings: LikePhysSettings,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    batch_size: int = NUM_LEVELS,
+    cache_dir: Path | None = None,
+    reporter: Reporter | None = None,
+) -> LikePhysResult:
+    """Ask generators which clips they find likely.
+
+    Args:
+        settings: What to measure.
+        out: The run directory.
+        overwrite: Replace a run with other settings.
+        device: Where models run.
+        batch_size: Noise levels of a clip per forward pass.
+        cache_dir: Where simulated clips, latents and errors are kept; a run that was broken off goes on from there.
+        reporter: Receives progress.
+
+    Raises:
+        PhyscliError: bad settings, data or models; see the message.
+    """
+    processes = Processes(device)
+    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    _check(settings, device)
+    cache = cache_root(cache_dir)
+    resolved = {name: resolve(name) for name in dict.fromkeys(settings.models)}
+    recorded = asdict(settings) | {"data": source_name(settings.data)} | simulated_by(settings.data)
+    run = RunDir(
+        out,
+        "eval likephys",
+        recorded,
+        complete=with_defaults(settings),
+        overwrite=overwrite,
+        reporter=reporter,
+        writes=processes.is_main,
+    )
+    with run:
+        # 1. The scenes.
+        found = _scenes(settings, cache, processes, reporter)
+        if commit := pinned(settings.data):
+            run.record["dataset"] = commit
+        hashes: dict[Path, str] = {}
+        inputs = {name: fingerprint(item) for name, item in resolved.items()}
+        release = {} if found.mujoco is None else {"mujoco": found.mujoco}
+        run.check_inputs(inputs | {"data": _data_hash(found, hashes)} | release)
+        if processes.tell(run.already_finished):
+            reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
+            processes.finish()
+            return read_result(run.path) if processes.is_main else LikePhysResult(run.path, [], [], is_main=False)
+        shown_as = display_names(settings.models)
+
+        # 2. Every model with its controls: errors, then scores.
+        rows: list[dict[str, Any]] = []
+        items: list[dict[str, Any]] = []
+        timing: dict[str, Any] = {}
+        for name, item in resolved.items():
+            model = load_generator(item, device=device, dtype=settings.dtype, reporter=reporter)
+            scenes = show(model, found.scenes, hashes)
+            level = levels_of(model.noise, settings.num_levels)
+            weights = loss_weights(settings.reading, model.noise.prediction, level.signal.numpy(), level.sigma.numpy())
+            for subject, shown in _subjects(shown_as[name], item, settings):
+                if subject == "untrained":
+                    untrain(model, settings.seed)
+                errors = DenoisingErrors(
+                    model,
+                    shown,
+                    subject,
+                    fingerprint=inputs[name],
+                    vae_fingerprint=fingerprint(item, part="vae"),
+                    num_levels=settings.num_levels,
+                    guidance_scale=settings.guidance_scale,
+                    negative_prompt=settings.negative_prompt,
+                    seed=settings.seed,
+                    cache=cache,
+                    batch_size=batch_size,
+                    processes=processes,
+                    reporter=reporter,
+                )
+                errors.compute(scenes)
+                timing[shown] = processes.collect([errors.clock.record()])
+                if not processes.is_main:
+                    continue
+                columns = {
+                    "benchmark": "likephys",
+                    "task": found.kind,
+                    "subject": shown,
+                    "split": "test",
+                    "control": subject != "model",
+                    "random_init": item.random_init or subject == "untrained",
+                    "family": item.family,
+                    "reading": settings.reading or ("eps" if model.noise.prediction == "epsilon" else "v"),
+                    "num_levels": settings.num_levels,
+                    "num_frames": len(scenes[0].valid[0].view.frames),
+                    "num_scenes": len(scenes),
+                    "data": source_name(settings.data),
+                    "seed": settings.seed,
+                    **release,
+                }
+                mine, controls = _score(scenes, errors, weights)
+                items += [{"subject": shown, **row} for row in mine]
+                by_scenario = found.kind != "simulated" and len({scene.scenario for scene in found.scenes}) > 1
+                rows += aggregate(mine, controls, by_scenario=by_scenario, **columns)
+                if subject == "model":
+                    cases = pick_cases(scenes, mine)
+                    draw_localisation(run.path, shown, cases, errors, weights)
+            del model, errors
+            gc.collect()
+
+        # 3. Files.
+        if processes.is_main:
+            run.record["timing"] = {name: _total(some) for name, some in timing.items()}
+            run.record["left_out"] = [f"{problem.path}: {problem.message}" for problem in found.problems]
+            write_jsonl(run.path / "items.jsonl", items)
+            result = LikePhysResult(run.path, rows, items)
+            draw_ppe(result)
+            write_page(result, run.as_finished())
+            run.write_metrics(rows)
+    processes.finish()
+    return read_result(run.path) if processes.is_main else LikePhysResult(run.path, [], [], is_main=False)
+
+
+def _check(settings: LikePhysSettings, device: str) -> None:
+    pick_dtype(settings.dtype, pick_device(device))
+    if not settings.models:
+        raise UsageError("No --model.", expected="at least one generator")
+    if settings.reading is not None and settings.reading not in READINGS:
+        raise unknown("reading", settings.reading, READINGS)
+    if not 1 <= settings.num_levels <= 100:
+        raise UsageError(f"--num-levels {settings.num_levels}.", expected="1 to 100")
+    if settings.negative_prompt and settings.guidance_scale == 1:
+        raise UsageError(
+            "--negative-prompt without guidance.", expected="--guidance-scale other than 1", fix="leave one out"
+        )
+
+
+def _scenes(settings: LikePhysSettings, cache: Path, processes: Processes, reporter: Reporter) -> SceneSet:
+    folder = clips_folder(settings.data, impossible=KINDS, cache=cache, processes=processes, reporter=reporter)
+    found = read_scenes(folder)
+    for problem in found.problems[:5]:
+        reporter.warn(f"Left out: {problem.path}: {problem.message}")
+    if len(found.problems) > 5:
+        reporter.warn(f"{len(found.problems)} entries were left out in all.")
+    if settings.prompt is not None:
+        found = with_prompt(found, settings.prompt)
+    kept = thin(found.scenes, settings.limit)
+    twins = sum(len(clips) for scene in kept for clips in scene.invalid.values())
+    reporter.note(f"{counted(len(kept), 'scene')} with {counted(twins, 'impossible clip')}.")
+    return SceneSet(found.kind, tuple(kept), found.problems, found.mujoco)
+
+
+def _subjects(shown: str, item: Resolved, settings: LikePhysSettings) -> list[tuple[Subject, str]]:
+    """A model and its controls, in the order in which they are measured: random weights cannot be taken back."""
+    found: list[tuple[Subject, str]] = [("model", shown), ("zero", shown + ZERO)]
+    if settings.untrained and not item.random_init:
+        found.append(("untrained", shown + UNTRAINED))
+    return found
+
+
+def _score(
+    scenes: Sequence[ShownScene], errors: DenoisingErrors, weights: np.ndarray
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of items and of controls, scene by scene: all maps at once may be larger than main memory."""
+    items: list[dict[str, Any]] = []
+    controls: list[dict[str, Any]] = []
+    for scene in scenes:
+        rows, preferred = score_scene(scene, errors.load(scene), weights)
+        items += rows
+        controls.append({"cluster": scene.scene.cluster, **preferred})
+    return items, controls
+
+
+def _data_hash(found: SceneSet, hashes: dict[Path, str]) -> str:
+    """All that is read of the scenes: videos, words and, for localisation, masks. Fills `hashes`."""
+    about = {}
+    for scene in found.scenes:
+        for clip in scene.clips:
+            hashes[clip.path] = content_hash(clip.path)
+            masks = content_hash(clip.arrays) if clip.arrays is not None and clip.arrays.is_file() else None
+            read = [hashes[clip.path], masks, scene.prompt, clip.record.get("violation"), clip.heeded()]
+            about[f"{scene.scenario}/{scene.name}/{clip.name}"] = read
+    return settings_hash(about)
+
+
+def _total(clocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all processes together."""
+    whole, forwards = (sum(clock[name] for clock in clocks) for name in ("pass_s", "forwards_s"))
+    return {
+        "clips": sum(clock["clips"] for clock in clocks),
+        "pass_s": round(whole, 3),
+        "forwards_s": round(forwards, 3),
+        "ratio": round(whole / forwards, 4) if forwards else None,
+    }

@@ -150,6 +150,43 @@ def agreement(
     render.files(done.files())
 
 
+@app.command("votes")
+@shared(Run)
+def votes(
+    common: Run,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE…", help="What raters saved on the page.", show_default=False)
+    ],
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="The run of `physcli compare --blind`, for its key.  \\[default: beside the files, or a folder above]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """What do people prefer? The votes of a page of `physcli compare --blind`: shares, strengths, agreement."""
+    from physcli.tasks import tables
+    from physcli.tasks.blind.votes import VotesSettings, score_votes
+    from physcli.tasks.run_dir import to_json
+
+    done = score_votes(
+        VotesSettings(tuple(files), page, common.seed),
+        out=common.out,
+        overwrite=common.overwrite,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    if common.json:
+        render.json_text(to_json({"run": done.path, "rows": done.rows, "excluded": done.excluded}))
+        return
+    for table in tables.votes(done):
+        render.show(table)
+    for sentence in done.sentences():
+        render.result(sentence)
+    render.files(done.files())
+
+
 def _evaluate(
     common: ModelRun, benchmark: str, *, batch_size: int = 1, device_map: str | None = None, **settings: Any
 ) -> None:

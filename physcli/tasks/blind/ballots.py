@@ -98,8 +98,10 @@ def find_key(files: Sequence[Path], page: Path | None) -> Key:
         PhyscliError: there is none, or none of this page.
     """
     wanted = _read(files[0])["page"]
-    folders = [page] if page is not None else [files[0].parent, files[0].parent.parent]
-    paths = [folder if folder.name == KEY_FILE else folder / KEY_FILE for folder in folders]
+    folders = [files[0].parent, files[0].parent.parent]
+    if page is not None:
+        folders = [page.parent if page.is_file() else page]
+    paths = [folder / KEY_FILE for folder in folders]
     there = [path for path in paths if path.is_file()]
     if not there:
         raise PhyscliError(

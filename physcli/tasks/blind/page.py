@@ -45,6 +45,8 @@ PAIRS = Metric("pairs", "count", None, interval="none")
 PER_RATER = Metric("shown_per_rater", "count", None, interval="none")
 EXPECTED = Metric("expected_votes", "count", None, interval="none")
 
+_NOISE = 24  # levels of 255
+
 Frames = np.ndarray  # uint8 [T, H, W, 3]
 
 
@@ -119,7 +121,7 @@ class BlindResult:
         return [
             f"{counted(self.count(PAIRS), 'pair')}; each of {counted(raters, 'rater')} is asked {shown} times, repeats "
             "and checks among them.",
-            f"If all answer, {votes} votes on each pair of runs, {found}. Needed, if votes were independent, to find it "
+            f"If all answer, {votes} votes on each pair of runs, {found}. Independent votes needed to find one "
             f"8 times in 10: {need}.",
             "A rater is left out who "
             + "; or ".join(rule_words(*rule) for rule in self.rules.items() if rule[1])
@@ -340,8 +342,7 @@ def _videos(
     with reporter.bar("Encoding", len(files) + 2 * num_checks, "video") as bar:
         for done, ((run, item), path) in enumerate(files.items(), start=1):
             frames = read_video(path)
-            if len(frames) > 1:
-                motion[run, item] = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean()
+            motion[run, item] = _motion(frames)
             what = {"run": run, "item": item, "path": str(path.resolve()), "sha256": hashes[run, item]}
             add(frames, video_info(path).frame_rate_hz, what, done, len(files))
             bar.advance()
@@ -352,6 +353,12 @@ def _videos(
                 add(frames, made.frame_rate_hz, what, len(files), len(files))
                 bar.advance()
     return videos, table
+
+
+def _motion(frames: Frames) -> float:
+    """How much changes from frame to frame, in levels; 0 where no more than an encoder's noise does."""
+    steps = np.abs(np.diff(frames.astype(np.int16), axis=0))
+    return float(steps.mean()) if steps.size and steps.max() > _NOISE else 0.0
 
 
 def _num_checks(settings: BlindSettings, num_items: int, num_runs: int) -> int:

@@ -92,7 +92,8 @@ def _sides(pairs: Sequence[Pair], numbers: Sequence[int], rng: np.random.Generat
     by_match: dict[tuple[int, int], list[int]] = {}
     for number in numbers:
         by_match.setdefault((pairs[number].first, pairs[number].second), []).append(number)
-    sides, more = {}, bool(rng.integers(2))
+    sides: dict[int, bool] = {}
+    more = bool(rng.integers(2))
     for match in sorted(by_match):
         inside = by_match[match]
         exchanged = len(inside) // 2 + (more and len(inside) % 2)

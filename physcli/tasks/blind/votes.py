@@ -2,8 +2,9 @@
 
 1. Read the files; join them with the page's key.
 2. Leave raters out by the rules that were registered when the page was made, and say how many by each.
-3. Of every pair of runs the share of votes for the later one (a tie is half), with a bootstrap over prompts; a binomial
-   test on prompts won and lost, and one on decided votes, which takes votes of a prompt for independent.
+3. Of every pair of runs the share of votes for the later one (a tie is half), with a bootstrap over prompts; a test by
+   random sign flips of the prompts, as `physcli compare` has it, with Holm's correction; binomial tests on prompts won
+   and lost, and on decided votes, which takes votes on a prompt for independent.
 4. Strengths by Bradley and Terry with the side's pull, and by Davidson where there are ties; intervals by a bootstrap
    over prompts and raters.
 5. Agreement: between raters (Krippendorff's α), of raters with themselves (repeats), with what is known (checks).
@@ -20,6 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,11 @@ from physcli.errors import DataError, MissingExtra, UsageError
 from physcli.hashing import content_hash
 from physcli.progress import Reporter, counted
 from physcli.rows import Metric, Row, make_row, mean_row
-from physcli.stats import Interval, bootstrap_interval, holm, mcnemar_exact, stderr_of_mean
+from physcli.stats import Interval, bootstrap_interval, holm, mcnemar_exact, sign_flip_p, stderr_of_mean
 from physcli.tasks.blind.ballots import Ballot, Vote, find_key, read_ballots
 from physcli.tasks.blind.key import RULES, Key
 from physcli.tasks.blind.page import SHARES
+from physcli.tasks.blind.report import write_votes_report
 from physcli.tasks.blind.votes_result import VotesResult
 from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
 
@@ -127,12 +130,12 @@ def score_votes(
         for message in notes:
             reporter.note(message)
         if len(key.record["items"]) == 1 or len({vote.item for _, vote in votes}) == 1:
-            reporter.warn("All votes are on one item: nothing is known of how prompts differ, and no interval is given.")
+            reporter.warn(
+                "All votes are on one item: nothing is known of how prompts differ, and no interval is given."
+            )
         run_dir.record["notes"] = notes
         write_jsonl(run_dir.path / "items.jsonl", _item_rows(key, ballots, excluded))
         result = VotesResult(run_dir.path, rows, key, ballots, excluded, notes)
-        from physcli.tasks.blind.report import write_votes_report
-
         write_votes_report(result, run_dir.path / "report.html", record=run_dir.as_finished())
         run_dir.write_metrics(rows)
     return result
@@ -169,9 +172,9 @@ def _shares(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, An
         if not inside:
             rows.append(make_row(PREFERRED, None, **columns, p=None, p_holm=None))
             continue
-        values = np.array([{second: 1.0, first: 0.0}.get(vote.chosen, 0.5) for _, vote in inside])  # type: ignore[call-overload]
+        values = np.array([0.5 if vote.chosen is None else float(vote.chosen == second) for _, vote in inside])
         prompts = [_prompt(key, vote) for _, vote in inside]
-        spread = bootstrap_interval(lambda drawn, v=values: float(v[drawn].mean()), clusters=prompts, seed=seed)  # type: ignore[misc]
+        spread = bootstrap_interval(partial(_mean, values), clusters=prompts, seed=seed)
         sums: dict[str, float] = {}
         for prompt, value in zip(prompts, values, strict=True):
             sums[prompt] = sums.get(prompt, 0.0) + value - 0.5
@@ -194,10 +197,11 @@ def _shares(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, An
                 prompts_won=won,
                 prompts_tied=len(sums) - won - lost,
                 prompts_lost=lost,
-                p=mcnemar_exact(won, lost),
+                p=sign_flip_p(np.array(list(sums.values())), seed=seed),
                 p_holm=None,
+                test="sign flips",
+                p_prompts=mcnemar_exact(won, lost),
                 p_votes=mcnemar_exact(wins, losses),
-                test="binomial on prompts",
                 design_effect=None if math.isnan(effect) else effect,
             )
         )
@@ -304,15 +308,21 @@ def _item_rows(key: Key, ballots: Sequence[Ballot], excluded: dict[str, str]) ->
                 facts |= {"left": key.runs[vote.left], "right": key.runs[vote.right]}
                 facts |= {"preferred": None if vote.chosen is None else key.runs[vote.chosen]}
             times = {name: getattr(vote, name) for name in ("choice", "plays", "replays", "seconds", "revised")}
-            reason = excluded.get(ballot.name) or (None if vote.counts else "skipped" if vote.choice == "skip" else "unseen")
+            reason = excluded.get(ballot.name) or (
+                None if vote.counts else "skipped" if vote.choice == "skip" else "unseen"
+            )
             yield facts | times | {"excluded": reason}
+
+
+def _mean(values: np.ndarray, drawn: np.ndarray) -> float:
+    return float(values[drawn].mean())
 
 
 def _prompt(key: Key, vote: Vote) -> str:
     return str(key.items[vote.item or 0]["prompt"])
 
 
-def _ends(spread: Interval) -> dict[str, float | None]:
+def _ends(spread: Interval) -> dict[str, Any]:
     return {
         "low": spread.low if math.isfinite(spread.low) else None,
         "high": spread.high if math.isfinite(spread.high) else None,

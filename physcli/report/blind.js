@@ -227,7 +227,7 @@ function save() {
   const text = JSON.stringify({ ...content, checksum: checksum(JSON.stringify(content)) }, null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text + "\n"], { type: "application/json" }));
-  link.download = `votes-${study.page.slice(0, 8)}-${rater}-${state.session.slice(0, 8)}.json`;
+  link.download = `votes-${study.page.slice(0, 8)}-${rater}-${state.session.slice(0, 8)}-${state.votes.length}.json`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   at("saved").textContent = `Saved as ${link.download}, where this browser puts downloads.`;

@@ -396,11 +396,11 @@ def test_files_that_cannot_be_scored(files, key, study, runs, tmp_path):
         score(files[0], tmp_path / "bad.json", out=out, page=study)
     with pytest.raises(DataError, match="is no file of votes"):
         score(study / KEY_FILE, out=out, page=study)
+    (tmp_path / KEY_FILE).write_text("{}")
     with pytest.raises(DataError, match="is no key of a blind page"):
-        (tmp_path / KEY_FILE).write_text("{}")
         score(files[0], out=out)
+    (tmp_path / KEY_FILE).write_text('{"physcli_blind": 1}')
     with pytest.raises(DataError, match="is not whole: 'runs' is missing"):
-        (tmp_path / KEY_FILE).write_text('{"physcli_blind": 1}')
         score(files[0], out=out)
     assert not out.exists()
 

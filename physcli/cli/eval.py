@@ -1,7 +1,7 @@
 """`physcli eval …`: do videos obey physics, and show what was asked?
 
-A command for each benchmark of the table, made from what the benchmark says of itself when it is called; and one that
-puts two of their runs side by side.
+A command for each benchmark of the table, made from what the benchmark says of itself when it is called; one that puts
+two of their runs side by side, and one for the votes of people.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ let rater = 0;
 let state = null; // {session, started, votes: [{trial, choice}], seen: {trial: {plays, replays, ms, revised}}}
 let shown = null; // {trial, left, right, videos}: what is on the screen
 let since = null; // when it came into view, in ms
+let running = false; // a round is being played, and has not been counted
 let waiting = 0;
 
 // --- what is kept ---
@@ -92,6 +93,7 @@ function put(slot, video) {
 
 function clear() {
   clearTimeout(waiting);
+  running = false;
   if (!shown) return;
   count();
   for (const video of shown.videos) {
@@ -141,6 +143,7 @@ function allow() {
 
 function play() {
   clearTimeout(waiting);
+  running = true;
   for (const video of shown.videos) {
     video.currentTime = 0;
     video.play().catch(() => {
@@ -153,7 +156,9 @@ function play() {
 }
 
 function ended() {
-  if (!shown || !shown.videos.every((video) => video.ended)) return;
+  // Where both end at once, both tell, and the round still is one.
+  if (!shown || !running || !shown.videos.every((video) => video.ended)) return;
+  running = false;
   seen().plays += 1;
   keep();
   allow();

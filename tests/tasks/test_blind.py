@@ -503,14 +503,14 @@ def test_known_strengths_and_side_are_found(large_study, tmp_path, tie):
     key = read_key(large_study / KEY_FILE)
     strengths = [0.0, 0.5, -0.4]
     files = [
-        save_votes(tmp_path / f"{r}.json", key.page, r, vote(key, r, strengths, side=0.36, tie=tie, seed=7))
+        save_votes(tmp_path / f"{r}.json", key.page, r, vote(key, r, strengths, side=0.36, tie=tie))
         for r in range(1, 201)
     ]
     done = score(*files, out=tmp_path / "out", page=large_study)
     model = "davidson" if tie else "bradley-terry"
     assert done.models[-1] == model
     found = done.rows_of("strength", model)
-    assert [row["value"] for row in found] == pytest.approx(strengths, abs=0.12)
+    assert [row["value"] for row in found] == pytest.approx(strengths, abs=0.15)  # 3.5 standard errors
     for row, true in zip(found[1:], strengths[1:], strict=True):
         assert row["low"] < true < row["high"]
         assert row["high"] - row["low"] < 0.4

@@ -48,6 +48,8 @@ def read_blind_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
     items: dict[Key, Score] = {}
     for video in found.items:
         key: Key = (video.prompt, video.index) if ignore_seeds else (video.prompt, video.index, video.seed)
+        if any("\ud800" <= character <= "\udfff" for character in video.prompt):
+            raise DataError(f"{path}: a prompt holds half a surrogate pair.", expected="text", fix="mend the prompt")
         if key in items:
             raise DataError(f"{path} has two videos of {describe(key)}.", expected="one video for each")
         items[key] = Score(

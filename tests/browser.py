@@ -109,12 +109,19 @@ class Browser:
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
-        """A key, such as Tab or Enter."""
-        code = {"Tab": 9, "Enter": 13, " ": 32}[key]
-        text = {"Enter": "\r", " ": " "}.get(key)
+        """A key, such as Tab, Enter, ArrowLeft or a letter."""
+        named = {"Backspace": 8, "Tab": 9, "Enter": 13, " ": 32, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}
+        code = named[key] if key in named else ord(key.upper())
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else None)
         common = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def downloads_to(self, folder: Path) -> None:
+        """Where files that a page saves go."""
+        session, self._session = self._session, None
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder.resolve()))
+        self._session = session
 
     def resize(self, width: int, height: int) -> None:
         self.call(

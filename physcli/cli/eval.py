@@ -1,7 +1,8 @@
 """`physcli eval …`: do videos obey physics, and show what was asked?
 
 A command for each benchmark of the table, made from what the benchmark says of itself when it is called; one that puts
-two of their runs side by side; and one that asks a generator itself, not its videos.
+two of their runs side by side, one for the best of several videos and one for the votes of people; and one that asks a
+generator itself, not its videos.
 """
 
 from __future__ import annotations
@@ -201,7 +202,46 @@ def select(
         return
     render.show(tables.selection(done))
     render.files(done.files())
+
+
 app.command("likephys")(likephys)
+
+
+@app.command("votes")
+@shared(Run)
+def votes(
+    common: Run,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE…", help="What raters saved on the page.", show_default=False)
+    ],
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="The run of `physcli compare --blind`, for its key.  \\[default: beside the files, or a folder above]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """What do people prefer? The votes of a page of `physcli compare --blind`: shares, strengths, agreement."""
+    from physcli.tasks import tables
+    from physcli.tasks.blind.votes import VotesSettings, score_votes
+    from physcli.tasks.run_dir import to_json
+
+    done = score_votes(
+        VotesSettings(tuple(files), page, common.seed),
+        out=common.out,
+        overwrite=common.overwrite,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    if common.json:
+        render.json_text(to_json({"run": done.path, "rows": done.rows, "excluded": done.excluded}))
+        return
+    for table in tables.votes(done):
+        render.show(table)
+    for sentence in done.sentences():
+        render.result(sentence)
+    render.files(done.files())
 
 
 def _evaluate(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_VOID = frozenset({"meta", "br", "img", "line", "rect", "circle", "path"})
+_VOID = frozenset({"meta", "br", "img", "input", "line", "rect", "circle", "path"})
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]*")
 # Control characters and lone surrogates have no place in HTML (nor in UTF-8).
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -60,7 +60,7 @@ def element(name: str, /, *children: Content | Iterable[Content], **attributes: 
             continue
         opening.append(attribute if value is True else f'{attribute}="{escape(value)}"')
     if name in _VOID:
-        return Markup(f"<{' '.join(opening)}>" if name in {"meta", "br", "img"} else f"<{' '.join(opening)}/>")
+        return Markup(f"<{' '.join(opening)}>" if name in {"meta", "br", "img", "input"} else f"<{' '.join(opening)}/>")
     inner = "".join(
         escape(part)
         for child in children
@@ -279,7 +279,14 @@ def data_url(kind: str, content: bytes) -> str:
 # --- the page ---
 
 
-def page(title: str, subtitle: str, *sections: Content | Iterable[Content], footer: str = "") -> str:
+def page(
+    title: str,
+    subtitle: str,
+    *sections: Content | Iterable[Content],
+    footer: str = "",
+    styles: Sequence[str] = ("page.css",),
+    script: str = "page.js",
+) -> str:
     """The whole file.
 
     Args:
@@ -287,8 +294,10 @@ def page(title: str, subtitle: str, *sections: Content | Iterable[Content], foot
         subtitle: One line below it.
         sections: What is on it.
         footer: Last line.
+        styles: Files beside this one, one after the other.
+        script: The same.
     """
-    style, script = (_beside(name) for name in ("page.css", "page.js"))
+    style, script = "\n".join(_beside(name) for name in styles), _beside(script)
     policy: Mapping[str, str] = {
         "default-src": "'none'",
         "img-src": "data:",

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def compare(
         raise UsageError("--cases or --max-video-mb is below 0.", expected="0 or more")
 
     # 1. The runs.
-    sides = _label(list(sides or [_read_side(text, settings.ignore_seeds) for text in settings.runs]))
+    sides = label_sides(list(sides or [read_side(text, settings.ignore_seeds) for text in settings.runs]))
     runs = [run for side in sides for run in side.runs]
     _refuse_unlike(sides)
     with RunDir(
@@ -109,9 +109,9 @@ def compare(
         run_dir.reopen()  # it takes seconds
 
         # 2. The pairs.
-        keys, notes = _pair(sides, settings)
+        keys, notes = pair_items(sides, intersect=settings.intersect, ignore_seeds=settings.ignore_seeds)
         metrics = _choose_metrics(sides, settings.metrics, notes)
-        notes += [*_differing_settings(sides), *_same_videos(sides, keys)]
+        notes += [*_differing_settings(sides), *same_videos(sides, keys)]
         for message in notes:
             reporter.note(message)
 
@@ -130,7 +130,7 @@ def compare(
             row["verdict"] = _verdict(row) if row["group"] == "all" else None
 
         # 5. The guards, and the files.
-        flags = [*_guard(rows, sides), *_differing_chroma(sides, keys)]
+        flags = [*_guard(rows, sides), *differing_chroma(sides, keys)]
         for message in flags:
             reporter.warn(message)
         run_dir.record["flags"] = flags
@@ -153,7 +153,7 @@ def _videos_of(sides: Sequence[Side], key: Key) -> list[tuple[str, Path]]:
 # --- which runs ---
 
 
-def _read_side(text: str, ignore_seeds: bool) -> Side:
+def read_side(text: str, ignore_seeds: bool, *, read: Callable[..., ScoredRun] = read_scored_run) -> Side:
     """`RUN`, `RUN,RUN,…` or `NAME=RUN,RUN,…`; a folder of that very name is taken as it is."""
     label, _, rest = text.partition("=") if "=" in text and not Path(text).is_dir() else ("", "", text)
     names = [rest] if Path(rest).is_dir() else [name.strip() for name in rest.split(",")]
@@ -164,10 +164,10 @@ def _read_side(text: str, ignore_seeds: bool) -> Side:
         raise UsageError(
             f"{text!r} names {twice} twice.", expected="runs of different training seeds: one run is no more than one"
         )
-    return Side(label.strip(), tuple(read_scored_run(name, ignore_seeds=ignore_seeds) for name in names))
+    return Side(label.strip(), tuple(read(name, ignore_seeds=ignore_seeds) for name in names))
 
 
-def _label(sides: list[Side]) -> list[Side]:
+def label_sides(sides: list[Side]) -> list[Side]:
     """Names for tables: as given, else the shortest end of the path that tells all apart."""
     given = [side.label for side in sides if side.label]
     twice = next((name for name in given if given.count(name) > 1), None)
@@ -225,8 +225,12 @@ def _refuse_unlike(sides: Sequence[Side]) -> None:
 # --- which items ---
 
 
-def _pair(sides: Sequence[Side], settings: CompareSettings) -> tuple[list[Key], list[str]]:
-    """The items that all runs hold, in the first run's order, and what is to be said of them."""
+def pair_items(sides: Sequence[Side], *, intersect: bool, ignore_seeds: bool) -> tuple[list[Key], list[str]]:
+    """The items that all runs hold, in the first run's order, and what is to be said of them.
+
+    Raises:
+        PhyscliError: the runs hold different items, and no `intersect` was asked for or none are in all of them.
+    """
     runs = [run for side in sides for run in side.runs]
     common = set.intersection(*(set(run.items) for run in runs))
     union = set.union(*(set(run.items) for run in runs))
@@ -249,9 +253,9 @@ def _pair(sides: Sequence[Side], settings: CompareSettings) -> tuple[list[Key], 
             raise PhyscliError(
                 f"{found} {examples}".strip(),
                 expected=expected + (", told by prompt, index and seed" if runs[0].kind == "eval" else ""),
-                fix=_mend_seeds(runs, settings) or "score videos of the same prompts",
+                fix=_mend_seeds(runs, ignore_seeds) or "score videos of the same prompts",
             )
-        if not settings.intersect:
+        if not intersect:
             raise PhyscliError(
                 f"{found} {examples}".strip(),
                 expected=expected,
@@ -279,9 +283,9 @@ def _pair(sides: Sequence[Side], settings: CompareSettings) -> tuple[list[Key], 
     return keys, notes
 
 
-def _mend_seeds(runs: Sequence[ScoredRun], settings: CompareSettings) -> str:
+def _mend_seeds(runs: Sequence[ScoredRun], ignore_seeds: bool) -> str:
     """The remedy where the prompts agree and only the seeds do not."""
-    if runs[0].kind != "eval" or settings.ignore_seeds:
+    if runs[0].kind != "eval" or ignore_seeds:
         return ""
     if not set.intersection(*({key[:2] for key in run.items} for run in runs)):
         return ""
@@ -328,7 +332,7 @@ def _differing_settings(sides: Sequence[Side]) -> list[str]:
     return [f"The runs were not scored alike, which may be the difference itself. {said}."]
 
 
-def _same_videos(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
+def same_videos(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
     """Videos that two sides share byte for byte: a mistyped folder, or a change that never took hold."""
     if sides[0].runs[0].kind != "eval":
         return []
@@ -343,7 +347,7 @@ def _same_videos(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
     return notes
 
 
-def _differing_chroma(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
+def differing_chroma(sides: Sequence[Side], keys: Sequence[Key]) -> list[str]:
     """Pairs of videos of which one keeps a colour for each pixel and the other for several."""
     reference = sides[0].runs[0].items
     flags = []

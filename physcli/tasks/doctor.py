@@ -22,6 +22,7 @@ EXTRAS = {
     "hdf5": ("h5py", "reading Physion v1 HDF5 files"),
     "eight-bit": ("bitsandbytes", "train.optimizer.name=adamw-8bit on CUDA"),
     "raft": ("torchvision", "objective.flow=raft of motion projectors"),
+    "votes": ("krippendorff", "agreement between raters in `physcli eval votes`"),
     "trackers": ("tensorboard", "train.trackers=[tensorboard]"),
 }
 REQUIRED = (

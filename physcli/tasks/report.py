@@ -45,6 +45,7 @@ ARROWS = {"better": "▲", "worse": "▼", "higher": "▲", "lower": "▼", "not
 _SIGNS: dict[bool | None, float] = {True: 1.0, False: -1.0, None: 0.0}  # of a metric's direction
 _SMALL_SIDE = 256  # pixels: smaller videos are enlarged before their chroma is halved
 _CRF = 16  # of videos encoded anew
+_UNKNOWN_RATE_HZ = 8.0
 _LONG_SETTING = 200  # characters
 _HASH_LENGTH = 16
 _PICTURES = {"probe.png": "accuracy by scenario", "depth.png": "accuracy by depth"}
@@ -302,7 +303,7 @@ def _cases(result: CompareResult, count: int, max_video_mb: float) -> Markup:
     for key in unchanged[: count if not chosen else (count + 2) // 3]:
         chosen.setdefault(key, []).append("no difference")
 
-    players = _Players(max_video_mb)
+    players = Players(max_video_mb)
     drawn = []
     for key, titles in chosen.items():
         items = [(side.label, side.runs[0].items[key]) for side in result.sides]
@@ -329,7 +330,7 @@ def _run_cases(run: ScoredRun, count: int, max_video_mb: float) -> Markup:
     for place in range(half):
         titles.setdefault(order[place], f"worst no. {place + 1}")
         titles.setdefault(order[-1 - place], f"best no. {place + 1}")
-    players = _Players(max_video_mb)
+    players = Players(max_video_mb)
     drawn = []
     for key, title in titles.items():
         item = run.items[key]
@@ -401,7 +402,7 @@ def _player(
     return Player(label, chips)
 
 
-class _Players:
+class Players:
     """Puts videos into cases until the page has reached its size."""
 
     def __init__(self, max_video_mb: float) -> None:
@@ -458,19 +459,24 @@ def _playable(path: Path | None) -> tuple[bytes | None, tuple[int, int], str]:
         plays = info.codec == "h264" and info.pixel_format == "yuv420p" and path.suffix.lower() == ".mp4"
         if plays:
             return path.read_bytes(), (info.height, info.width), ""
-        frames = read_video(path)
-        times = max(1, -(-_SMALL_SIDE // min(info.height, info.width)))
-        frames = frames.repeat(times, axis=1).repeat(times, axis=2)
-        height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # 4:2:0 needs even sides
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / "video.mp4"
-            frame_rate_hz = info.frame_rate_hz or 8.0
-            write_video(
-                made, np.ascontiguousarray(frames[:, :height, :width]), frame_rate_hz, crf=_CRF, full_chroma=False
-            )
-            return made.read_bytes(), (height, width), ""
+        return *encode_for_browsers(read_video(path), info.frame_rate_hz), ""
     except DataError as error:
         return None, (0, 0), f"Cannot be shown. {error.received}"
+
+
+def encode_for_browsers(frames: np.ndarray, frame_rate_hz: float | None) -> tuple[bytes, tuple[int, int]]:
+    """uint8 [T, H, W, 3] as MP4 bytes that every browser plays, and their (height, width).
+
+    Small frames are enlarged to 256 pixels or more first, by whole factors; an odd row or column is cut.
+    """
+    times = max(1, -(-_SMALL_SIDE // min(frames.shape[1:3])))
+    frames = frames.repeat(times, axis=1).repeat(times, axis=2)
+    height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # 4:2:0 needs even sides
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "video.mp4"
+        cut = np.ascontiguousarray(frames[:, :height, :width])
+        write_video(made, cut, frame_rate_hz or _UNKNOWN_RATE_HZ, crf=_CRF, full_chroma=False)
+        return made.read_bytes(), (height, width)
 
 
 # --- what was compared ---

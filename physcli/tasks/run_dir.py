@@ -158,7 +158,7 @@ class RunDir:
     ) -> None:
         if out is None:
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            out = Path("runs") / f"{command.replace(' ', '-')}-{stamp}"
+            out = Path("runs") / f"{command.replace(' --', '-').replace(' ', '-')}-{stamp}"
         self.path = out
         self.reporter = reporter or Reporter()
         self.writes = writes

@@ -6,7 +6,7 @@ What a number is, its row says (`physcli.rows`): rates are shown in per cent, al
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,8 @@ from physcli.benchmarks.dynamic_degree import LARGEST_MOTION
 from physcli.data.video import chroma_step
 from physcli.progress import counted
 from physcli.rows import metric_of
+from physcli.tasks.blind.votes_result import RELIABILITY, ends_text
+from physcli.tasks.blind.votes_result import value_text as strength_text
 from physcli.tasks.figures import (
     interval_text,
     least_text,
@@ -28,6 +30,7 @@ from physcli.tasks.verifiers import GAIN
 
 if TYPE_CHECKING:
     from physcli.tasks.agreement import AgreementResult
+    from physcli.tasks.blind.votes_result import VotesResult
     from physcli.tasks.compare_result import CompareResult, Side
     from physcli.tasks.eval import EvalResult
     from physcli.tasks.likephys.result import LikePhysResult
@@ -177,6 +180,53 @@ def selection(result: SelectResult) -> Table:
         whole=(0,),
         sections=(0, len(lines) - 2),
     )
+
+
+def votes(result: VotesResult) -> list[Table]:
+    """What raters preferred; strengths; how far raters are to be trusted."""
+    lines: list[list[Any]] = []
+    for row in result.preferences:
+        if row["value"] is None:
+            lines.append([f"{row['subject']} to {row['reference']}", None, None, 0, None, None])
+            continue
+        clear = row["p_holm"] < 0.05
+        tone = ("better" if row["value"] > 0.5 else "worse") if clear else ""
+        prompts = f"{row['prompts_won']} / {row['prompts_tied']} / {row['prompts_lost']}"
+        share = Toned(f"{100 * row['value']:.1f}", tone)
+        name = f"{row['subject']} to {row['reference']}"
+        lines.append([name, share, ends_text(row), row["n"], prompts, p_text(row["p_holm"])])
+    preferred = Table(
+        f"{counted(len(result.ballots) - len(result.excluded), 'rater')}: {result.key.record['question']}",
+        ["preferred", "%", "95 %", "votes", "prompts", "Holm"],
+        lines,
+        "A tie is half a vote. Interval: prompts drawn again. Prompts: won, tied, lost. Holm: p of a permutation "
+        "test, random sign flips of the prompts, corrected. " + result.needed(),
+        right=range(1, 6),
+        whole=range(1, 6),
+    )
+    lines = [
+        [name, *(text for row in found for text in (strength_text(row), ends_text(row)))]
+        for name, found in _strength_rows(result)
+    ]
+    heads = {"bradley-terry": "Bradley–Terry", "davidson": "Davidson"}
+    columns = ["strength, logits", *(name for model in result.models for name in (heads[model], "95 %"))]
+    strengths = Table(
+        "Strengths, and what the left side adds",
+        columns,
+        lines,
+        "Interval: prompts and raters drawn again.",
+        right=range(1, len(columns)),
+        whole=range(1, len(columns)),
+    )
+    known = [(words, result.row(metric)) for metric, words in RELIABILITY.items()]
+    trust = [[words, *score_texts(row), row["n"]] for words, row in known if row is not None]
+    return [preferred, strengths, Table("Raters", ["", "value", "95 %", "n"], trust, right=(1, 2, 3), whole=(1, 2, 3))]
+
+
+def _strength_rows(result: VotesResult) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for number, run in enumerate(result.key.runs):
+        yield run, [result.rows_of("strength", model)[number] for model in result.models]
+    yield "left side", [result.rows_of("side_bias", model)[0] for model in result.models]
 
 
 # --- compare ---

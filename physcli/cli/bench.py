@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from physcli.cli.data import parse_size
 from physcli.cli.options import ModelRun, Run, TrainRun, shared
 from physcli.errors import UsageError
 from physcli.guidance import GUIDANCES
+from physcli.progress import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -243,6 +245,34 @@ def sample(
     rows = bench_sample(**settings, reporter=render.RichReporter(quiet=common.quiet))
     caption = "whole videos timed in turn, every step guided; medians of ratios, and of seconds without guidance"
     _show(common, "bench sample", rows, settings, caption)
+
+
+@app.command("command")
+@shared(Run)
+def command(
+    common: Run,
+    arguments: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="A command of physcli, after --.")],
+    against: Annotated[
+        str, typer.Option(metavar="ENV", help="A virtual environment with another build.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each build.")] = 5,
+    cold_cache: Annotated[bool, typer.Option("--cold-cache", help="An empty cache for every run.")] = False,
+) -> None:
+    """A whole command of this build beside the same of another one: time and peak memory, as ratios."""
+    from physcli.tasks.bench.against import bench_command
+
+    rows = bench_command(
+        arguments,
+        against=Path(against).expanduser(),
+        rounds=rounds,
+        cold_cache=cold_cache,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    settings = {"command": arguments, "against": against, "rounds": rounds, "cold_cache": cold_cache}
+    [shown] = [row for row in rows if (row["group"], row["metric"]) == ("ratio", "seconds")]
+    ends = "" if shown["low"] is None else f", 95 % {shown['low']:.3g} to {shown['high']:.3g}"
+    caption = f"medians of {counted(rounds, 'run')}, in turn; ratio of seconds {shown['value']:.3g}{ends}"
+    _show(common, "bench command", rows, settings, caption)
 
 
 @app.command("faults")

@@ -281,6 +281,19 @@ class LayerSync(Weighted):
         return self
 
 
+class Critic(Weighted):
+    """See `physcli.methods.critic`. `critic`: a generator of the same latents and text, none given: the weights that
+    training begins with. `block`: of it, counted from 0, none given: round(0.6·n)−1. `sigma`: of the noise under which
+    it looks. `most_sigma`: predictions from more noise are not asked for."""
+
+    name: Literal["critic"]
+    weight: NonNegativeFloat = 0.1
+    critic: str | None = None
+    block: NonNegativeInt | None = None
+    sigma: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    most_sigma: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+
 class VideoJam(Weighted):
     """See `physcli.methods.videojam`. `weight`: of the motion's term beside the clip's. `motion`: what is denoised
     beside the clip, `picture`, the flow as colours through the generator's own VAE, or `pooled`, the flow itself.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from physcli.errors import RecipeError
 from physcli.methods.settings import (
     Alignment,
+    Critic,
     FieldSettings,
     JointField,
     LaMo,
@@ -56,6 +57,7 @@ __all__ = [
     "Alignment",
     "AnyRecipe",
     "Cached",
+    "Critic",
     "Data",
     "Denoising",
     "EncoderRecipe",

@@ -176,7 +176,20 @@ def denoised(generator):
 
 def test_the_recipes_of_the_embedded_default():
     assert set(RECIPES) >= {
-        *("sft", "repa", "irepa", "crepa", "videorepa", "tsa", "m-tsa", "moalign", "lamo", "layersync", "videojam"),
+        *(
+            "sft",
+            "repa",
+            "irepa",
+            "crepa",
+            "videorepa",
+            "tsa",
+            "m-tsa",
+            "moalign",
+            "lamo",
+            "layersync",
+            "critic",
+            "videojam",
+        ),
         *("moalign-motion", "lamo-field"),
     }
 

@@ -27,7 +27,20 @@ from physcli.tasks.training.request import FinetuneRequest
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-METHODS = ("sft", "repa", "irepa", "crepa", "videorepa", "tsa", "m-tsa", "moalign", "lamo", "layersync", "videojam")
+METHODS = (
+    "sft",
+    "repa",
+    "irepa",
+    "crepa",
+    "videorepa",
+    "tsa",
+    "m-tsa",
+    "moalign",
+    "lamo",
+    "layersync",
+    "critic",
+    "videojam",
+)
 LORA = ("lora.rank=2", "lora.alpha=6", "train.optimizer.lr=0.02")
 
 

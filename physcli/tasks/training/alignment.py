@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from physcli.errors import UsageError
 from physcli.hashing import seed_from, seeded
 from physcli.methods import imported
+from physcli.methods.critic import critic_loss
 from physcli.methods.grids import Grid, resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
 from physcli.methods.layersync import layersync_loss
 from physcli.methods.projector import Projector
-from physcli.methods.settings import Alignment, LaMo, LayerSync, MethodSettings, VideoJam, Weighted
+from physcli.methods.settings import Alignment, Critic, LaMo, LayerSync, MethodSettings, VideoJam, Weighted
 from physcli.methods.videojam import motion_loss
 from physcli.models.features import check_taps, default_tap
 from physcli.models.generator import Conditioning, Generator
@@ -275,6 +276,54 @@ class MotionDrift(Method):
         return loss, {f"field_{name}": value for name, value in {"loss": loss.detach(), **logs}.items()}
 
 
+class FrozenCritic(Method):
+    """A frozen generator looks at what is predicted. It needs no tap and brings no weights of its own.
+
+    Args:
+        settings: The recipe's.
+        process: The generator's noise.
+        critic: Frozen, where the generator is; no part of this module, so that no checkpoint holds it.
+        latent_shape: (F, C, h, w) of a clip's.
+
+    Raises:
+        UsageError: a block that the critic does not have.
+    """
+
+    needs = ("critic_noise",)
+
+    def __init__(
+        self, settings: Critic, *, process: NoiseProcess, critic: Generator, latent_shape: Sequence[int]
+    ) -> None:
+        super().__init__(settings)
+        self.settings, self.process, self.latent_shape = settings, process, tuple(latent_shape)
+        self.block = default_tap(critic.num_blocks) if settings.block is None else settings.block
+        check_taps([self.block], critic.num_blocks)
+        self._level = critic.noise.at(settings.sigma)
+        self._critic = (critic,)
+
+    def draw(self, sample: int, seed: int) -> dict[str, Tensor]:
+        return {"critic_noise": noise_of(seed, "critic noise", sample, shape=self.latent_shape)}
+
+    def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        assert seen.conditioning is not None
+        predicted = self._look(seen, seen.predicted_clean)
+        with torch.no_grad():
+            real = self._look(seen, seen.clean)
+        asked = (seen.level.sigma <= self.settings.most_sigma).to(predicted.device)
+        loss = torch.where(asked, critic_loss(predicted, real), 0.0)
+        return loss, {"asked": asked.float()}
+
+    def _look(self, seen: Pass, latents: Tensor) -> Tensor:
+        """The critic's tokens [B, F, H, W, D] of latents under a little noise."""
+        [critic], assumed = self._critic, seen.conditioning
+        assert assumed is not None
+        level = self._level.expand(len(latents))
+        noisy = critic.noise.add_noise(latents, seen.signals["critic_noise"], level)
+        told = Conditioning({name: assumed[name].detach() for name in assumed})
+        denoised = critic.denoise(noisy, level, told, taps=[self.block], features_only=True)
+        return denoised.features[self.block]
+
+
 class JointMotion(Method):
     """VideoJAM: the motion of the clip, noised and denoised beside it. It needs no teacher; the last block is tapped,
     as the only place where its gradient and that of denoising meet (the outputs are of different channels).
@@ -320,6 +369,7 @@ def build_method(
     student_grid: tuple[int, int, int],
     teacher_shape: Sequence[int] | None,
     seed: int,
+    critic: Generator | None = None,
 ) -> Method | None:
     """The recipe's method for this generator, or None for `sft`.
 
@@ -340,6 +390,10 @@ def build_method(
     if isinstance(settings, VideoJam):
         motion_shape = (frames, generator.facts.motion_channels, rows, columns)
         return JointMotion(settings, generator=generator, latent_shape=motion_shape)
+    if isinstance(settings, Critic):
+        assert critic is not None
+        latent_shape = (frames, generator.facts.latent_channels, rows, columns)
+        return FrozenCritic(settings, process=generator.noise, critic=critic, latent_shape=latent_shape)
     if isinstance(settings, LayerSync):
         return BlockSync(settings, num_blocks=generator.num_blocks)
     if not isinstance(settings, Alignment):

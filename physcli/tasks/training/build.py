@@ -28,6 +28,7 @@ from physcli.progress import Reporter
 from physcli.recipe import (
     Alignment,
     AnyRecipe,
+    Critic,
     EncoderRecipe,
     GeneratorRecipe,
     MethodSettings,
@@ -203,6 +204,7 @@ def build_trainee(
         recipe=recipe,
         material=made.material,
         prompts=made.prompts,
+        critic=_critic(recipe, made.generator, reporter) if isinstance(recipe.method, Critic) else None,
         seed=seed,
         judge=_judge(recipe, made.generator, held_out, seed, cache, processes, reporter),
         reporter=reporter,
@@ -214,6 +216,36 @@ def build_trainee(
             fix="leave freeze out",
         )
     return trainee
+
+
+def _critic(recipe: GeneratorRecipe, generator: Generator, reporter: Reporter) -> Generator:
+    """The frozen generator that looks at predictions.
+
+    Raises:
+        UsageError: none to begin with, or one of other latents or other text.
+    """
+    assert isinstance(recipe.method, Critic)
+    if recipe.method.critic is None and recipe.init == "random":
+        raise UsageError(
+            "method.name=critic with init=random, and no method.critic: there is nothing to look with.",
+            expected="a trained generator of the same latents",
+            fix="name it: method.critic=NAME",
+        )
+    name = recipe.method.critic or recipe.model
+    critic = loading.load_generator(
+        name, what="method.critic=", device=generator.device, dtype="float32", reporter=reporter
+    )
+    critic.merge_adapter()
+    parts = ("vae",) if recipe.objective.text_encoder else ("vae", "text_encoder")
+    for part in parts:
+        if critic.fingerprint(part) != generator.fingerprint(part):
+            raise UsageError(
+                f"method.critic={name} has another {part} than {generator.name}.",
+                expected="a generator of the same latents and text",
+            )
+    critic.release("vae", "text_encoder")
+    critic.network.requires_grad_(False).eval()
+    return critic
 
 
 def _judge(

@@ -128,6 +128,7 @@ class GeneratorTrainee(DenoisingSteps, OfGenerator):
         recipe: What is trained, and by which method.
         material: Windows of clips with their latents and teacher features.
         prompts: Of its prompts.
+        critic: Frozen, for the method that has one.
         seed: Of noise, timesteps, dropped captions and projectors.
         judge: Scores it on the way, if the recipe asks for that.
         reporter: Receives warnings.
@@ -141,6 +142,7 @@ class GeneratorTrainee(DenoisingSteps, OfGenerator):
         material: Material,
         prompts: Prompts,
         seed: int,
+        critic: Generator | None = None,
         judge: Judge | None = None,
         reporter: Reporter,
     ) -> None:
@@ -158,6 +160,7 @@ class GeneratorTrainee(DenoisingSteps, OfGenerator):
             student_grid=generator.token_grid(objective.frames, *generator.facts.size),
             teacher_shape=tuple(values["teacher"].one().shape) if "teacher" in values else None,
             seed=seed,
+            critic=critic,
         )
         super().__init__(generator, recipe=recipe, method=method, text_encoder=text_encoder, reporter=reporter)
         self.seed, self.objective, self.judge = seed, objective, judge

@@ -72,8 +72,9 @@ class FinetuneRequest:
         recipe = read_recipe(self.recipe_name, changes)
         if recipe.init == "pretrained" and recipe.trains != "rater":
             refuse_unknown(recipe.model)
-        if (teacher := getattr(getattr(recipe, "method", None), "teacher", None)) is not None:
-            refuse_unknown(teacher)
+        for beside in ("teacher", "critic"):
+            if (name := getattr(getattr(recipe, "method", None), beside, None)) is not None:
+                refuse_unknown(name)
         return recipe
 
 

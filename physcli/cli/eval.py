@@ -165,7 +165,7 @@ def select(
         list[str] | None,
         typer.Option(
             metavar="|".join(VERIFIERS),
-            help="Who picks; may be repeated.  \\[default: all]",
+            help="Who picks; may be repeated.  \\[default: all that can]",
             show_default=False,
         ),
     ] = None,
@@ -188,7 +188,7 @@ def select(
     from physcli.tasks.select import select as task
 
     done = task(
-        SelectSettings(run, tuple(verifier or VERIFIERS), metric, encoder, rater, limit, common.seed),
+        SelectSettings(run, tuple(verifier or ()), metric, encoder, rater, limit, common.seed),
         out=common.out,
         overwrite=common.overwrite,
         device=common.device,

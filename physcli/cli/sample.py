@@ -10,12 +10,13 @@ import typer
 from physcli.cli import render
 from physcli.cli.data import parse_size
 from physcli.cli.options import ModelRun, parameter, shared
-from physcli.errors import UsageError, unknown
+from physcli.errors import UsageError
 from physcli.guidance import GUIDANCES, NONE, guidance_class
 from physcli.guidance.base import flag
 from physcli.progress import counted
 from physcli.tasks.models import refuse_unknown_models
-from physcli.tasks.verifiers import VERIFIERS
+from physcli.tasks.processes import Processes
+from physcli.tasks.verifiers import VERIFIERS, check_verifiers
 
 if TYPE_CHECKING:
     from physcli.tasks.sample import SampleResult
@@ -89,7 +90,7 @@ def sample(
         str | None,
         typer.Option(
             metavar="|".join(VERIFIERS),
-            help="What it prefers: " + "; ".join(f"{name}: {line}" for name, (_, line) in VERIFIERS.items()) + ".",
+            help="What it prefers: " + "; ".join(f"{name}: {known.prefers}" for name, known in VERIFIERS.items()) + ".",
             show_default=False,
             rich_help_panel=CHOICE,
         ),
@@ -182,7 +183,7 @@ def sample(
     refuse_unknown_models([model])
     if guidance != NONE:
         guidance_class(guidance)
-    _check_choice(best_of, num_samples, {"--verifier": verifier, "--encoder": encoder, "--rater": rater})
+    _check_choice(best_of, num_samples, verifier, encoder=encoder, rater=rater)
     from physcli.tasks.prompt_sets import listed_prompts
     from physcli.tasks.sample import SampleSettings
     from physcli.tasks.sample import sample as task
@@ -231,56 +232,53 @@ def sample(
         seed=common.seed,
         dtype=common.dtype,
     )
-    done = task(
-        settings,
-        out=common.out,
-        overwrite=common.overwrite,
-        device=common.device,
-        batch_size=batch_size,
-        cpu_offload=cpu_offload,
-        vae_tiling=vae_tiling,
-        vae_slicing=vae_slicing,
-        reporter=reporter,
-    )
     best: dict[str, Any] | None = None
-    if best_of is not None and verifier is not None:
-        from physcli.tasks.best_of import best_of as choose
-
-        path, rows = choose(
-            done.path,
-            done.videos,
-            verifier,
-            encoder=encoder,
-            rater=rater,
-            seed=common.seed,
+    with Processes(common.device).together():
+        done = task(
+            settings,
+            out=common.out,
+            overwrite=common.overwrite,
             device=common.device,
-            cache_dir=common.cache_dir,
+            batch_size=batch_size,
+            cpu_offload=cpu_offload,
+            vae_tiling=vae_tiling,
+            vae_slicing=vae_slicing,
             reporter=reporter,
         )
-        best = {"list": path, "videos": rows}
+        if verifier is not None:
+            from physcli.tasks.best_of import best_of as choose
+
+            path, rows = choose(
+                done.path,
+                verifier,
+                encoder=encoder,
+                rater=rater,
+                seed=common.seed,
+                device=common.device,
+                cache_dir=common.cache_dir,
+                reporter=reporter,
+            )
+            best = {"list": path, "videos": rows}
     if not done.is_main:
         return
     _show(common, done, best)
 
 
-def _check_choice(best_of: int | None, num_samples: int, given: dict[str, str | None]) -> None:
+def _check_choice(
+    best_of: int | None, num_samples: int, verifier: str | None, *, encoder: str | None, rater: str | None
+) -> None:
     """Refuse a choice that nobody makes, and a chooser without a choice."""
     if best_of is None:
-        for option, value in given.items():
+        for option, value in (("verifier", verifier), ("encoder", encoder), ("rater", rater)):
             if value is not None:
-                raise UsageError(
-                    f"{option} {value} without --best-of.",
-                    expected="several videos to choose from",
-                    fix="add --best-of N",
-                )
+                said = f"--{option} {value} without --best-of."
+                raise UsageError(said, expected="several videos to choose from", fix="add --best-of N")
         return
     if num_samples != 1:
         raise UsageError(f"--best-of {best_of} with --num-samples {num_samples}.", expected="one of them")
-    name = given["--verifier"]
-    if name is None:
+    if verifier is None:
         raise UsageError(f"--best-of {best_of} without --verifier.", expected=f"one of {', '.join(VERIFIERS)}")
-    if name not in VERIFIERS:
-        raise unknown("verifier", name, VERIFIERS)
+    check_verifiers([verifier], encoder=encoder, rater=rater)
 
 
 def _baseline(

@@ -9,8 +9,8 @@ own picks (the oracle, which nothing beats):
     motion_px      of the picks, and the same difference: a verifier that likes still videos shows here
     still_wins     share of prompts where the first frame of its pick, held, would have been preferred to the pick
 
-    OUT/metrics.json    a row a verifier and measure; bootstrap intervals over prompts
-    OUT/items.jsonl     a row a video: the judge's score, every verifier's, and who picks it
+    OUT/metrics.json    for each verifier and measure a row; bootstrap intervals over prompts
+    OUT/items.jsonl     for each video a row: the judge's score, every verifier's, and who picks it
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from typing import Any
 import numpy as np
 
 from physcli.benchmarks.dynamic_degree import LARGEST_MOTION
-from physcli.data.video import chroma_step, frame_rate, read_video
-from physcli.errors import PhyscliError, unknown
+from physcli.errors import DataError, PhyscliError, unknown
+from physcli.hashing import settings_hash
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
 from physcli.rows import Metric, Row, make_row, mean_row
 from physcli.stats import bootstrap_interval
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, cache_root, read_log, with_defaults, write_jsonl
+from physcli.tasks.run_dir import RunDir, append_row, cache_root, read_log, read_metrics, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import Score, ScoredRun, read_scored_run
-from physcli.tasks.verifiers import ALL, GAIN, ORACLE, VERIFIERS, verifier_class
-from physcli.tasks.verifiers.base import Candidate, Need, Verifier
+from physcli.tasks.verifiers import ALL, GAIN, ORACLE, VERIFIERS, check_verifiers, verifier_class
+from physcli.tasks.verifiers.base import Setting, Verifier, read_candidate
 
 GAIN_SHARE = Metric("gain_share", "score", True, interval="bootstrap")
-STILL_WINS = Metric("still_wins", "rate", False)
+STILL_WINS = Metric("still_wins", "rate", False, interval="wilson")
 _LOG = "chosen-{}.part.jsonl"
 
 
 @dataclass(frozen=True)
 class SelectSettings:
-    """Meanings as in `physcli eval select --help`."""
+    """Meanings as in `physcli eval select --help`; `verifiers`: none given: all that can score these videos."""
 
     run: str
-    verifiers: tuple[str, ...] = tuple(VERIFIERS)
+    verifiers: tuple[str, ...] = ()
     metric: str | None = None
     encoder: str | None = None
     rater: str | None = None
@@ -60,16 +60,21 @@ class SelectResult:
 
     path: Path
     rows: list[dict[str, Any]]
-    metric: str
-    num_prompts: int
-    fewest: int
-    most: int
     is_main: bool = True
+
+    @property
+    def metric(self) -> str:
+        return str(self.rows[0]["metric"])
 
     @property
     def subjects(self) -> list[str]:
         """All videos, the verifiers, the oracle."""
         return list(dict.fromkeys(row["subject"] for row in self.rows))
+
+    @property
+    def like_judges(self) -> list[str]:
+        """Verifiers that look at what the judge looks at."""
+        return [name for name in self.subjects if name in VERIFIERS and VERIFIERS[name].judge == self.rows[0]["task"]]
 
     def row(self, subject: str, metric: str) -> dict[str, Any] | None:
         return next((row for row in self.rows if (row["subject"], row["metric"]) == (subject, metric)), None)
@@ -98,14 +103,14 @@ def select(
         reporter: Receives progress.
 
     Raises:
-        UsageError: an unknown verifier or metric.
-        PhyscliError: the run is none of `physcli eval`, or has one video of each prompt.
-        DataError: a video that cannot be read or scored.
+        UsageError: an unknown verifier or metric, or a model that none of the verifiers reads.
+        PhyscliError: the run is none of `physcli eval` over videos, or has one video of each prompt.
+        DataError: a video that cannot be read, or that a verifier cannot score that was asked for by name.
     """
+    names = settings.verifiers or tuple(VERIFIERS)
+    check_verifiers(names, encoder=settings.encoder, rater=settings.rater)
     processes = Processes(device)
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
-    for name in settings.verifiers:
-        verifier_class(name)
     scored = read_scored_run(settings.run)
     metric = _metric(scored, settings.metric)
     groups = _groups(scored, metric, settings.limit)
@@ -118,40 +123,48 @@ def select(
         reporter=reporter,
         writes=processes.is_main,
     )
-    need = Need(
-        settings.encoder, settings.rater, pick_device(device), settings.seed, cache_root(cache_dir), processes, reporter
-    )
+    cache = cache_root(cache_dir)
+    setting = Setting(settings.encoder, settings.rater, pick_device(device), settings.seed, cache, processes, reporter)
     with run:
         run.path = Path(processes.tell(str(run.path)))
-        run.check_inputs({f"run/{name}": sha for name, sha in scored.hashes.items()})
-        run.reopen()
-        verifiers = {name: verifier_class(name)(need) for name in settings.verifiers}
+        verifiers = {name: verifier_class(name)(setting) for name in names}
+        inputs = {f"run/{name}": sha for name, sha in scored.hashes.items()}
+        inputs |= {f"verifier/{name}": settings_hash(one.identity) for name, one in verifiers.items()}
+        run.check_inputs(inputs)
+        if processes.tell(run.already_finished):
+            reporter.note(f"{run.path} already holds these choices.")
+            processes.finish()
+            return SelectResult(run.path, read_metrics(run.path), processes.is_main)
         done = processes.tell(_logged(run.path))
         mine = [number for number in processes.share(range(len(groups))) if number not in done]
         with reporter.bar("Choosing", len(mine), "prompt") as bar:
             for number in mine:
-                row = {"number": number, "scores": _ask(verifiers, groups[number])}
+                row = {"number": number, "said": _ask(verifiers, groups[number], strict=bool(settings.verifiers))}
                 append_row(run.path / _LOG.format(processes.rank), row)
                 bar.advance()
         processes.wait()
         rows: list[Row] = []
         if processes.is_main:
             done = _logged(run.path)
-            scores = [done[number]["scores"] for number in range(len(groups))]
-            run.record["verifiers"] = {name: verifier.facts for name, verifier in verifiers.items()}
+            said = [done[number]["said"] for number in range(len(groups))]
+            able = _able(said, names, reporter)
+            scores = [{name: one[name] for name in able} for one in said]
+            run.record["verifiers"] = {name: verifiers[name].identity | verifiers[name].found for name in able}
             rows = _measure(scored, groups, scores, metric, settings.seed)
             write_jsonl(run.path / "items.jsonl", _rows_of_videos(groups, scores, metric))
             run.write_metrics(rows)
             for part in run.path.glob(_LOG.format("*")):
                 part.unlink()
     processes.finish()
-    sizes = [len(group) for group in groups]
-    return SelectResult(run.path, rows, metric.name, len(groups), min(sizes), max(sizes), processes.is_main)
+    return SelectResult(run.path, rows, processes.is_main)
 
 
 def _metric(scored: ScoredRun, name: str | None) -> Metric:
-    if scored.kind == "probe":
-        raise PhyscliError(f"{scored.path} is a probe of a model.", expected="a run of `physcli eval` over videos")
+    if scored.kind != "eval":
+        raise PhyscliError(
+            f"{scored.path} is a run of `physcli {scored.record['command']}`, which scores no videos.",
+            expected="a run of `physcli eval` over videos",
+        )
     if name is not None:
         if name not in scored.metrics:
             raise unknown(f"metric of {scored.path}", name, scored.metrics)
@@ -175,37 +188,55 @@ def _groups(scored: ScoredRun, metric: Metric, limit: int | None) -> list[list[S
     return groups
 
 
-def read_candidate(video: Path, *, prompt: str, caption: str, pixel_format: str) -> Candidate:
-    """A candidate from its file.
+def _ask(verifiers: Mapping[str, Verifier], group: Sequence[Score], *, strict: bool) -> dict[str, dict[str, Any]]:
+    """Every verifier's scores of the videos of a prompt, and whether it prefers its pick's first frame, held.
+
+    Args:
+        verifiers: By name.
+        group: The videos.
+        strict: One that cannot score them ends the run; else it says why, as `cannot`.
+    """
+    candidates = []
+    for item in group:
+        assert item.video is not None
+        candidates.append(
+            read_candidate(item.video, prompt=item.prompt, caption=item.caption, pixel_format=item.pixel_format)
+        )
+    said: dict[str, dict[str, Any]] = {}
+    for name, verifier in verifiers.items():
+        try:
+            scores = verifier.scores(candidates)
+            pick = int(scores.argmax())
+            held = candidates[pick].held()
+            if verifier.relative:
+                *beside, still = verifier.scores([*candidates, held])
+            else:
+                beside, [still] = list(scores), verifier.scores([held])
+        except DataError as error:
+            if strict:
+                raise
+            said[name] = {"cannot": f"{error.received} Expected: {error.expected}"}
+            continue
+        said[name] = {"scores": scores.tolist(), "still_wins": bool(still > beside[pick])}
+    return said
+
+
+def _able(said: Sequence[Mapping[str, Any]], names: Sequence[str], reporter: Reporter) -> list[str]:
+    """The verifiers that could score all videos; why the others are left out is said.
 
     Raises:
-        DataError: it cannot be decoded.
+        DataError: none could.
     """
-    step = chroma_step(pixel_format) if pixel_format else (1, 1)
-    return Candidate(read_video(video), frame_rate(video), prompt, caption or prompt, str(video.name), step)
-
-
-def held(candidate: Candidate) -> Candidate:
-    """Its first frame, all along."""
-    frames = np.repeat(candidate.frames[:1], len(candidate.frames), axis=0)
-    name = f"{candidate.name}, held"
-    return Candidate(frames, candidate.frame_rate_hz, candidate.prompt, candidate.caption, name, candidate.chroma_step)
-
-
-def _ask(verifiers: Mapping[str, Verifier], group: Sequence[Score]) -> dict[str, dict[str, Any]]:
-    """Every verifier's scores of the videos of a prompt, and whether it prefers its pick's first frame, held."""
-    candidates = [
-        read_candidate(item.video, prompt=item.prompt, caption=item.caption, pixel_format=item.pixel_format)
-        for item in group
-        if item.video is not None
-    ]
-    found = {}
-    for name, verifier in verifiers.items():
-        scores = verifier.scores(candidates)
-        pick = int(scores.argmax())
-        *beside, still = verifier.scores([*candidates, held(candidates[pick])])
-        found[name] = {"scores": scores.tolist(), "still_wins": bool(still > beside[pick])}
-    return found
+    able = []
+    for name in names:
+        reasons = [one[name]["cannot"] for one in said if "cannot" in one[name]]
+        if reasons:
+            reporter.warn(f"The verifier {name} is left out: {reasons[0]}")
+        else:
+            able.append(name)
+    if not able:
+        raise DataError("No verifier can score these videos.", expected="videos that one of them can score")
+    return able
 
 
 def _logged(path: Path) -> dict[int, dict[str, Any]]:
@@ -237,6 +268,20 @@ class _Bootstrap:
         return self.of(lambda drawn: float(values[drawn].mean()))
 
 
+def _values(
+    groups: Sequence[Sequence[Score]], picks: Mapping[str, Sequence[int]], metric: str
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Of the prompts of which all videos have this metric: the mean over their videos, and that of every pick."""
+    whole = [n for n, group in enumerate(groups) if all(item.values[metric] is not None for item in group)]
+    table = [[float(item.values[metric] or 0) for item in groups[n]] for n in whole]
+    mean = np.array([np.mean(column) for column in table])
+    of = {
+        name: np.array([column[places[n]] for n, column in zip(whole, table, strict=True)])
+        for name, places in picks.items()
+    }
+    return mean, of
+
+
 def _measure(
     scored: ScoredRun,
     groups: Sequence[Sequence[Score]],
@@ -244,36 +289,39 @@ def _measure(
     metric: Metric,
     seed: int,
 ) -> list[Row]:
+    sizes = [len(group) for group in groups]
     common: dict[str, Any] = {"benchmark": "select", "task": str(scored.rows[0]["benchmark"]), "group": "all"}
-    common |= {"split": scored.rows[0].get("split"), "n": len(groups)}
-    bootstrap, picks = _Bootstrap(len(groups), seed), _picks(scores, groups, metric)
+    common |= {"split": scored.rows[0].get("split"), "fewest_videos": min(sizes), "most_videos": max(sizes)}
+    picks = _picks(scores, groups, metric)
     motion = [scored.metrics[LARGEST_MOTION.name]] if LARGEST_MOTION.name in scored.metrics else []
     rows: list[Row] = []
     for one in (metric, *motion):
-        shown = replace(one, interval="bootstrap")
-        table = [np.array([item.values[one.name] or 0.0 for item in group], dtype=np.float64) for group in groups]
-        mean = np.array([column.mean() for column in table])
+        mean, of = _values(groups, picks, one.name)
+        if not len(mean):
+            continue
+        bootstrap, shown = _Bootstrap(len(mean), seed), replace(one, interval="bootstrap")
         gained = replace(shown, name=f"{one.name}{GAIN}", role="plain")
-        rows.append(make_row(shown, subject=ALL, **common, **bootstrap.mean(mean)))
-        for name, places in picks.items():
-            of = np.array([column[place] for column, place in zip(table, places, strict=True)])
-            rows.append(make_row(shown, subject=name, **common, **bootstrap.mean(of)))
-            rows.append(make_row(gained, subject=name, **common, **bootstrap.mean(of - mean)))
-    table = [np.array([item.values[metric.name] or 0.0 for item in group], dtype=np.float64) for group in groups]
-    mean = np.array([column.mean() for column in table])
-    best = np.array([column[place] for column, place in zip(table, picks[ORACLE], strict=True)])
-    for name, places in picks.items():
-        of = np.array([column[place] for column, place in zip(table, places, strict=True)])
-
-        def share(drawn: np.ndarray, of: np.ndarray = of) -> float:
-            most = float((best - mean)[drawn].mean())
-            return float((of - mean)[drawn].mean()) / most if most else math.nan
-
-        rows.append(make_row(GAIN_SHARE, subject=name, **common, **bootstrap.of(share)))
-        if name != ORACLE:
-            wins = [float(one[name]["still_wins"]) for one in scores]
-            rows.append(mean_row(STILL_WINS, wins, subject=name, **{k: v for k, v in common.items() if k != "n"}))
+        rows.append(make_row(shown, subject=ALL, n=len(mean), **common, **bootstrap.mean(mean)))
+        for name, values in of.items():
+            columns = {"subject": name, "n": len(mean), **common}
+            rows.append(make_row(shown, **columns, **bootstrap.mean(values)))
+            rows.append(make_row(gained, **columns, **bootstrap.mean(values - mean)))
+            if one is metric:
+                rows.append(make_row(GAIN_SHARE, **columns, **bootstrap.of(_share(values - mean, of[ORACLE] - mean))))
+    for name in scores[0]:
+        wins = [float(one[name]["still_wins"]) for one in scores]
+        rows.append(mean_row(STILL_WINS, wins, subject=name, **common))
     return rows
+
+
+def _share(gain: np.ndarray, most: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The mean of one over the mean of the other, of the prompts that are drawn; NaN of nothing to gain."""
+
+    def share(drawn: np.ndarray) -> float:
+        whole = float(most[drawn].mean())
+        return float(gain[drawn].mean()) / whole if whole else math.nan
+
+    return share
 
 
 def _rows_of_videos(

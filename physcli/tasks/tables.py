@@ -170,12 +170,17 @@ def selection(result: SelectResult) -> Table:
         moved, change = cells(subject, motion)
         share, still = percent(subject, "gain_share"), percent(subject, "still_wins")
         lines.append([subject, value, gain, share, moved, change, still])
-    videos = str(result.most) if result.fewest == result.most else f"{result.fewest} to {result.most}"
+    head = result.rows[0]
+    few, many = head["fewest_videos"], head["most_videos"]
+    videos = str(many) if few == many else f"{few} to {many}"
+    caption = "Gains are over all videos, with 95 % intervals over prompts. The oracle is the judge itself."
+    if result.like_judges:
+        caption += f" {', '.join(result.like_judges)} looks at what the judge looks at."
     return Table(
-        f"The best of {videos} videos of each of {counted(result.num_prompts, 'prompt')}",
+        f"The best of {videos} videos of each of {counted(head['n'], 'prompt')}",
         ["picked by", result.metric, "gain", "of the oracle's", "motion, px", "gain", "a still would win"],
         lines,
-        "Gains are over all videos, with 95 % intervals over prompts. The oracle is the judge itself.",
+        caption,
         right=range(1, 7),
         whole=(0,),
         sections=(0, len(lines) - 2),

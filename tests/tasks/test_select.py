@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from physcli.data.clips import read_dataset
-from physcli.data.video import write_video
-from physcli.errors import PhyscliError, UsageError
+from physcli.data.video import read_video, write_video
+from physcli.errors import DataError, PhyscliError, UsageError
 from physcli.tasks import select as task
 from physcli.tasks.best_of import best_of
 from physcli.tasks.eval import EvalSettings, evaluate
@@ -53,7 +54,9 @@ def test_what_picks_are_worth(judged, tmp_path, session_cache):
     done = choose(judged, tmp_path, session_cache, "laws", "pixels", "random")
     joint = np.array([item["joint"] for item in judged.items], dtype=float).reshape(4, 3)
     motion = np.array([item["motion_px"] for item in judged.items]).reshape(4, 3)
-    assert (done.metric, done.num_prompts, done.fewest, done.most) == ("joint", 4, 3, 3)
+    head = done.row("all videos", "joint")
+    assert (done.metric, head["n"], head["fewest_videos"], head["most_videos"]) == ("joint", 4, 3, 3)
+    assert done.like_judges == ["laws"]
     assert done.subjects == ["all videos", "laws", "pixels", "random", "oracle"]
     assert done.row("all videos", "joint")["value"] == pytest.approx(joint.mean())
     assert done.row("oracle", "joint")["value"] == pytest.approx(joint.max(axis=1).mean())
@@ -79,11 +82,11 @@ def test_goes_on_where_it_stopped(judged, tmp_path, session_cache, monkeypatch):
     asked = []
     ask = task._ask
 
-    def stop(verifiers, group):
+    def stop(verifiers, group, *, strict):
         asked.append(group[0].prompt)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return ask(verifiers, group)
+        return ask(verifiers, group, strict=strict)
 
     monkeypatch.setattr(task, "_ask", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -92,11 +95,12 @@ def test_goes_on_where_it_stopped(judged, tmp_path, session_cache, monkeypatch):
     assert len(asked) == 5
     assert done.rows == whole.rows
     assert sorted(p.name for p in done.path.iterdir()) == ["items.jsonl", "metrics.json", "run.json"]
+    again = choose(judged, tmp_path, session_cache, "pixels", "random")  # whole: nothing is scored again
+    assert (again.rows, len(asked)) == (done.rows, 5)
 
 
 def test_best_of(videos, session_cache, tmp_path):
-    rows = [json.loads(line) for line in (videos / "videos.jsonl").read_text().splitlines()]
-    path, best = best_of(videos, rows, "laws", device="cpu", cache_dir=session_cache)
+    path, best = best_of(videos, "laws", device="cpu", cache_dir=session_cache)
     assert path == videos / "best-laws.jsonl"
     assert [row["index"] for row in best] == [1] * 4
     assert {row["chosen_of"] for row in best} == {3}
@@ -113,6 +117,11 @@ def test_best_of(videos, session_cache, tmp_path):
     [
         ({"verifiers": ("geophis",)}, UsageError, "Did you mean 'geophys'"),
         ({"verifiers": ("random",), "metric": "joit"}, UsageError, "Did you mean 'joint'"),
+        (
+            {"verifiers": ("laws", "random"), "encoder": "videomae-tiny"},
+            UsageError,
+            "which has none",
+        ),
     ],
 )
 def test_refused(judged, tmp_path, session_cache, changes, error, said):
@@ -127,3 +136,57 @@ def test_one_video_a_prompt_is_no_choice(videos, tmp_path):
     one = evaluate(EvalSettings("laws", str(videos / "one.jsonl")), out=tmp_path / "laws")
     with pytest.raises(PhyscliError, match="no prompt with several videos"):
         select(SelectSettings(str(one.path), ("random",)), out=tmp_path / "out")
+
+
+def test_one_that_cannot_score_them_is_left_out(judged, tmp_path, session_cache, listener):
+    """Eight frames a second is no rate of the simulated world. By its name it is refused."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    rows = []
+    for item in judged.items[:6]:
+        frames = read_video(item["video"])
+        write_video(folder / Path(item["video"]).name, frames, 8)
+        rows.append({"video": Path(item["video"]).name, "caption": item["caption"], "prompt": item["prompt"]})
+        rows[-1] |= {"index": item["index"], "seed": item["seed"]}
+    (folder / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    slow = evaluate(EvalSettings("laws", str(folder)), out=tmp_path / "laws")
+    heard = listener()
+    done = select(SelectSettings(str(slow.path)), out=tmp_path / "out", cache_dir=session_cache, reporter=heard)
+    assert {"surprise", "foresight"}.isdisjoint(done.subjects)
+    assert {"geophys", "pixels", "videophy2", "laws", "random"} <= set(done.subjects)
+    assert any("surprise is left out" in text and "8 frames a second" in text for text in heard.said)
+    with pytest.raises(DataError, match="8 frames a second"):
+        select(SelectSettings(str(slow.path), ("foresight",)), out=tmp_path / "two", cache_dir=session_cache)
+
+
+def test_chosen_by_another_model_is_another_list(videos, session_cache, tmp_path):
+    best_of(videos, "pixels", device="cpu", cache_dir=session_cache)
+    path, best = best_of(videos, "videophy2", rater="mplug-owl-video-tiny", device="cpu", cache_dir=session_cache)
+    assert path.name == "best-videophy2-mplug-owl-video-tiny.jsonl"
+    assert best[0]["chosen_by"].keys() == {"verifier", "rater", "rater_hash"}
+    with pytest.raises(UsageError, match="--encoder x with pixels, which has none"):
+        best_of(videos, "pixels", encoder="x")
+
+
+_RANK = """
+from pathlib import Path
+from physcli.tasks.best_of import best_of
+from physcli.tasks.processes import Processes
+from physcli.tasks.select import SelectSettings, select
+cache = Path({cache!r})
+with Processes("cpu").together():
+    done = select(SelectSettings({run!r}, ("foresight", "random")), out=Path({out!r}), device="cpu", cache_dir=cache)
+    best_of(Path({videos!r}), "random", device="cpu", cache_dir=cache)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_choose_as_one(judged, videos, tmp_path, session_cache, start, two_processes):
+    one = choose(judged, tmp_path, session_cache, "foresight", "random", out="one")
+    alone = best_of(videos, "random", device="cpu", cache_dir=session_cache)[1]
+    code = _RANK.format(cache=str(session_cache), run=str(judged.path), out=str(tmp_path / "two"), videos=str(videos))
+    ranks = two_processes(lambda environment: start(code, env=environment))
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks[0].stderr
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text()) == one.rows
+    found = [json.loads(line) for line in (videos / "best-random.jsonl").read_text().splitlines()]
+    assert [row["video"] for row in found] == [row["video"] for row in alone]

@@ -46,10 +46,6 @@ _PARTS: dict[str, Kind] = {
 }
 
 
-def _laws(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
-    return grade(judged)
-
-
 def _joint(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
     return float(judged["joint"])
 
@@ -70,7 +66,7 @@ def _rise(frames: np.ndarray, judged: Mapping[str, Any]) -> float:
 
 # Of uint8 [T, H, W, 3] and what the laws and the rater say of it. All are between 0 and 1.
 REWARDS: dict[str, Callable[[np.ndarray, Mapping[str, Any]], float]] = {
-    "laws": _laws,
+    "laws": lambda frames, judged: grade(judged),
     "joint": _joint,
     "rater": _rater,
     "rise": _rise,

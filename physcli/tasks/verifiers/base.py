@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from physcli.data.video import chroma_step, frame_rate, read_video
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.models.encoders.base import Encoder
@@ -27,10 +28,10 @@ class Candidate:
 
     Attributes:
         frames: uint8 [T, H, W, 3], RGB.
-        frame_rate_hz: Frames a second.
+        frame_rate_hz: Frames a second; 0 where the file does not say.
         prompt: What was asked for.
         caption: What a rater is asked about.
-        name: Told apart from all others by it.
+        name: Told apart from all others by it; what messages call it.
         chroma_step: How many (rows, columns) of pixels it has a sample of colour for.
     """
 
@@ -41,10 +42,25 @@ class Candidate:
     name: str
     chroma_step: tuple[int, int] = (1, 1)
 
+    def held(self) -> Candidate:
+        """Its first frame, all along."""
+        frames = np.repeat(self.frames[:1], len(self.frames), axis=0)
+        return replace(self, frames=frames, name=f"{self.name}, its first frame held")
+
+
+def read_candidate(video: Path, *, prompt: str, caption: str, pixel_format: str) -> Candidate:
+    """A candidate from its file; `pixel_format` may be "", where nothing is known of it.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    step = chroma_step(pixel_format) if pixel_format else (1, 1)
+    return Candidate(read_video(video), frame_rate(video), prompt, caption or prompt, str(video), step)
+
 
 @dataclass(frozen=True)
-class Need:
-    """Where a verifier gets what it needs.
+class Setting:
+    """What a verifier is made from.
 
     Attributes:
         encoder: In place of its own encoder.
@@ -52,7 +68,7 @@ class Need:
         device: Where models run.
         seed: Of what is drawn.
         cache: The cache's root.
-        processes: All of them; clips that are missing are simulated by one.
+        processes: All of them; each makes the same verifiers in the same order.
         reporter: Receives progress.
     """
 
@@ -69,21 +85,22 @@ class Verifier(ABC):
     """Scores the candidates of one prompt; the highest is chosen, of equal ones the first.
 
     Attributes:
-        sees_laws: It looks at what the judge `laws` looks at, so that with this judge it is no fair verifier.
-        reads: Of `Need`: "encoder", "rater" or nothing.
-        facts: What its scores depend on beside the videos, for the run's record.
+        relative: A score depends on the others that are scored with it.
+        identity: What scores depend on beside the videos: names and hashes.
+        found: What else was found on the way, for the run's record.
     """
 
-    sees_laws: ClassVar[bool] = False
-    reads: ClassVar[str] = ""
-    facts: dict[str, Any]
+    relative: ClassVar[bool] = False
+    identity: dict[str, Any]
+    found: dict[str, Any]
 
     @abstractmethod
-    def __init__(self, need: Need) -> None: ...
+    def __init__(self, setting: Setting) -> None:
+        """Every process makes it, so that it may wait for the others; `scores` must not."""
 
     @abstractmethod
     def scores(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """float64 [N], higher is better. They may depend on each other: only candidates of one prompt compare.
+        """float64 [N], higher is better; only candidates of one prompt compare.
 
         Raises:
             DataError: a video that cannot be scored.
@@ -91,34 +108,38 @@ class Verifier(ABC):
 
 
 class Random(Verifier):
-    """Any of them, by a hash of its name."""
+    """Any of them, by a hash of prompt and name."""
 
-    def __init__(self, need: Need) -> None:
-        self.seed = need.seed
-        self.facts = {"seed": need.seed}
+    def __init__(self, setting: Setting) -> None:
+        self.seed = setting.seed
+        self.identity, self.found = {"seed": setting.seed}, {}
 
     def scores(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        return np.array([float(seed_from(self.seed, "verifier", one.name)) for one in candidates])
+        return np.array([float(seed_from(self.seed, "verifier", one.prompt, one.name)) for one in candidates])
 
 
-def resolve_encoder(need: Need, default: str) -> Resolved:
+def resolve_encoder(setting: Setting, default: str) -> Resolved:
     """The encoder that a verifier reads, its files at hand.
 
     Raises:
         UsageError: it is none.
     """
-    resolved = resolve(need.encoder or default)
+    resolved = resolve(setting.encoder or default)
     if resolved.kind != "encoder":
         raise UsageError(f"--encoder {resolved.name} is a generator.", expected="an encoder, such as videomae-tiny")
     return fetch(resolved)
 
 
-def read_encoder(resolved: Resolved, need: Need) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder, frozen, and what it is known by."""
-    encoder = load_encoder(resolved, device=need.device, dtype="float32").requires_grad_(False)
+def identity_of(resolved: Resolved) -> dict[str, Any]:
+    """What an encoder is known by."""
+    return {"encoder": resolved.name, "encoder_hash": fingerprint(resolved)}
+
+
+def read_encoder(resolved: Resolved, setting: Setting) -> Encoder:
+    """The encoder, frozen."""
     if resolved.random_init:
-        need.reporter.warn(f"{resolved.name} has random weights.")
-    return encoder, {"encoder": resolved.name, "encoder_hash": fingerprint(resolved)}
+        setting.reporter.warn(f"{resolved.name} has random weights.")
+    return load_encoder(resolved, device=setting.device, dtype="float32").requires_grad_(False)
 
 
 def as_clip(frames: np.ndarray) -> Tensor:

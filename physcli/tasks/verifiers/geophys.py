@@ -23,7 +23,15 @@ import numpy as np
 import torch
 
 from physcli.errors import DataError
-from physcli.tasks.verifiers.base import Candidate, Need, Verifier, as_clip, read_encoder, resolve_encoder
+from physcli.tasks.verifiers.base import (
+    Candidate,
+    Setting,
+    Verifier,
+    as_clip,
+    identity_of,
+    read_encoder,
+    resolve_encoder,
+)
 
 SIGNALS = ("speed", "curv", "ang", "accel", "perr")
 _HISTORY = 3  # frames that the next is predicted from
@@ -77,19 +85,19 @@ def _off_span(before: np.ndarray, point: np.ndarray) -> float:
 class GeoPhys(Verifier):
     """Of an encoder's last block, averaged over each frame's tokens. An encoder of videos sees each frame held."""
 
-    reads = "encoder"
+    relative = True
 
-    def __init__(self, need: Need) -> None:
-        self.encoder, self.facts = read_encoder(resolve_encoder(need, "videomae-tiny"), need)
+    def __init__(self, setting: Setting) -> None:
+        resolved = resolve_encoder(setting, "videomae-tiny")
+        self.encoder = read_encoder(resolved, setting)
+        self.identity, self.found = identity_of(resolved), {}
 
     def path(self, frames: np.ndarray) -> np.ndarray:
         """[T, D] of uint8 [T, H, W, 3]."""
-        held = as_clip(frames)[0][:, None].expand(-1, self.encoder.tubelet_size, -1, -1, -1)
+        encoder = self.encoder
+        held = as_clip(frames)[0][:, None].expand(-1, encoder.tubelet_size, -1, -1, -1)
         with torch.no_grad():
-            passes = [
-                self.encoder.encode(held[n : n + _AT_ONCE].to(self.encoder.device))
-                for n in range(0, len(held), _AT_ONCE)
-            ]
+            passes = [encoder.encode(some.to(encoder.device)) for some in held.split(_AT_ONCE)]
         return torch.cat(passes).mean(dim=(1, 2, 3)).double().cpu().numpy()
 
     def scores(self, candidates: Sequence[Candidate]) -> np.ndarray:
@@ -99,8 +107,10 @@ class GeoPhys(Verifier):
 class Pixels(Verifier):
     """Of 8 × 8 mean colours: what needs no encoder."""
 
-    def __init__(self, need: Need) -> None:
-        self.facts = {"cells": _CELLS}
+    relative = True
+
+    def __init__(self, setting: Setting) -> None:
+        self.identity, self.found = {"cells": _CELLS}, {}
 
     def scores(self, candidates: Sequence[Candidate]) -> np.ndarray:
         return scores_of([signals_of(colors(one.frames), one) for one in candidates])
@@ -119,7 +129,9 @@ def signals_of(path: np.ndarray, candidate: Candidate) -> dict[str, float]:
         DataError: it is.
     """
     if len(path) <= _HISTORY:
-        raise DataError(f"{candidate.name} has {len(path)} frames.", expected=f"more than {_HISTORY} for geophys")
+        raise DataError(
+            f"{candidate.name} has {len(path)} frames.", expected=f"more than {_HISTORY} for geophys and pixels"
+        )
     return signals(path)
 
 

@@ -27,21 +27,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import VJEPA2Model
 
-from physcli.data.clips import read_dataset
+from physcli.data.clips import installed_mujoco, read_dataset
 from physcli.errors import DataError, UsageError
 from physcli.methods.future_prediction import future_changes
-from physcli.models.encoders.base import Encoder
 from physcli.models.encoders.checkpoint import load_transformers
 from physcli.models.encoders.vjepa2 import UNUSED
-from physcli.models.names import Resolved, fingerprint
-from physcli.simulation.types import FRAME_RATE_HZ
+from physcli.models.names import Resolved
+from physcli.simulation.types import FRAME_RATE_HZ, NUM_FRAMES
 from physcli.tasks.sources import clips_folder
-from physcli.tasks.verifiers.base import Candidate, Need, Verifier, as_clip, read_encoder, resolve_encoder
+from physcli.tasks.verifiers.base import (
+    Candidate,
+    Setting,
+    Verifier,
+    as_clip,
+    identity_of,
+    read_encoder,
+    resolve_encoder,
+)
 
 WINDOW, CONTEXT = 16, 8  # frames
 STRIDE = 2  # frames from one window to the next
 MOST_FRAMES = 49
-_MASK_TOKEN = 1
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 _FITTED_ON = "simulated:48"
 _CELLS = 2  # a side, of a token's place
@@ -109,15 +115,26 @@ def _plain(tokens: Tensor) -> Tensor:
 class _Predictor:
     """V-JEPA 2's own."""
 
-    def __init__(self, resolved: Resolved, need: Need) -> None:
+    def __init__(self, resolved: Resolved, setting: Setting) -> None:
         assert resolved.path is not None
         model: Any = load_transformers(VJEPA2Model, resolved.path, dtype=torch.float32, unused=UNUSED)
-        self.model = model.to(need.device).eval()
-        self.facts = {"encoder": resolved.name, "encoder_hash": fingerprint(resolved)}
+        self.model = model.to(setting.device).eval()
+        self.identity: dict[str, Any] = identity_of(resolved)
+        self.found: dict[str, Any] = {}
 
     def surprise(self, candidate: Candidate) -> float:
+        _check_length(candidate)
         pixels = shown_to_vjepa2(candidate.frames, int(self.model.config.crop_size))
         return float(vjepa2_surprise(self.model, pixels).mean())
+
+
+def _check_length(candidate: Candidate) -> None:
+    if len(candidate.frames) < WINDOW:
+        raise DataError(
+            f"{candidate.name} has {len(candidate.frames)} frames.",
+            expected=f"at least {WINDOW} for surprise and foresight",
+            fix="choose with another --verifier",
+        )
 
 
 # -- any other encoder -------------------------------------------------------------------------------------------------
@@ -125,7 +142,7 @@ class _Predictor:
 
 @dataclass(frozen=True)
 class Readout:
-    """From a token [D] and a one to how its place's colours change: [D + 1, K horizons, cells · cells · 3]."""
+    """From a token and a one to how its place's colours, in [0, 1], change: [D + 1, K horizons, cells · cells · 3]."""
 
     weights: Tensor
 
@@ -144,7 +161,7 @@ def fit_readout(tokens: Tensor, changes: Tensor) -> Readout:
 
     Args:
         tokens: [N, D] float64.
-        changes: [N, K, C] float64.
+        changes: [N, K, C] float64, of colours in [0, 1].
     """
     x = _with_one(tokens)
     gram = x.T @ x
@@ -156,96 +173,95 @@ def fit_readout(tokens: Tensor, changes: Tensor) -> Readout:
 class _Fitted:
     """A readout of any encoder, fitted for each frame rate that is met."""
 
-    def __init__(self, resolved: Resolved, need: Need) -> None:
-        self.encoder, about = read_encoder(resolved, need)
-        self.need = need
-        self.facts: dict[str, Any] = about | {"fitted_on": _FITTED_ON}
+    def __init__(self, resolved: Resolved, setting: Setting) -> None:
+        self.encoder = read_encoder(resolved, setting)
         if CONTEXT % self.encoder.tubelet_size:
             raise UsageError(
                 f"{self.encoder.name} sees {self.encoder.tubelet_size} frames at a time.",
                 expected=f"a number that divides the {CONTEXT} frames that are shown",
             )
+        self._folder = clips_folder(
+            _FITTED_ON,
+            purpose="finetune",
+            cache=setting.cache,
+            processes=setting.processes,
+            reporter=setting.reporter,
+        )
+        self.identity: dict[str, Any] = identity_of(resolved) | {"fitted_on": _FITTED_ON, "mujoco": installed_mujoco()}
+        self.found: dict[str, Any] = {}
         self._readouts: dict[int, Readout] = {}
 
     def compare(self, candidate: Candidate) -> tuple[float, float]:
-        """Mean squared error, and mean squared change, over windows, places and horizons."""
-        stride = FRAME_RATE_HZ / candidate.frame_rate_hz
-        if abs(stride - round(stride)) > 1e-3 or not round(stride):
+        """Mean squared error, and mean squared change of colour (0 to 1), over windows, places and horizons.
+
+        Raises:
+            DataError: too short, or of a rate that no simulated clip is seen at.
+        """
+        _check_length(candidate)
+        strides = {n: FRAME_RATE_HZ / n for n in range(1, (NUM_FRAMES - 1) // (WINDOW - 1) + 1)}
+        stride = next((n for n, rate_hz in strides.items() if abs(rate_hz - candidate.frame_rate_hz) < 0.01), None)
+        if stride is None:
+            rates = ", ".join(f"{rate_hz:.3g}" for rate_hz in strides.values())
             raise DataError(
                 f"{candidate.name} has {candidate.frame_rate_hz:g} frames a second.",
-                expected=f"{FRAME_RATE_HZ} or a whole part of it: the readout is fitted to simulated clips",
+                expected=f"{rates}: the readout is fitted to simulated clips",
+                fix="choose with another --verifier, or give surprise V-JEPA 2 with --encoder",
             )
-        readout = self._readout(round(stride))
-        tokens, changes = self._read(candidate.frames, candidate.name)
-        error = (readout(tokens) - changes).square().mean()
+        tokens, changes = self._read(candidate.frames)
+        error = (self._readout(stride)(tokens) - changes).square().mean()
         return float(error), float(changes.square().mean())
 
     def surprise(self, candidate: Candidate) -> float:
         return self.compare(candidate)[0]
 
-    def _read(self, frames: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
+    def _read(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
         """Tokens [windows · places, D] of the last time step seen, and the changes [windows · places, K, C]."""
-        encoder: Encoder = self.encoder
-        try:
-            starts = window_starts(len(frames), stride=1)
-        except ValueError as error:
-            raise DataError(f"{name}: {error}.", expected=f"videos of at least {WINDOW} frames") from error
-        windows = torch.cat([as_clip(frames[start : start + WINDOW]) for start in starts])
-        with torch.no_grad():
-            last = encoder.encode(windows[:, :CONTEXT].to(encoder.device))[:, -1].cpu()  # [B, h, w, D]
-        grid = (last.shape[1], last.shape[2])
-        changes, _ = future_changes(windows[:, CONTEXT - 1], windows[:, CONTEXT:], grid=grid, cells=_CELLS)
-        return last.flatten(0, 2).double(), changes.flatten(0, 1).double()
+        read = []
+        for start in window_starts(len(frames), stride=1):
+            window = as_clip(frames[start : start + WINDOW])
+            with torch.no_grad():
+                last = self.encoder.encode(window[:, :CONTEXT].to(self.encoder.device))[0, -1].cpu()  # [h, w, D]
+            grid = (last.shape[0], last.shape[1])
+            changes, _ = future_changes(window[:, CONTEXT - 1], window[:, CONTEXT:], grid=grid, cells=_CELLS)
+            read.append((last.flatten(0, 1).double(), changes[0].double()))
+        tokens, after = zip(*read, strict=True)
+        return torch.cat(tokens), torch.cat(after)
 
     def _readout(self, stride: int) -> Readout:
         if stride not in self._readouts:
-            need = self.need
-            folder = clips_folder(
-                _FITTED_ON, purpose="finetune", cache=need.cache, processes=need.processes, reporter=need.reporter
-            )
-            clips = read_dataset(folder).clips
-            found = {}
+            clips = read_dataset(self._folder).clips
+            sides = {}
             for split in ("train", "test"):
-                read = [self._read(clip.read()[::stride], str(clip.path)) for clip in clips if clip.split == split]
-                found[split] = tuple(torch.cat(part) for part in zip(*read, strict=True))
-            readout = self._readouts[stride] = fit_readout(*found["train"])
-            tokens, changes = found["test"]
+                read = [self._read(clip.read()[::stride]) for clip in clips if clip.split == split]
+                sides[split] = tuple(torch.cat(part) for part in zip(*read, strict=True))
+            readout = self._readouts[stride] = fit_readout(*sides["train"])
+            tokens, changes = sides["test"]
             moving = (changes.abs().amax(dim=2) > _MOVES)[..., None]
             missed = ((readout(tokens) - changes) * moving).square().sum() / (changes * moving).square().sum()
             # Of the held-out moving places' squared change.
-            self.facts[f"explained_at_{FRAME_RATE_HZ / stride:.3g}_hz"] = round(1 - float(missed), 4)
+            self.found[f"explained_at_{FRAME_RATE_HZ / stride:.3g}_hz"] = round(1 - float(missed), 4)
         return self._readouts[stride]
 
 
 class Surprise(Verifier):
     """The least surprise first."""
 
-    reads = "encoder"
-
-    def __init__(self, need: Need) -> None:
-        resolved = resolve_encoder(need, "videomae-tiny")
-        self.expects = _Predictor(resolved, need) if resolved.family == "vjepa2" else _Fitted(resolved, need)
-
-    @property
-    def facts(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.expects.facts
+    def __init__(self, setting: Setting) -> None:
+        resolved = resolve_encoder(setting, "videomae-tiny")
+        self._expects = (_Predictor if resolved.family == "vjepa2" else _Fitted)(resolved, setting)
+        self.identity, self.found = self._expects.identity, self._expects.found
 
     def scores(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        for one in candidates:
-            if len(one.frames) < WINDOW:
-                raise DataError(f"{one.name} has {len(one.frames)} frames.", expected=f"at least {WINDOW} for surprise")
-        return -np.array([self.expects.surprise(one) for one in candidates])
+        return -np.array([self._expects.surprise(one) for one in candidates])
 
 
 class Foresight(Verifier):
     """The most change that was foreseen, less what was not, first."""
 
-    reads = "encoder"
-
-    def __init__(self, need: Need) -> None:
-        self.expects = _Fitted(resolve_encoder(need, "videomae-tiny"), need)
-        self.facts = self.expects.facts
+    def __init__(self, setting: Setting) -> None:
+        self._expects = _Fitted(resolve_encoder(setting, "videomae-tiny"), setting)
+        self.identity, self.found = self._expects.identity, self._expects.found
 
     def scores(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        both = [self.expects.compare(one) for one in candidates]
+        both = [self._expects.compare(one) for one in candidates]
         return np.array([change - error for error, change in both])

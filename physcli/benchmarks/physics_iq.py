@@ -210,30 +210,36 @@ def verified_score(views: Sequence[View]) -> float:
     return float(np.mean([list(verified_terms(view).values()) for view in views]))
 
 
-def original_parts(views: Sequence[View]) -> dict[str, float]:
-    """What the original score is made of: each IoU over that between the takes, sums of the whole set and not cut at
-    one, and the error beyond that between the takes. `score` is 0 to 1, rounded to four decimals; NaN where an IoU
-    and that between the takes are both 0."""
+def scenario_numbers(views: Sequence[View]) -> np.ndarray:
+    """What the original score is made of, by scenario: [S, 2, 4], of (video, takes) the three IoUs and the error, each
+    the mean over views and frames."""
     scenarios: dict[str, list[View]] = {}
     for view in views:
         scenarios.setdefault(view.scenario, []).append(view)
+    found = [
+        [np.mean([list(pair.values()) for pair in pairs], axis=0) for pairs in zip(*map(_pairs, some), strict=True)]
+        for some in scenarios.values()
+    ]
+    return np.array(found)
 
-    def over_frames(name: str) -> float:
-        each = [np.mean([x for view in some for x in _rounded(getattr(view.take_1, name))]) for some in scenarios.values()]
-        return float(np.mean(each))
 
-    by_view = [[view for view in views if view.view == name] for name in dict.fromkeys(view.view for view in views)]
+def _pairs(view: View) -> list[dict[str, float]]:
+    both = (view.take_1.numbers(), view.takes.numbers())
+    return [{name: numbers[name] for name in (*IOUS, "mse")} for numbers in both]
 
-    def between_takes(name: str, decimals: int) -> float:
-        pooled = [np.mean([x for view in some for x in _listed(getattr(view.takes, name))]) for some in by_view]
-        return round(float(np.mean(pooled)), decimals)
 
-    mine = {"spatiotemporal_iou": over_frames("spatiotemporal_iou")}
-    for name in ("spatial_iou", "weighted_spatial_iou"):
-        mine[name] = float(np.mean([np.mean([getattr(view.take_1, name) for view in some]) for some in by_view]))
-    takes = {name: between_takes(name, 5 if name == "spatial_iou" else _DECIMALS) for name in IOUS}
-    parts = {name: _divided(mine[name], takes[name]) for name in IOUS}
-    parts["mse"] = over_frames("mse") - between_takes("mse", _DECIMALS)
+def original_parts(numbers: np.ndarray) -> dict[str, float]:
+    """Each IoU over that between the takes, both of the whole set and not cut at one, and the error beyond that between
+    the takes. `score` is 0 to 1, rounded to four decimals; NaN where an IoU and that between the takes are both 0.
+
+    Args:
+        numbers: [S, 2, 4] of `scenario_numbers`.
+    """
+    mine, takes = numbers.mean(axis=0).tolist()
+    decimals = {"spatial_iou": 5}
+    takes = [round(one, decimals.get(name, _DECIMALS)) for name, one in zip((*IOUS, "mse"), takes, strict=True)]
+    parts = {name: _divided(one, other) for name, one, other in zip(IOUS, mine[:3], takes[:3], strict=True)}
+    parts["mse"] = mine[3] - takes[3]
     score = sum(parts[name] for name in IOUS) / 3 - parts["mse"]
     if not math.isnan(score):
         score = round(max(min(100 * score, 100.0), 0.0), 2) / 100
@@ -242,7 +248,7 @@ def original_parts(views: Sequence[View]) -> dict[str, float]:
 
 def original_score(views: Sequence[View]) -> float:
     """The original score, 0 to 1."""
-    return original_parts(views)["score"]
+    return original_parts(scenario_numbers(views))["score"]
 
 
 def _divided(value: float, by: float) -> float:
@@ -319,6 +325,13 @@ def from_table(rows: Iterable[Mapping[str, Any]]) -> list[View]:
                 pairs[pair][field] = _cell(text, full, scenario, several=field in ("mse", "spatiotemporal_iou"))
             twin = Comparison(**pairs["take_2"]) if len(pairs["take_2"]) == 4 else None
             views.append(View(scenario, name, Comparison(**pairs["take_1"]), Comparison(**pairs["takes"]), twin))
+    lengths = {len(one) for v in views for pair in (v.take_1, v.takes) for one in (pair.mse, pair.spatiotemporal_iou)}
+    if len(lengths) > 1:
+        raise DataError(
+            f"The table has lists of {', '.join(map(str, sorted(lengths)))} frames.",
+            expected="as many frames in all videos",
+            fix="make it again from videos of one length",
+        )
     return views
 
 

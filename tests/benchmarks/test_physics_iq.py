@@ -24,6 +24,7 @@ from physcli.benchmarks.physics_iq import (
     original_score,
     parse_list,
     quarter_size,
+    scenario_numbers,
     small_frame,
     small_mask,
     to_table,
@@ -171,7 +172,7 @@ def test_scores_of_the_verified_set(frames, variant, block):
         assert np.mean(list(mine.values())) == pytest.approx(terms["final_arithmetic"], abs=1e-12)
     assert verified_score(views) == pytest.approx(expected["table"]["final_score_view"], abs=1e-12)
     assert 100 * original_score(views) == pytest.approx(expected["original_0_100"], abs=1e-9)
-    parts = original_parts(views)
+    parts = original_parts(scenario_numbers(views))
     assert parts["spatial_iou"] == pytest.approx(expected["table"]["score_spatial"], rel=1e-4)  # rounded elsewhere
     assert parts["mse"] == pytest.approx(expected["table"]["score_mse"], abs=1e-4)
 
@@ -275,5 +276,7 @@ def test_what_is_wrong_with_a_table():
         from_table([row | {"v1_mse_perspective-left": "[0.1, nan]"}])
     with pytest.raises(DataError, match="No column `scenario`"):
         from_table([{"video": "a"}])
+    with pytest.raises(DataError, match="The table has lists of 2, 8 frames"):
+        from_table([row | {"v1_mse_perspective-left": "[0.1, 0.2]"}])
     without = {name: value for name, value in row.items() if "v2" not in name}
     assert from_table([without])[0].take_2 is None

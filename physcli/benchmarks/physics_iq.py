@@ -30,7 +30,8 @@ IOUS = ("spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou")
 
 ORIGINAL = Metric("physics_iq", "rate", True, interval="bootstrap")
 VERIFIED = Metric("physics_iq_verified", "rate", True, role="headline", interval="bootstrap")
-NUMBERS = tuple(Metric(name, "rate", True, interval="bootstrap") for name in IOUS) + (
+NUMBERS = (
+    *(Metric(name, "rate", True, interval="bootstrap") for name in IOUS),
     Metric("mse", "score", False, interval="bootstrap"),
 )
 # What the takes leave of each number: the terms of the Verified score.
@@ -347,8 +348,8 @@ def _cell(text: str, column: str, scenario: str, *, several: bool) -> float | tu
 
 
 def parse_list(text: str) -> tuple[float, ...]:
-    """Numbers of a cell such as `[0.5, 1e-05]`; those of NumPy 2, `[np.float32(0.5), …]`, are read as well, in which the
-    released code finds 32 for a number.
+    """Numbers of a cell such as `[0.5, 1e-05]`; those of NumPy 2, `[np.float32(0.5), …]`, are read as well, in which
+    the released code takes 32 for a number.
 
     Raises:
         ValueError: it is no such list, or has something that is no finite number.

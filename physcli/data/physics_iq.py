@@ -81,7 +81,7 @@ def read_real(root: Path, rate_hz: int, *, views: Sequence[str], source_rate_hz:
 
     Args:
         root: See the head of this file.
-        rate_hz: Of the generated videos. Where there are no real ones at that rate, those at `source_rate_hz` are taken.
+        rate_hz: Of the generated videos. Where no real ones have it, those at `source_rate_hz` are taken.
         views: All that each scenario has to have.
         source_rate_hz: From which other rates are made.
 
@@ -124,9 +124,7 @@ def read_real(root: Path, rate_hz: int, *, views: Sequence[str], source_rate_hz:
         switch = root / "switch-frames" / f"{number}_switch-frames_anyFPS_{view}_{Path(scenario).stem}.jpg"
         conditioning = None if switch.is_file() else _conditioning(root, number, rate)
         picture = switch if switch.is_file() else None
-        made.append(
-            RealView(number, scenario, view, (one, other), picture, conditioning, categories.get(number, ""))
-        )
+        made.append(RealView(number, scenario, view, (one, other), picture, conditioning, categories.get(number, "")))
     return RealSet(rate, tuple(sorted(made, key=lambda view: view.number)))
 
 
@@ -158,47 +156,51 @@ def _categories(root: Path) -> dict[str, str]:
     return {}
 
 
-def read_generated(folder: Path, real: Iterable[RealView]) -> dict[str, Path]:
+def find_generated(folder: Path) -> dict[str, Path]:
     """Number → generated video.
 
     Raises:
-        DataError: there is no such folder or no such video; a number twice, an unknown one, or one whose name is that
-            of another view.
+        DataError: there is no such folder or no such video, or a number twice.
     """
     if not folder.is_dir():
         raise DataError(
             f"--videos {folder} is {'a file' if folder.exists() else 'not there'}.",
             expected="a folder of videos 0001_….mp4, or a table .csv that Physics-IQ's code wrote",
         )
-    known = {view.number: view for view in real}
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         match = _GENERATED.fullmatch(path.name)
         if match is None:
             continue
         number = match["number"]
+        if number in found:
+            raise DataError(f"{path} and {found[number].name} have one number.", expected="one video a number")
+        found[number] = path
+    if not found:
+        raise DataError(
+            f"{folder} holds no generated video of Physics-IQ.",
+            expected="files such as 0001_perspective-left_trimmed-ball-and-block-fall.mp4; four digits, _ and .mp4 are "
+            "enough",
+        )
+    return found
+
+
+def check_names(videos: Mapping[str, Path], real: Iterable[RealView]) -> None:
+    """Raises DataError for a number that is no take 1, and for a name that is that of another view."""
+    known = {view.number: view for view in real}
+    for number, path in videos.items():
         if number not in known:
             raise DataError(
                 f"{path} begins with {number}, which is no take 1 of the real videos.",
                 expected=f"one of {listed(sorted(known))}",
-                fix="name it after its scenario, as the column generated_video_name of descriptions.csv has it",
+                fix="name it as the column generated_video_name of descriptions.csv has it",
             )
-        if number in found:
-            raise DataError(f"{path.name} and {found[number].name} have one number.", expected="one video a number")
-        official = _OFFICIAL.fullmatch(path.name)
-        if official is not None and path.name != known[number].name:
+        if _OFFICIAL.fullmatch(path.name) is not None and path.name != known[number].name:
             raise DataError(
                 f"{path} is called after another scenario or view than its number.",
                 expected=known[number].name,
                 fix="give it the right number, or the right name",
             )
-        found[number] = path
-    if not found:
-        raise DataError(
-            f"{folder} holds no generated video of Physics-IQ.",
-            expected=f"files such as {next(iter(known.values())).name}; four digits and _ are enough",
-        )
-    return found
 
 
 def common_rate(videos: Mapping[str, Path]) -> int:

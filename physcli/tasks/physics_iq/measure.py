@@ -1,4 +1,4 @@
-"""From files to comparisons: a view's takes, generated videos and controls, each computed once and kept in the cache."""
+"""From files to comparisons of a view's takes, generated videos and controls, each computed once and then cached."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ hash_of = lru_cache(maxsize=None)(content_hash)
 
 @dataclass(frozen=True)
 class Measured:
-    """A video against both takes, the takes against each other, and the share of pixels in its masks, and in take 1's."""
+    """A video against both takes, these against each other; the share of pixels in its masks and in take 1's."""
 
     view: View
     moving_area: float
@@ -137,9 +137,8 @@ class Measure:
 
     def _clip(self, frames: Iterable[np.ndarray], size: tuple[int, int]) -> Clip:
         small: list[np.ndarray] = []
-        masks: Iterable[np.ndarray] = motion_masks(
-            _noting(frames, lambda frame: small.append(small_frame(frame, size)))
-        )
+        noted = _noting(frames, lambda frame: small.append(small_frame(frame, size)))
+        masks: Iterable[np.ndarray] = motion_masks(noted)
         if self.masks == "mp4v":
             masks = through_mp4v(masks, self.rate_hz)
         found = np.stack([small_mask(mask, size) for mask in masks])

@@ -40,9 +40,7 @@ def write_page(result: PhysicsIQResult, record: Mapping[str, Any], notes: Sequen
     parts.append(details("Settings", table(["", ""], facts, label="Settings")))
     first = result.rows[0]
     subtitle = f"{first['num_scenarios']} scenarios, {first['num_frames']} frames"
-    footer = (
-        f"Written by physcli {__version__}, `physcli eval physics-iq`. Everything on this page is inside this file."
-    )
+    footer = f"Written by physcli {__version__}, `physcli eval physics-iq`. All of this page is inside this file."
     write_text(
         result.path / "report.html",
         page(f"Physics-IQ of {', '.join(result.models)}", subtitle, *parts, footer=footer),

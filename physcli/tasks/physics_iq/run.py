@@ -14,7 +14,6 @@ enough to leave a mask, empty masks agree: a still video has three of four terms
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -209,7 +208,8 @@ def _run_of(
     source = subject.sources[number]
     if source.table is not None:
         return ScoredRun([view for view in source.table if view.scenario in work.scenarios])
-    assert source.videos is not None and subject.rate_hz is not None
+    assert source.videos is not None
+    assert subject.rate_hz is not None
     views = shown[subject.rate_hz]
     paths = [source.videos[view.number] for view in views]
     measure = measures[subject.rate_hz]
@@ -249,10 +249,6 @@ def notes_of(result: PhysicsIQResult) -> list[str]:
             "of reach, and the Verified score ends at 75 %."
         )
     for row in result.rows:
-        if (
-            row["group"] == "all"
-            and row["metric"] == "physics_iq"
-            and (row["value"] is None or math.isnan(row["value"]))
-        ):
+        if row["group"] == "all" and row["metric"] == "physics_iq" and row["value"] is None:
             notes.append(f"{row['subject']} has no original score: an IoU and that between the takes are both 0.")
     return notes

@@ -16,6 +16,7 @@ from physcli.data.physics_iq import read_real
 from physcli.data.video import read_video, write_video
 from physcli.errors import DataError, UsageError
 from physcli.rows import interval_of
+from physcli.tasks.compare import CompareSettings, compare
 from physcli.tasks.physics_iq.measure import last_conditioning_frame
 from physcli.tasks.physics_iq.result import BLURRED, STILL, TAKE_2, read_result
 from physcli.tasks.physics_iq.run import PhysicsIQSettings, physics_iq
@@ -189,6 +190,16 @@ def test_again_is_read_and_broken_off_goes_on(measured, session_cache, tmp_path,
     kept = len(list((tmp_path / "cache" / "physics-iq").glob("*.json")))
     assert 0 < kept < 24
     assert physics_iq(SETTINGS, out=tmp_path / "run", cache_dir=tmp_path / "cache").rows == measured.rows
+
+
+def test_compare_takes_its_runs(measured, tmp_path):
+    against = f"{measured.path}::{STILL}"
+    done = compare(CompareSettings((against, str(measured.path)), cases=0), out=tmp_path / "compared")
+    row = next(row for row in done.rows if row["metric"] == "physics_iq_verified_difference" and row["group"] == "all")
+    each = [measured.row(name, "physics_iq_verified")["value"] for name in ("model", STILL)]
+    assert row["value"] == pytest.approx(each[0] - each[1])
+    assert row["n"] == 6
+    assert done.unit == "scenarios"
 
 
 # -- rules, all checked before any work ------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def compare_clips(one: Clip, other: Clip) -> Comparison:
         raise ValueError(f"videos of {one.masks.shape} and {other.masks.shape}; expected one size and length")
     first, second = (clip.masks.sum(axis=0) / len(clip.masks) for clip in (one, other))
     return Comparison(
-        spatial_iou=_iou(one.masks.any(axis=0), other.masks.any(axis=0)),
+        spatial_iou=_iou(one.masks.max(axis=0), other.masks.max(axis=0)),
         weighted_spatial_iou=_share(np.minimum(first, second).sum(), np.maximum(first, second).sum()),
         spatiotemporal_iou=tuple(_iou(a, b) for a, b in zip(one.masks, other.masks, strict=True)),
         mse=tuple(_squared_error(a, b) for a, b in zip(one.frames, other.frames, strict=True)),

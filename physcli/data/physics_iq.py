@@ -130,7 +130,7 @@ def read_real(root: Path, rate_hz: int, *, views: Sequence[str], source_rate_hz:
 
 def _testing_folders(root: Path) -> dict[int, Path]:
     """Frame rate → folder of the real videos."""
-    found = {}
+    found: dict[int, Path] = {}
     for within in _TESTING_FOLDERS:
         for folder in sorted((root / within).iterdir()) if (root / within).is_dir() else ():
             match = _RATE_FOLDER.fullmatch(folder.name)

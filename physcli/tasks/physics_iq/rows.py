@@ -30,6 +30,7 @@ from physcli.rows import Metric, Row, make_row
 from physcli.stats import bootstrap_interval
 
 _TERMS = (*IOUS, "mse")
+_OfRuns = Callable[[np.ndarray], np.ndarray]  # numbers of the drawn scenarios → a value for each run [R]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def aggregate(runs: Sequence[ScoredRun], *, categories: dict[str, str], seed: in
 
 def _of(run: ScoredRun, category: str, categories: dict[str, str]) -> ScoredRun:
     kept = [number for number, view in enumerate(run.views) if categories.get(view.scenario) == category]
-    areas = [None if a is None else [a[n] for n in kept] for a in (run.moving_area, run.real_moving_area)]
-    return ScoredRun([run.views[number] for number in kept], *areas)
+    mine, real = (None if a is None else [a[n] for n in kept] for a in (run.moving_area, run.real_moving_area))
+    return ScoredRun([run.views[number] for number in kept], mine, real)
 
 
 def _rows_of(runs: Sequence[ScoredRun], *, seed: int, **columns: Any) -> list[Row]:
@@ -80,25 +81,25 @@ def _rows_of(runs: Sequence[ScoredRun], *, seed: int, **columns: Any) -> list[Ro
     assert list(verified_terms(runs[0].views[0])) == list(_TERMS)
 
     # Each a mean over the drawn scenarios, for every run.
-    found: list[tuple[Metric, Callable[[np.ndarray], np.ndarray], dict[str, float]]] = [
-        (VERIFIED, lambda drawn: terms[:, drawn].mean(axis=(1, 2)), {}),
+    found: list[tuple[Metric, _OfRuns, dict[str, float]]] = [
+        (VERIFIED, _mean_of(terms.mean(axis=2)), {}),
         (ORIGINAL, lambda drawn: np.array([original_parts(one[drawn])["score"] for one in numbers]), {}),
     ]
     for index, (metric, ratio) in enumerate(zip(NUMBERS, RATIOS, strict=True)):
         takes = float(numbers[0, :, 1, index].mean())
-        found.append((metric, lambda drawn, i=index: numbers[:, drawn, 0, i].mean(axis=1), {"takes": takes}))
-        found.append((ratio, lambda drawn, i=index: terms[:, drawn, i].mean(axis=1), {}))
+        found.append((metric, _mean_of(numbers[:, :, 0, index]), {"takes": takes}))
+        found.append((ratio, _mean_of(terms[:, :, index]), {}))
     areas = [run.moving_area for run in runs]
     if all(area is not None for area in areas):
         moving = np.stack([_by_scenario(run, place, None, run.moving_area)[:, 0] for run in runs])
         real = runs[0].real_moving_area
         more = {} if real is None else {"take_1": float(np.mean(real))}
-        found.append((MOVING, lambda drawn: moving[:, drawn].mean(axis=1), more))
+        found.append((MOVING, _mean_of(moving), more))
 
     rows = []
     for metric, of_runs, more in found:
         values = of_runs(np.arange(len(scenarios)))
-        ends = bootstrap_interval(lambda drawn, f=of_runs: float(f(drawn).mean()), clusters=scenarios, seed=seed)
+        ends = bootstrap_interval(_over_runs(of_runs), clusters=scenarios, seed=seed)
         row = make_row(metric, float(values.mean()), stderr=ends.stderr, n=len(runs[0].views), **columns)
         rows.append(
             row
@@ -112,6 +113,15 @@ def _rows_of(runs: Sequence[ScoredRun], *, seed: int, **columns: Any) -> list[Ro
             }
         )
     return rows
+
+
+def _mean_of(values: np.ndarray) -> _OfRuns:
+    """Of each run's scenarios [R, S] the mean over those that are drawn."""
+    return lambda drawn: values[:, drawn].mean(axis=1)
+
+
+def _over_runs(of_runs: _OfRuns) -> Callable[[np.ndarray], float]:
+    return lambda drawn: float(of_runs(drawn).mean())
 
 
 def _ordered(views: Sequence[View], place: dict[str, int]) -> list[View]:

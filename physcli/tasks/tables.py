@@ -376,6 +376,8 @@ def likephys_controls(result: LikePhysResult, *, wide: bool) -> Table:
 
 # --- physics-iq ---
 
+_TERMS = ("spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou", "mse")
+
 
 def physics_iq(result: PhysicsIQResult, *, wide: bool) -> Table:
     """Both scores and the four numbers: a line for each model and control; with intervals where it is `wide`."""
@@ -391,8 +393,7 @@ def physics_iq(result: PhysicsIQResult, *, wide: bool) -> Table:
             shown += f" ±{value_text(row['std'], row)}"
         return shown + (f" ({spread})" if wide and spread != "–" and metric.startswith("physics_iq") else "")
 
-    metrics = ("physics_iq_verified", "physics_iq", "spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou", "mse")
-    metrics += ("moving_area",)
+    metrics = ("physics_iq_verified", "physics_iq", *_TERMS, "moving_area")
     lines = [[subject, *(cell(subject, metric) for metric in metrics)] for subject in result.subjects]
     first = result.rows[0]
     caption = [
@@ -417,10 +418,9 @@ def physics_iq(result: PhysicsIQResult, *, wide: bool) -> Table:
 
 def physics_iq_terms(result: PhysicsIQResult) -> Table:
     """The four terms of the Verified score."""
-    names = ("spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou", "mse")
     lines: list[list[Any]] = []
     for subject in result.subjects:
-        found = [result.row(subject, f"{name}_ratio") for name in names]
+        found = [result.row(subject, f"{name}_ratio") for name in _TERMS]
         lines.append([subject, *(None if row is None else value_text(row["value"], row) for row in found)])
     return Table(
         "Terms of the Verified score, %",

@@ -93,11 +93,10 @@ class Measure:
     def load(self, view: RealView, video: Path | str) -> Measured:
         """What was computed of a video, or of a control."""
         found = read_json_object(self._path(view, video), fix="remove it")
-        comparisons = {
-            name: Comparison(**{k: tuple(v) if isinstance(v, list) else v for k, v in found[name].items()})
-            for name in ("take_1", "takes", "take_2")
-        }
-        return Measured(View(view.scenario, view.view, **comparisons), found["moving_area"], found["real_moving_area"])
+        take_1, takes, take_2 = (_comparison(found[name]) for name in ("take_1", "takes", "take_2"))
+        return Measured(
+            View(view.scenario, view.view, take_1, takes, take_2), found["moving_area"], found["real_moving_area"]
+        )
 
     def _compute_view(self, view: RealView, videos: Sequence[Path | str]) -> None:
         missing = [video for video in videos if not self._path(view, video).is_file()]
@@ -157,6 +156,10 @@ class Measure:
             "opencv": cv2.__version__,
         }
         return self._cache / f"{settings_hash(key)}.json"
+
+
+def _comparison(found: dict[str, Any]) -> Comparison:
+    return Comparison(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 
 def _noting(frames: Iterable[np.ndarray], note: Callable[[np.ndarray], None]) -> Iterator[np.ndarray]:

@@ -159,7 +159,8 @@ class Measure:
 
 
 def _comparison(found: dict[str, Any]) -> Comparison:
-    return Comparison(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
+    return Comparison(**values)
 
 
 def _noting(frames: Iterable[np.ndarray], note: Callable[[np.ndarray], None]) -> Iterator[np.ndarray]:

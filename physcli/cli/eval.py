@@ -1,8 +1,8 @@
 """`physcli eval …`: do videos obey physics, and show what was asked?
 
 A command for each benchmark of the table, made from what the benchmark says of itself when it is called; one that puts
-two of their runs side by side, one for the best of several videos and one for the votes of people; and one that asks a
-generator itself, not its videos.
+two of their runs side by side, one for the best of several videos and one for the votes of people; one that asks a
+generator itself, not its videos; and one that compares videos with real ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from physcli.benchmarks import BENCHMARKS, find_benchmark
 from physcli.cli import render
 from physcli.cli.likephys import likephys
 from physcli.cli.options import ModelRun, Run, shared
+from physcli.cli.physics_iq import physics_iq
 from physcli.tasks.verifiers import VERIFIERS
 
 Videos = Annotated[
@@ -205,6 +206,7 @@ def select(
 
 
 app.command("likephys")(likephys)
+app.command("physics-iq")(physics_iq)
 
 
 @app.command("votes")

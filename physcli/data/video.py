@@ -364,19 +364,36 @@ def read_video(
     Raises:
         DataError: the file cannot be read or is damaged, or is shorter than the largest index.
     """
+    return np.stack(_in_order(list(iter_video(path, indices, as_decord=as_decord)), indices))
+
+
+def iter_video(
+    path: str | os.PathLike[str], indices: Sequence[int] | None = None, *, as_decord: bool = False
+) -> Iterator[np.ndarray]:
+    """The frames of `read_video` one after another, for videos that are larger than main memory.
+
+    Args:
+        path: The file.
+        indices: Frame numbers; each comes once, in ascending order. None for every frame.
+        as_decord: As in `read_video`.
+
+    Yields:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        DataError: as `read_video`, when it comes to it.
+    """
     path = Path(path)
     # A frame's own `to_ndarray(format=…)` prepares the conversion anew every time: of small frames, most of the time.
     to_rgb = VideoReformatter()
     shape: _Shape | None = None
-    frames = []
     for frame, stream in _chosen(path, indices, as_decord=as_decord):
         if as_decord:
-            frames.append(to_rgb.reformat(frame, format="rgb24").to_ndarray())
+            yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
             continue
         shape = shape or _shape(path, frame, stream)
         picture = shape.turn(_rgb(frame, to_rgb))
-        frames.append(resize(picture[None], shape.height, shape.width)[0])
-    return np.stack(_in_order(frames, indices))
+        yield resize(picture[None], shape.height, shape.width)[0]
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:

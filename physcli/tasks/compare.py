@@ -3,7 +3,7 @@
 The first run is the reference; every other one is compared with it, item by item.
 
 1. Read the runs; refuse what cannot be compared: other benchmarks, other raters, other items.
-2. Pair the items: videos by (prompt, index, seed), a probe's clips and the scenes of likephys by name.
+2. Pair the items: videos by (prompt, index, seed), a probe's clips, likephys' scenes and physics-iq's views by name.
 3. For each metric: the mean difference, a 95 % bootstrap interval over prompts, a test, and the smallest difference so
    many items could show. Several training seeds of one method, joined by commas, are one side.
 4. Holm's correction over all tests of the call.

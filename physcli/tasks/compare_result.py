@@ -52,7 +52,8 @@ class CompareResult:
     @property
     def unit(self) -> str:
         """What is drawn again by the bootstrap."""
-        return {"probe": "pairs", "likephys": "scenes", "eval": "prompts"}[self.reference.runs[0].kind]
+        names = {"probe": "pairs", "likephys": "scenes", "physics-iq": "scenarios", "eval": "prompts"}
+        return names[self.reference.runs[0].kind]
 
     def rows_of(self, side: Side, group: str = "all") -> list[dict[str, Any]]:
         return [row for row in self.rows if row["compared"] == side.label and row["group"] == group]

@@ -10,7 +10,8 @@ An eval run holds, beside `run.json`,
 What the metrics are, metrics.json says: its rows of group "all". Those without a field in items.jsonl are sums that no
 item has a part in, and cannot be compared. A probe run's items say which `subject` they are of; its one metric here is
 `accuracy` (the field `correct`), its clusters are pairs and its strata scenarios, as in the probe's own table. The
-items of `physcli eval likephys` are violations of scenes, of several subjects as well; its clusters are in them.
+items of `physcli eval likephys` are violations of scenes, of several subjects as well; its clusters are in them. Those
+of `physcli eval physics-iq` are views, and scenarios its clusters.
 Subjects whose rows say `control` are not meant where none is named.
 """
 
@@ -31,11 +32,13 @@ from physcli.tasks.probe_result import CONTROLS
 from physcli.tasks.run_dir import is_finished, read_metrics, read_run
 
 SUBJECT_MARK = "::"
-_PROBE, _LIKEPHYS = "probe physion", "eval likephys"
 
 # What tells an item from all others: (prompt, index, seed) of a video, (split, scenario, name) of a probe's clip,
-# (scenario, scene, violation) of likephys.
+# (scenario, scene, violation) of likephys, (scenario, view, number of the sampling seed) of physics-iq.
 Key = tuple[Any, ...]
+Kind = Literal["probe", "likephys", "physics-iq", "eval"]
+# Command → what the items of its runs are; of any other, videos that were made for prompts.
+_KINDS: dict[str, Kind] = {"probe physion": "probe", "eval likephys": "likephys", "eval physics-iq": "physics-iq"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class ScoredRun:
     hashes: Mapping[str, str]
 
     @property
-    def kind(self) -> Literal["probe", "likephys", "eval"]:
+    def kind(self) -> Kind:
         """What its items are: a dataset's clips, its scenes, or videos that were made."""
         return _kind_of(self.record)
 
@@ -124,7 +127,8 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
         if kind == "eval":
             item = _video_item(path, row, values, where, ignore_seeds)
         else:
-            item = (_probe_item if kind == "probe" else _scene_item)(row, values, where)
+            read = {"probe": _probe_item, "likephys": _scene_item, "physics-iq": _view_item}
+            item = read[kind](row, values, where)
         if item.key in items:
             raise DataError(
                 f"{where}: the same item as line {seen[item.key]}: {describe(item.key)}.",
@@ -132,6 +136,7 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
                 + {
                     "probe": "clip",
                     "likephys": "scene and violation",
+                    "physics-iq": "sampling seed, scenario and view",
                     "eval": "(prompt, index)" if ignore_seeds else "video",
                 }[kind],
                 fix="do without --ignore-seeds" if ignore_seeds else "remove one of the two, or score again",
@@ -158,9 +163,8 @@ def describe(key: Key) -> str:
     return ", ".join([text, *(f"{name} {value}" for name, value in zip(("index", "seed"), rest, strict=False))])
 
 
-def _kind_of(record: Mapping[str, Any]) -> Literal["probe", "likephys", "eval"]:
-    kinds: dict[str, Literal["probe", "likephys"]] = {_PROBE: "probe", _LIKEPHYS: "likephys"}
-    return kinds.get(record["command"], "eval")
+def _kind_of(record: Mapping[str, Any]) -> Kind:
+    return _KINDS.get(record["command"], "eval")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             fix=f"score videos first: physcli eval laws --videos {path}",
         )
     command = str(record.get("command"))
-    if command != _PROBE and not command.startswith("eval "):
+    if command not in _KINDS and not command.startswith("eval "):
         raise PhyscliError(
             f"{path} is a run of `physcli {command}`, which gives no item a score.",
             expected="a run directory of `physcli eval` or `physcli probe`",
@@ -297,6 +301,18 @@ def _scene_item(row: Mapping[str, Any], values: dict[str, float | None], where: 
             )
     scenario, scene, violation, cluster = (str(row[field]) for field in names)
     return Score((scenario, scene, violation), cluster, None, violation, values, prompt=str(row.get("prompt") or ""))
+
+
+def _view_item(row: Mapping[str, Any], values: dict[str, float | None], where: str) -> Score:
+    for field in ("scenario", "view", "run"):
+        if row.get(field) is None:
+            raise DataError(
+                f"{where}: {field} is missing.", expected="what `physcli eval physics-iq` writes", fix="score again"
+            )
+    scenario, category = str(row["scenario"]), row.get("category")
+    return Score(
+        (scenario, str(row["view"]), str(row["run"])), scenario, None, str(category) if category else None, values
+    )
 
 
 def _score(value: Any, where: str, field: str) -> float | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from physcli.tasks.compare_result import CompareResult, Side
     from physcli.tasks.eval import EvalResult
     from physcli.tasks.likephys.result import LikePhysResult
+    from physcli.tasks.physics_iq.result import PhysicsIQResult
     from physcli.tasks.probe_result import ProbeResult
     from physcli.tasks.select import SelectResult
 
@@ -375,6 +376,66 @@ def likephys_controls(result: LikePhysResult, *, wide: bool) -> Table:
         "chance: the share of these places that are in the mask.",
         right=range(1, 6),
         whole=(0,),
+    )
+
+
+# --- physics-iq ---
+
+_TERMS = ("spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou", "mse")
+
+
+def physics_iq(result: PhysicsIQResult, *, wide: bool) -> Table:
+    """Both scores and the four numbers: a line for each model and control; with intervals where it is `wide`."""
+    seeds = any(row["num_runs"] > 1 for row in result.rows)
+
+    def cell(subject: str, metric: str) -> str | None:
+        row = result.row(subject, metric)
+        if row is None or row["value"] is None:
+            return None
+        value, spread = score_texts(row)
+        shown = value.removesuffix(" %")
+        if row["std"] is not None:
+            shown += f" ±{value_text(row['std'], row)}"
+        return shown + (f" ({spread})" if wide and spread != "–" and metric.startswith("physics_iq") else "")
+
+    metrics = ("physics_iq_verified", "physics_iq", *_TERMS, "moving_area")
+    lines = [[subject, *(cell(subject, metric) for metric in metrics)] for subject in result.subjects]
+    first = result.rows[0]
+    caption = [
+        f"{first['num_scenarios']} scenarios, {first['num_frames']} frames. ST, S, WS: spatiotemporal, spatial and "
+        "weighted spatial IoU; moves: pixels in the masks; all in per cent, but for MSE."
+    ]
+    caption.append("still: the last conditioning frame, held. take 2: the real thing once more, the ceiling.")
+    if seeds:
+        caption.append("±: sample standard deviation over sampling seeds.")
+    if wide:
+        caption.append("Intervals: 95 %, over scenarios.")
+    return Table(
+        "Physics-IQ, %",
+        ["", "Verified", "original", "ST", "S", "WS", "MSE", "moves"],
+        lines,
+        " ".join(caption),
+        right=range(1, len(metrics) + 1),
+        whole=(0,),
+        sections=[len(result.models) - 1],
+    )
+
+
+def physics_iq_terms(result: PhysicsIQResult) -> Table:
+    """The four terms of the Verified score."""
+    lines: list[list[Any]] = []
+    for subject in result.subjects:
+        found = [result.row(subject, f"{name}_ratio") for name in _TERMS]
+        lines.append([subject, *(None if row is None else value_text(row["value"], row) for row in found)])
+    return Table(
+        "Terms of the Verified score, %",
+        ["", "ST", "S", "WS", "MSE"],
+        lines,
+        "Each number over that between the two takes (MSE: the other way), at most 100; the mean of the four is the "
+        "score.",
+        right=range(1, 5),
+        whole=(0,),
+        sections=[len(result.models) - 1],
     )
 
 

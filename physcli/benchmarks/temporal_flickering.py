@@ -10,6 +10,7 @@ before it scores; here the videos that are given are scored.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,8 @@ def temporal_flickering(frames: np.ndarray | Sequence[np.ndarray]) -> float:
     if len(frames) < 2 or np.asarray(frames[0]).dtype != np.uint8:
         raise ValueError(f"{len(frames)} frames of {np.asarray(frames[:1]).dtype}; expected at least 2, of uint8")
     # By pairs: a whole video of differences would take more room than the video.
-    pairs = zip(frames[:-1], frames[1:], strict=True)
-    differences = [np.abs(one.astype(np.int16) - next_one).mean(dtype=np.float64) for one, next_one in pairs]
+    pairs = itertools.pairwise(frames)
+    differences = [np.abs(one.astype(np.int16) - following).mean(dtype=np.float64) for one, following in pairs]
     return float((255.0 - np.mean(differences)) / 255.0)
 
 

@@ -61,18 +61,16 @@ def read(sources: Sequence[Source]) -> Imported:
             _give(found, str(one["video_path"]), name, value, where)
         official[name] = score
         known = [value for value in values if value is not None]
-        if known and not math.isclose(sum(known) / len(known), score, rel_tol=1e-4, abs_tol=1e-6):
-            notes.append(
-                f"{name}: the official score, {score:.4f}, is not the mean over videos, {sum(known) / len(known):.4f}."
-            )
+        mean = sum(known) / len(known) if known else score
+        if not math.isclose(mean, score, rel_tol=1e-4, abs_tol=1e-6):
+            notes.append(f"{name}: the official score, {score:.4f}, is not the mean over videos, {mean:.4f}.")
     if not found:
         raise DataError(f"{sources[0].path} has no score of a single video.", expected="video_results of each video")
     aggregates = totals(official, variant)
     lacking = [name for name, one in VARIANTS[variant].dimensions.items() if name not in official]
     if aggregates and lacking:
-        notes.append(
-            f"Without a total: {len(lacking)} of {len(official) + len(lacking)} dimensions are missing ({', '.join(lacking)})."
-        )
+        count = f"{len(lacking)} of {len(official) + len(lacking)} dimensions are missing"
+        notes.append(f"Without a total: {count} ({', '.join(lacking)}).")
     extra = tuple(
         (Metric(f"vbench_{name}", "score", True, interval="none"), value, len(official))
         for name, value in aggregates.items()

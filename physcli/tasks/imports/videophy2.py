@@ -16,7 +16,10 @@ from physcli.errors import DataError, UsageError
 from physcli.tasks.imports.base import Imported, Source, number
 from physcli.tasks.imports.rated import Answered, imported, is_empty, read_table, table_scores
 
-WHAT = "caption, videopath, score (sa or pc in the file's name) or videopath, rule, score; or a table with video, caption, sa, pc of 1 to 5"
+WHAT = (
+    "caption, videopath, score (sa or pc in the file's name) or videopath, rule, score; or a table with video, "
+    "caption, sa, pc of 1 to 5"
+)
 
 _ROLE = re.compile(r"(?<![a-z])(sa|pc)(?![a-z])")
 

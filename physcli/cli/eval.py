@@ -1,8 +1,8 @@
 """`physcli eval …`: do videos obey physics, and show what was asked?
 
 A command for each benchmark of the table, made from what the benchmark says of itself when it is called; one that puts
-two of their runs side by side, one for the best of several videos and one for the votes of people; and one that asks a
-generator itself, not its videos.
+two of their runs side by side, one for the best of several videos, one for the votes of people and one for scores that
+others made; and one that asks a generator itself, not its videos.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def _items(imported: Imported, folder: Path) -> list[dict[str, Any]]:
     fields = list(dict.fromkeys(name for video in imported.videos for name in video.values))
     rows = []
     for video in imported.videos:
-        row = {"video": str(where[video.name].resolve()), "name": video.name, "caption": video.caption}
+        row: dict[str, Any] = {"video": str(where[video.name].resolve()), "name": video.name, "caption": video.caption}
         row |= {"prompt": video.prompt, "index": video.index, "seed": None, "group": video.group}
         rows.append({**row, **{name: video.values.get(name) for name in fields}})
     return rows

@@ -211,7 +211,10 @@ def test_fastvideo(tmp_path):
     def scored(number, value):
         skipped = {"name": "common.ssim", "score": None, "details": {"skipped": "no reference"}}
         scores = {"vbench.dynamic_degree": {"name": "vbench.dynamic_degree", "score": value, "details": {}}}
-        return {"video": f"out/a cat-{number}.mp4", "scores": scores | {"common.ssim": skipped}}
+        return {
+            "video": f"out/a {'cat' if number < 2 else 'dog'}-{number % 2}.mp4",
+            "scores": scores | {"common.ssim": skipped},
+        }
 
     result = read(tmp_path, written(tmp_path / "s.json", [scored(number, number % 2) for number in range(4)]))
     assert result.layout == "fastvideo"
@@ -221,7 +224,16 @@ def test_fastvideo(tmp_path):
         **{"kind": "rate", "role": "motion", "interval": "wilson"},
     }
     assert "common.ssim has no score of some or all videos (no reference)." in result.notes
-    assert [(item["prompt"], item["index"]) for item in result.items] == [("a cat", n) for n in range(4)]
+    assert [(item["prompt"], item["index"]) for item in result.items] == [
+        (f"a {what}", n) for what in ("cat", "dog") for n in (0, 1)
+    ]
+
+
+def test_fastvideos_numbers_that_are_of_no_prompt(tmp_path):
+    rows = [{"video": f"out/clip-{n}.mp4", "scores": {"common.psnr": {"score": n}}} for n in range(3)]
+    result = read(tmp_path, written(tmp_path / "s.json", rows))
+    assert [(item["prompt"], item["index"]) for item in result.items] == [(f"clip-{n}", 0) for n in range(3)]
+    assert row_of(result, "common.psnr")["stderr"] == pytest.approx(1 / math.sqrt(3))
 
 
 def test_sampson_errors_of_cosmos(tmp_path):
@@ -305,7 +317,9 @@ def test_files_of_different_layouts(tmp_path):
         read(tmp_path, one, other)
 
 
-def test_a_score_that_is_none_is_named(tmp_path):
-    nan = {"temporal_flickering": [math.nan, [{"video_path": "a-0.mp4", "video_results": math.nan}]]}
-    with pytest.raises(DataError, match="the score of temporal_flickering is 'nan'"):
-        read(tmp_path, written(tmp_path / "x.json", nan))
+def test_an_official_score_that_is_no_number(tmp_path):
+    videos = [{"video_path": f"p{n}-0.mp4", "video_results": value} for n, value in enumerate((math.nan, 0.9, 0.8))]
+    result = read(tmp_path, written(tmp_path / "x.json", {"temporal_flickering": [math.nan, videos]}))
+    row = row_of(result, "temporal_flickering")
+    assert (row["value"], row["n"], "official" in row) == (pytest.approx(0.85), 2, False)
+    assert any(note.startswith("temporal_flickering: the official score is no number") for note in result.notes)

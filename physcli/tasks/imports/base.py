@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from physcli.data.tables import read_csv, read_text
+from physcli.data.tables import columns_of, read_csv, read_text
 from physcli.errors import DataError
 from physcli.rows import Metric, Row
 
@@ -68,8 +68,8 @@ class Source:
 
     @cached_property
     def columns(self) -> list[str]:
-        """The first line of a table, in small letters."""
-        return [name.strip().lower() for name in self.cells[0]] if self.cells else []
+        """The names in the first line of a table, in small letters; none of JSON."""
+        return [] if self.is_json else [name.lower() for name in columns_of(self.path)]
 
     @cached_property
     def rows(self) -> list[tuple[int, dict[str, Any]]]:
@@ -149,6 +149,12 @@ def number(value: Any, where: str, *, low: float = -math.inf, high: float = math
         bounds = "" if (low, high) == (-math.inf, math.inf) else f" from {low:g} to {high:g}"
         raise DataError(f"{where} is {str(value)[:60]!r}.", expected=f"a number{bounds}")
     return found
+
+
+def prompt_and_index(name: str) -> tuple[str, int]:
+    """What VBench's file names say, `prompt-0.mp4`; of any other the whole name, and 0."""
+    found = re.fullmatch(r"(?P<prompt>.+)-(?P<number>\d+)", stem(name), re.DOTALL)
+    return (found["prompt"], int(found["number"])) if found else (stem(name), 0)
 
 
 def stem(name: str) -> str:

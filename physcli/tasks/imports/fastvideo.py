@@ -1,19 +1,19 @@
 """Results of `fastvideo eval run` (hao-ai-lab/FastVideo at 2f3d407): a JSON list of `video` and `scores`.
 
 `scores` is metric → {name, score, details}. A score is null where the metric was skipped for that video. Prompts are
-not in the file: the video's name without its number stands for it.
+not in the file: the video's name stands for it, without the number of VBench's names (`prompt-0.mp4`) where those
+leave several prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from physcli.benchmarks.dynamic_degree import DYNAMIC_DEGREE
 from physcli.benchmarks.vbench import VARIANTS, metric_of_dimension
 from physcli.errors import DataError
 from physcli.rows import Metric
-from physcli.tasks.imports.base import NUMBERED, Imported, Scored, Source, number, stem
+from physcli.tasks.imports.base import Imported, Scored, Source, number, prompt_and_index, stem
 
 WHAT = "a JSON list of objects with video and scores (metric → name, score, details)"
 
@@ -41,7 +41,8 @@ def read(sources: Sequence[Source]) -> Imported:
     for source in sources:
         for one in source.value:
             name = one["video"]
-            scored = videos.setdefault(name, Scored(name, _prompt(name)))
+            prompt, index = prompt_and_index(name)
+            scored = videos.setdefault(name, Scored(name, prompt, index=index))
             for metric, result in one["scores"].items():
                 where = f"{source.path}, {name}: {metric}"
                 if metric in scored.values:
@@ -54,6 +55,11 @@ def read(sources: Sequence[Source]) -> Imported:
     scored_names = [n for n in names if any(one.values.get(n) is not None for one in videos.values())]
     if not scored_names:
         raise DataError(f"{sources[0].path} has no score.", expected="a number for at least one metric and video")
+    if len({one.prompt for one in videos.values()}) == 1 or len({(v.prompt, v.index) for v in videos.values()}) < len(
+        videos
+    ):
+        for one in videos.values():  # the numbers are not those of a prompt's videos
+            one.prompt, one.index = stem(one.name), 0
     notes = [f"{name} has no score of some or all videos ({why})." for name, why in skipped.items()]
     for one in videos.values():
         one.values = {name: value for name, value in one.values.items() if name in scored_names}
@@ -63,11 +69,6 @@ def read(sources: Sequence[Source]) -> Imported:
         tuple(_metric(name) for name in scored_names),
         notes=("Prompts are not in the file: the videos' names stand for them.", *notes),
     )
-
-
-def _prompt(name: str) -> str:
-    found: Any = NUMBERED.match(stem(name))
-    return str(found["prompt"]) if found else stem(name)
 
 
 def _metric(name: str) -> Metric:

@@ -18,7 +18,7 @@ from typing import Any
 from physcli.benchmarks.vbench import VARIANTS, metric_of_dimension, totals
 from physcli.errors import DataError
 from physcli.rows import Metric
-from physcli.tasks.imports.base import NUMBERED, Imported, Scored, Source, number, stem
+from physcli.tasks.imports.base import Imported, Scored, Source, number, prompt_and_index
 
 WHAT = "a JSON object: dimension → [score, a list of video_path and video_results]"
 
@@ -47,7 +47,9 @@ def read(sources: Sequence[Source]) -> Imported:
                 raise DataError(
                     f"{source.path}: {name} is in {dimensions[name][2].path} as well.", expected="each dimension once"
                 )
-            dimensions[name] = number(score, f"{source.path}: the score of {name}"), videos, source
+            lost = isinstance(score, float) and math.isnan(score)  # a video of one frame in temporal flickering
+            score = math.nan if lost else number(score, f"{source.path}: the score of {name}")
+            dimensions[name] = score, videos, source
     variant = _variant(dimensions)
     found: dict[tuple[str, int], Scored] = {}
     official: dict[str, float] = {}
@@ -59,6 +61,9 @@ def read(sources: Sequence[Source]) -> Imported:
             values = _of_hundred(values, score, where)
         for one, value in zip(videos, values, strict=True):
             _give(found, str(one["video_path"]), name, value, where)
+        if math.isnan(score):
+            notes.append(f"{name}: the official score is no number; the mean is over the videos that have one.")
+            continue
         official[name] = score
         known = [value for value in values if value is not None]
         mean = sum(known) / len(known) if known else score
@@ -79,7 +84,7 @@ def read(sources: Sequence[Source]) -> Imported:
     return Imported(
         variant,
         list(found.values()),
-        tuple(metric_of_dimension(name) for name in official),
+        tuple(metric_of_dimension(name) for name in dimensions),
         notes=tuple(notes),
         extra=extra,
         official=official,
@@ -100,7 +105,7 @@ def _variant(dimensions: Mapping[str, tuple[float, list[Any], Source]]) -> str:
 
 
 def _value(result: Any, where: str, variant: str) -> float | None:
-    if isinstance(result, float) and math.isnan(result):  # temporal flickering of a video of one frame
+    if isinstance(result, float) and math.isnan(result):
         return None
     value = number(result, where)
     return None if variant == "vbench-2.0" and value == _INVALID else value
@@ -119,11 +124,7 @@ def _of_hundred(values: Sequence[float | None], score: float, where: str) -> lis
 
 
 def _give(found: dict[tuple[str, int], Scored], path: str, name: str, value: float | None, where: str) -> None:
-    parts = NUMBERED.match(stem(path))
-    if parts is None:
-        prompt, index = stem(path), 0
-    else:
-        prompt, index = parts["prompt"], int(parts["number"])
+    prompt, index = prompt_and_index(path)
     one = found.setdefault((prompt, index), Scored(path, prompt, prompt, index))
     if name in one.values:
         raise DataError(f"{where}: {path} is the second video {index} of its prompt.", expected="each once")

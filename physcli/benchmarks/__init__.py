@@ -28,6 +28,10 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         "physcli.benchmarks.videophy:VideoPhy2",
         "VideoPhy-2: both rated 1 to 5, and Joint; 4 is enough. Rules: followed, violated or undecided.",
     ),
+    "flickering": (
+        "physcli.benchmarks.temporal_flickering:TemporalFlickering",
+        "VBench's temporal flickering, beside dynamic degree: a still video has 1.000.",
+    ),
 }
 
 

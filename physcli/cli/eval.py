@@ -1,8 +1,8 @@
 """`physcli eval …`: do videos obey physics, and show what was asked?
 
 A command for each benchmark of the table, made from what the benchmark says of itself when it is called; one that puts
-two of their runs side by side, one for the best of several videos and one for the votes of people; one that asks a
-generator itself, not its videos; and one that compares videos with real ones.
+two of their runs side by side, one for the best of several videos, one for the votes of people and one for scores that
+others made; one that asks a generator itself, not its videos; and one that compares videos with real ones.
 """
 
 from __future__ import annotations
@@ -207,6 +207,48 @@ def select(
 
 app.command("likephys")(likephys)
 app.command("physics-iq")(physics_iq)
+
+
+@app.command("import")
+@shared(Run)
+def import_scores(
+    common: Run,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE…",
+            help="Scores of one set of videos. sa=FILE or pc=FILE where a file does not say which of the two it holds.",
+            show_default=False,
+        ),
+    ],
+    subject: Annotated[
+        str | None, typer.Option(help="Whose videos they are.  \\[default: the file's name]", show_default=False)
+    ] = None,
+    rater: Annotated[
+        str | None, typer.Option(help="Who rated them, of VideoPhy and VideoPhy-2.", show_default=False)
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the files.  \\[default: known by their content]", show_default=False),
+    ] = None,
+) -> None:
+    """Scores that others made (VideoPhy, VBench, Physics-IQ, FastVideo, …) as a run that physcli compare takes."""
+    from physcli.tasks import tables
+    from physcli.tasks.import_scores import ImportSettings
+    from physcli.tasks.import_scores import import_scores as task
+    from physcli.tasks.run_dir import to_json
+
+    done = task(
+        ImportSettings(tuple(files), subject, rater, layout),
+        out=common.out,
+        overwrite=common.overwrite,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    if common.json:
+        render.json_text(to_json({"run": done.path, "layout": done.layout, "rows": done.rows, "notes": done.notes}))
+        return
+    render.show(tables.imported(done))
+    render.files(done.files())
 
 
 @app.command("votes")

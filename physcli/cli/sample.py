@@ -46,7 +46,7 @@ def sample(
         str | None,
         typer.Option(
             metavar="FILE|simulated[:N]",
-            help="A list: .txt (a prompt a line), .csv or .jsonl; of VideoPhy's lists the detailed captions are used "
+            help="A list: .txt (a prompt a line), .csv, .jsonl or .json; of VideoPhy's the detailed captions are used "
             "and the short ones kept for scoring. Or a simulated suite or folder: the whole events of its test clips.",
             show_default=False,
         ),

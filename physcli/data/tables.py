@@ -118,10 +118,12 @@ def name_in_row(path: Path, number: int, row: Mapping[str, Any], accepted: Seque
     return value
 
 
-def no_column(path: Path, number: int, row: Mapping[str, Any], accepted: Sequence[str], *, what: str) -> DataError:
+def no_column(
+    path: Path, number: int, row: Mapping[str, Any], accepted: Sequence[str], *, what: str, unit: str = "line"
+) -> DataError:
     """The error for a row without any of some columns: those it has, those that are read, and which one is meant."""
     has, expected, fix = lacking(list(row), accepted)
-    return DataError(f"{path}, line {number}: no {what}; it has {has}.", expected=expected, fix=fix)
+    return DataError(f"{path}, {unit} {number}: no {what}; it has {has}.", expected=expected, fix=fix)
 
 
 def lacking(columns: Sequence[str], accepted: Sequence[str]) -> tuple[str, str, str]:

@@ -149,9 +149,9 @@ def _from_list(path: Path, name: str) -> VideoSet:
     models: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     rows = list(_rows(path))
-    videos = _places(path.parent, {row[_video_column(path, number, row)] for number, row in rows})
+    videos = places(path.parent, {row[_video_column(path, number, row)] for number, row in rows})
     others = {
-        what: _places(path.parent, {row[what] for _, row in rows if isinstance(row.get(what), str)})
+        what: places(path.parent, {row[what] for _, row in rows if isinstance(row.get(what), str)})
         for what in FILE_COLUMNS
     }
     for number, row in rows:
@@ -231,8 +231,9 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _places(folder: Path, names: Collection[str]) -> dict[str, Path]:
-    """Where listed files are, there or not; by their names alone only where the whole list names another folder."""
+def places(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """Where the files of a list in this folder are, there or not; by their names alone only where the whole list names
+    another folder."""
     as_said = {name: folder / name for name in names}
     unlike = len({Path(name).name for name in names}) == len(names)
     if not unlike or any(place.is_file() for place in as_said.values()):

@@ -319,7 +319,15 @@ def _choose_metrics(sides: Sequence[Side], wanted: Sequence[str], notes: list[st
 
 def _differing_settings(sides: Sequence[Side]) -> list[str]:
     """Settings of the scoring itself that differ between the runs: they may be the whole difference."""
-    told = {"videos", "models", "seed", "limit", "cache_dir"}  # what a comparison is about, or changes no score
+    told = {
+        "videos",
+        "models",
+        "files",
+        "subject",
+        "seed",
+        "limit",
+        "cache_dir",
+    }  # what is compared, or changes no score
     runs = [run for side in sides for run in side.runs]
     names = sorted({name for run in runs for name in run.record.get("settings", {})} - told)
     differing = [n for n in names if len({str(run.record.get("settings", {}).get(n)) for run in runs}) > 1]

@@ -42,7 +42,7 @@ def listed_prompts(
     if not clips:
         raise DataError(
             f"--prompts {source}: a folder without simulated test clips.",
-            expected="simulated[:N], a folder of `physcli data simulate`, or a .txt, .csv or .jsonl file",
+            expected="simulated[:N], a folder of `physcli data simulate`, or a .txt, .csv, .jsonl or .json file",
         )
     stride = max(RATES)
     return [

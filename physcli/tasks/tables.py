@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from physcli.tasks.blind.votes_result import VotesResult
     from physcli.tasks.compare_result import CompareResult, Side
     from physcli.tasks.eval import EvalResult
+    from physcli.tasks.import_scores import ImportResult
     from physcli.tasks.likephys.result import LikePhysResult
     from physcli.tasks.physics_iq.result import PhysicsIQResult
     from physcli.tasks.probe_result import ProbeResult
@@ -96,7 +97,7 @@ def scores(result: EvalResult) -> Table:
             f"In these videos pixels share colours ({said}): compare them with none that were written in 4:4:4."
         )
     caption += [
-        f"A still video breaks few laws: read {row['metric']} beside what moves."
+        f"A still video does well in {row['metric']}: read it beside what moves."
         for row in head
         if metric_of(row).role == "commonsense"
     ]
@@ -106,6 +107,34 @@ def scores(result: EvalResult) -> Table:
         [[row["metric"], *score_texts(row), row["n"]] for row in head],
         " ".join(caption),
         right=(1, 2, 3),
+    )
+
+
+def imported(result: ImportResult) -> Table:
+    """Scores that others made, over all videos: a line for each metric, and the official number where there is one."""
+    head = [row for row in result.rows if row["group"] == "all"]
+    first = head[0]
+    official = any("official" in row for row in head)
+    still = [row["metric"] for row in head if metric_of(row).role == "commonsense"]
+    caption = [f"Read as {result.layout}."]
+    if "rater" in first:
+        caption.append(f"Rater: {first['rater']}.")
+    if still:
+        caption.append(f"A still video does well in {', '.join(still)}: read it beside what moves.")
+    return Table(
+        f"{first['benchmark']}: {counted(len(result.items), 'video')} of {first['subject']}",
+        ["", "value", "95 %", "n", *(["official"] if official else [])],
+        [
+            [
+                row["metric"],
+                *score_texts(row),
+                row["n"],
+                *([value_text(row["official"], row) if "official" in row else "–"] if official else []),
+            ]
+            for row in head
+        ],
+        " ".join(caption),
+        right=(1, 2, 3, 4)[: 4 if official else 3],
     )
 
 

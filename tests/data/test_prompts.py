@@ -53,6 +53,100 @@ def test_json_lines(written):
     assert read_prompts(path) == [Prompt("a ball", "a ball", {"seed": 3}), Prompt("a box", "a box", {})]
 
 
+# Official layouts, with texts of our own.
+OFFICIAL = {
+    "VBench_full_info.json": (
+        [
+            {"prompt_en": "a kettle on a stove", "dimension": ["temporal_flickering"]},
+            {
+                "prompt_en": "a spoon and a bowl",
+                "dimension": ["multiple_objects"],
+                "auxiliary_info": {"multiple_objects": {"object": "spoon and bowl"}},
+            },
+        ],
+        [
+            Prompt("a kettle on a stove", columns={"dimension": ["temporal_flickering"]}),
+            Prompt(
+                "a spoon and a bowl",
+                columns={
+                    "dimension": ["multiple_objects"],
+                    "auxiliary_info": {"multiple_objects": {"object": "spoon and bowl"}},
+                },
+            ),
+        ],
+    ),
+    "VBench2_full_info.json": (
+        [{"prompt_en": "A yard, pan right.", "dimension": ["Camera_Motion"], "auxiliary_info": "pan_right"}],
+        [Prompt("A yard, pan right.", columns={"dimension": ["Camera_Motion"], "auxiliary_info": "pan_right"})],
+    ),
+    "VBench2_full_text_info.json": (
+        {"A cork floats.": {"caption": "A cork floats.", "dimension": ["Mechanics"]}},
+        [Prompt("A cork floats.", columns={"dimension": ["Mechanics"]})],
+    ),
+    "vbench2_i2v_full_info.json": (
+        [{"prompt_en": "a pier", "dimension": ["i2v_subject"], "image_type": "scene", "image_name": "a pier.jpg"}],
+        [Prompt("a pier", columns={"dimension": ["i2v_subject"], "image_type": "scene", "image_name": "a pier.jpg"})],
+    ),
+    "prompts.json": (
+        [
+            {
+                "caption": "A marble drops into syrup.",
+                "physical_laws": "The marble sinks slowly.",
+                "sub_category": "Viscosity",
+                "main_category": "Force",
+            }
+        ],
+        [
+            Prompt(
+                "A marble drops into syrup.",
+                columns={
+                    "physical_laws": "The marble sinks slowly.",
+                    "sub_category": "Viscosity",
+                    "main_category": "Force",
+                },
+            )
+        ],
+    ),
+    "worldmodelbench.json": (
+        [
+            {
+                "domain": "robotics",
+                "subdomain": "Lifting",
+                "text_first_frame": "An arm above a cup.",
+                "text_instruction": "The arm lifts the cup.",
+                "first_frame": "images/1.jpg",
+            }
+        ],
+        [
+            Prompt(
+                "An arm above a cup. The arm lifts the cup.",
+                columns={"domain": "robotics", "subdomain": "Lifting", "first_frame": "images/1.jpg"},
+            )
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_json(written, name):
+    given, expected = OFFICIAL[name]
+    assert read_prompts(written(name, json.dumps(given, indent=4))) == expected
+
+
+def test_physics_iqs_descriptions(written):
+    path = written(
+        "descriptions.csv",
+        "scenario,description,category,generated_video_name\n"
+        '0001_perspective-left_take-1_trimmed-cup.mp4,"A cup, tipped.",Solid Mechanics,0001_perspective-left_cup.mp4\n',
+    )
+    columns = {
+        "scenario": "0001_perspective-left_take-1_trimmed-cup.mp4",
+        "category": "Solid Mechanics",
+        "generated_video_name": "0001_perspective-left_cup.mp4",
+    }
+    assert read_prompts(path) == [Prompt("A cup, tipped.", columns=columns)]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -64,6 +158,12 @@ def test_json_lines(written):
         ("p.jsonl", '{"prompt": 3}\n', "line 1: prompt is 3"),
         ("p.jsonl", '{"prompt": \n', "line 1: not valid JSON"),
         ("p.md", "a ball", "is no list of prompts"),
+        ("p.json", "[", "line 1: not valid JSON"),
+        ("p.json", "3", "p.json holds 3"),
+        ("p.json", '["a ball"]', "entry 1: 'a ball' is no object"),
+        ("p.json", '[{"caption": "a"}, {"name": "b"}]', "entry 2: no prompt; it has name"),
+        ("p.json", '[{"prompt_en": 3, "dimension": []}]', "entry 1: prompt_en is 3"),
+        ("p.csv", "scenario,description\nx,y\n", "line 2: no prompt; it has scenario, description"),
     ],
 )
 def test_bad_lists_are_explained(written, name, text, said):

@@ -173,7 +173,7 @@ def test_readings_of_an_eps_network():
 
 
 def test_zero_is_the_same_of_every_network():
-    """v̂ = 0: of an ε-network its loss, read as one of v, is that of a v-network. ε̂ = 0 would give all clips one loss."""
+    """v̂ = 0: an ε-network's loss, read as one of v, is that of a v-network. ε̂ = 0 would give all clips one loss."""
     torch.manual_seed(0)
     clean, other, noise = torch.randn(3, 10, 2, 4, 3, 5, dtype=torch.float64).unbind()
     alphas = torch.linspace(0.99, 0.1, 1000, dtype=torch.float64)

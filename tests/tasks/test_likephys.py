@@ -434,7 +434,7 @@ def test_a_page_of_scores_is_no_matter_of_its_kind(measured, tmp_path):
 
 @pytest.fixture(scope="module")
 def likephys_set(tmp_path_factory, twins):
-    """Two scenarios of a scene each, in LikePhys' layout, of simulated clips; one video is there twice, one is short."""
+    """Two scenarios of a scene each, in LikePhys' layout, of simulated clips; one video is there twice, one short."""
     root = tmp_path_factory.mktemp("set")
     for scenario, scene in zip(("ball_drop", "river"), read_scenes(twins).scenes[::2], strict=True):
         place = root / scenario / "00"

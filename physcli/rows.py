@@ -114,7 +114,7 @@ def mean_row(
     return make_row(metric, float(numbers.mean()), stderr=stderr, n=len(known), **columns)
 
 
-def interval_columns(interval: Interval) -> dict[str, float | None]:
+def interval_columns(interval: Interval) -> dict[str, Any]:
     """The columns `low` and `high` of a row; None for an end that is not finite."""
     ends = {"low": interval.low, "high": interval.high}
     return {name: end if math.isfinite(end) else None for name, end in ends.items()}

@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from physcli.stats import share_interval, stderr_of_mean
+from physcli.stats import Interval, share_interval, stderr_of_mean
 
 # rate: a fraction of one, shown in per cent. grade: a rating, 1 to 5. px: pixels. score: any other number.
 Kind = Literal["rate", "grade", "px", "count", "seconds", "score"]
 # headline: what cases are ranked by. commonsense rises where less moves; motion is what then falls: `physcli compare`
 # flags the two together.
 Role = Literal["headline", "commonsense", "motion", "plain"]
-# Of 95 %. wilson: of a rate, from its standard error. normal: ± 1.96 standard errors. bootstrap: `low` and `high` are
-# in the row. none: the value is no estimate, or nothing is known of its spread.
+# Of 95 %. wilson: of a rate, from its standard error, unless `low` and `high` are in the row. normal: ± 1.96 standard
+# errors. bootstrap: `low` and `high` are in the row. none: the value is no estimate, or nothing is known of its spread.
 IntervalKind = Literal["wilson", "normal", "bootstrap", "none"]
 
 Row = dict[str, Any]
@@ -114,6 +114,12 @@ def mean_row(
     return make_row(metric, float(numbers.mean()), stderr=stderr, n=len(known), **columns)
 
 
+def interval_columns(interval: Interval) -> dict[str, Any]:
+    """The columns `low` and `high` of a row; None for an end that is not finite."""
+    ends = {"low": interval.low, "high": interval.high}
+    return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+
+
 def metric_of(row: Mapping[str, Any]) -> Metric:
     """The metric of a row of metrics.json, also of a run from before rows said what they are."""
     name, higher = str(row["metric"]), row.get("higher_is_better")
@@ -129,11 +135,13 @@ def interval_of(row: Mapping[str, Any]) -> tuple[float, float] | None:
     value, stderr, interval = row["value"], row.get("stderr"), metric_of(row).interval
     if value is None or interval == "none":
         return None
+    if interval != "normal" and row.get("low") is not None:
+        return row["low"], row["high"]
     if interval == "wilson":
         return share_interval(value, stderr, row["n"]) if row.get("n") else None
-    if interval == "bootstrap":
-        return None if row.get("low") is None else (row["low"], row["high"])
-    return None if stderr is None else (value - _QUANTILE * stderr, value + _QUANTILE * stderr)
+    if interval == "bootstrap" or stderr is None:
+        return None
+    return value - _QUANTILE * stderr, value + _QUANTILE * stderr
 
 
 # --- runs from before rows had a kind ---

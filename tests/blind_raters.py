@@ -10,7 +10,7 @@ from physcli.data.video import write_video
 from physcli.tasks.blind.ballots import checksum
 
 
-def save_votes(path, page, rater, votes, session=None):
+def save_votes(path, page, rater, votes, session=None, saved="2026-01-01T10:20:00.000Z"):
     """A file of votes as the page saves it; `votes` is rows of trial, left, right, choice and what differs."""
     usual = {"plays": 1, "replays": 0, "ms": 6000, "revised": 0}
     content = {
@@ -19,7 +19,7 @@ def save_votes(path, page, rater, votes, session=None):
         "rater": rater,
         "session": session or f"{rater:016x}",
         "started": "2026-01-01T10:00:00.000Z",
-        "saved": "2026-01-01T10:20:00.000Z",
+        "saved": saved,
         "votes": [{"trial": None, "left": None, "right": None, "choice": None, **usual, **vote} for vote in votes],
     }
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import physcli
-from physcli.rows import Metric, interval_of, make_row, mean_row, metric_of
-from physcli.stats import share_interval, stderr_of_mean
+from physcli.rows import Metric, interval_columns, interval_of, make_row, mean_row, metric_of
+from physcli.stats import Interval, share_interval, stderr_of_mean
 
 COLUMNS = {"benchmark": "b", "task": "t", "subject": "s"}
 PASSES = Metric("passes", "rate", True, role="headline", interval="wilson")
@@ -46,8 +46,15 @@ def test_intervals():
     assert interval_of(grade) == pytest.approx((3.02, 4.98))
     assert interval_of(grade | {"stderr": None}) is None
     assert interval_of(grade | {"interval": "bootstrap", "low": 3.0, "high": 4.5}) == (3.0, 4.5)
+    assert interval_of(passes | {"low": 0.1, "high": 0.5}) == (0.1, 0.5)  # its own
+    assert interval_of(grade | {"interval": "bootstrap"}) is None
     assert interval_of(passes | {"interval": "none"}) is None
     assert interval_of(make_row(PASSES, None, **COLUMNS, n=0)) is None
+
+
+def test_ends_that_are_not_finite_are_not_known():
+    assert interval_columns(Interval(0.25, math.inf, 0.1)) == {"low": 0.25, "high": None}
+    assert interval_columns(Interval(-math.inf, math.nan, math.nan)) == {"low": None, "high": None}
 
 
 @pytest.mark.parametrize(

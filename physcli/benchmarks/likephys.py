@@ -30,17 +30,14 @@ LEFT_OUT = {
     "shadowm": ("shadow_disconnection",),
 }
 
-PPE = Metric("ppe", "rate", False, role="headline", interval="bootstrap")
+PPE = Metric("ppe", "rate", False, role="headline", interval="wilson")
 MARGIN = Metric("loss_margin", "score", True)
 VIOLATIONS_MEAN = Metric("ppe_mean_of_violations", "rate", False, interval="bootstrap")
 SCENARIOS_MEAN = Metric("ppe_mean_of_scenarios", "rate", False, interval="bootstrap")
-STILL = Metric("still_preferred", "rate", False, interval="bootstrap")
-BLUR = Metric("blur_preferred", "rate", False, interval="bootstrap")
+STILL = Metric("still_preferred", "rate", False, interval="wilson")
+BLUR = Metric("blur_preferred", "rate", False, interval="wilson")
 LOCALISATION = Metric("localisation_ap", "rate", True)
 LOCALISATION_GAIN = Metric("localisation_gain", "rate", True)
-
-# Losses of one kind of clips of a scene; `valid`, or a violation.
-Losses = Mapping[str, Sequence[float]]
 
 
 def loss_weights(reading: str | None, prediction: str, signal: np.ndarray, sigma: np.ndarray) -> np.ndarray:
@@ -75,60 +72,26 @@ def loss_weights(reading: str | None, prediction: str, signal: np.ndarray, sigma
     return of_v[reading or own] / signal**2
 
 
-def misranked(valid: np.ndarray, invalid: np.ndarray, *, ties_are_errors: bool = True) -> np.ndarray:
-    """Which pairs a loss ranks wrongly, bool [V, I].
+def share_misranked(valid: Sequence[float], invalid: Sequence[float]) -> float:
+    """The share of a scene's (valid, invalid) pairs that a loss ranks wrongly; ties and NaN among them.
 
     Args:
-        valid: Losses [V] of a scene's possible clips.
+        valid: Losses [V] of its possible clips.
         invalid: Losses [I] of its clips with one violation.
-        ties_are_errors: As the paper has it; the released code counts neither ties nor NaN.
     """
-    possible, impossible = np.asarray(valid, float)[:, None], np.asarray(invalid, float)[None, :]
-    return ~(possible < impossible) if ties_are_errors else possible > impossible
+    possible, impossible = np.array(valid, float)[:, None], np.array(invalid, float)[None, :]
+    return float(np.mean(~(possible < impossible)))
 
 
-def share_misranked(valid: Sequence[float], invalid: Sequence[float], *, ties_are_errors: bool = True) -> float:
-    """The share of a scene's (valid, invalid) pairs that are ranked wrongly."""
-    return float(misranked(np.array(valid), np.array(invalid), ties_are_errors=ties_are_errors).mean())
-
-
-def preference_errors(
-    scenes: Mapping[str, Losses], *, left_out: Sequence[str] = (), ties_are_errors: bool = True
-) -> dict[str, float | None]:
-    """PPE of each violation of a scenario: the mean over scenes that have both kinds of clips.
+def mean_of_violations(scenarios: Mapping[str, Mapping[str, float]]) -> float:
+    """The mean over all violations of all scenarios (the released code's default).
 
     Args:
-        scenes: Name → losses of its clips.
-        left_out: Violations that do not count.
-        ties_are_errors: As for `misranked`.
-
-    Returns:
-        Violation, in order of name → PPE; None where it never stands beside a valid clip (0, as if perfect, in the
-        released code).
+        scenarios: Scenario → violation → PPE; each has one at least.
     """
-    found: dict[str, float | None] = {}
-    for violation in sorted({name for losses in scenes.values() for name in losses} - {"valid", *left_out}):
-        shares = [
-            share_misranked(losses["valid"], losses[violation], ties_are_errors=ties_are_errors)
-            for losses in scenes.values()
-            if losses.get("valid") and losses.get(violation)
-        ]
-        found[violation] = float(np.mean(shares)) if shares else None
-    return found
+    return float(np.mean([value for ppe in scenarios.values() for value in ppe.values()]))
 
 
-def mean_of_violations(scenarios: Mapping[str, Mapping[str, float | None]]) -> float:
-    """The mean over all violations of all scenarios (the released code's default); NaN where there are none.
-
-    Args:
-        scenarios: Scenario → violation → PPE; None is left out.
-    """
-    known = [value for ppe in scenarios.values() for value in ppe.values() if value is not None]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def mean_of_scenarios(scenarios: Mapping[str, Mapping[str, float | None]]) -> float:
+def mean_of_scenarios(scenarios: Mapping[str, Mapping[str, float]]) -> float:
     """The mean over scenarios of the mean over a scenario's violations; arguments as for `mean_of_violations`."""
-    means = [mean_of_violations({name: ppe}) for name, ppe in scenarios.items()]
-    known = [value for value in means if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+    return float(np.mean([mean_of_violations({name: ppe}) for name, ppe in scenarios.items()]))

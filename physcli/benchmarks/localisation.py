@@ -85,20 +85,6 @@ def expected_average_precision(score: np.ndarray, region: np.ndarray) -> float:
     return total / int(region.sum())
 
 
-def error_ratio(error: np.ndarray, region: np.ndarray, foreground: np.ndarray) -> float:
-    """Mean error inside a region over that of the other foreground; NaN where either is empty, or has no error.
-
-    Args:
-        error: [F, h, w].
-        region: bool, same shape.
-        foreground: bool, same shape.
-    """
-    outside = foreground & ~region
-    if not region.any() or not outside.any() or not error[outside].mean():
-        return math.nan
-    return float(error[region].mean() / error[outside].mean())
-
-
 def localise(difference: np.ndarray, region: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
     """How well a map finds a violation among the tokens that show anything at all.
 

@@ -59,7 +59,8 @@ class Fit:
     """Strengths of a model.
 
     Attributes:
-        strengths: θ in logits [runs], that of the first run 0; infinite where a run never lost (or won).
+        strengths: θ in logits [runs], that of the first run 0; infinite where a run never lost (or won), NaN where no
+            chain of votes joins it with the first.
         side: γ, the pull of the left side in logits; 0 where it was not asked for.
         tie: Davidson's ν; NaN of Bradley–Terry.
     """
@@ -106,7 +107,7 @@ def bradley_terry(counts: np.ndarray, *, side: bool = True) -> Fit:
         warnings.simplefilter("ignore")  # that it does not converge where a run never lost is told by the result
         model.fit(np.tile(design, (2, 1))[rows], labels[rows], sample_weight=weights[rows] / weights.sum())
     found = _unbounded(model.coef_[0])
-    return Fit(np.array([0.0, *found[: num_runs - 1]]), float(found[-1]) if side else 0.0)
+    return Fit(_known_strengths(counts, found), float(found[-1]) if side else 0.0)
 
 
 def davidson(counts: np.ndarray) -> Fit:
@@ -139,7 +140,14 @@ def davidson(counts: np.ndarray) -> Fit:
 
     done = scipy.optimize.minimize(negative, np.zeros(num_runs + 1), jac=True, method="BFGS", options={"gtol": 1e-9})
     found = _unbounded(done.x)
-    return Fit(np.array([0.0, *found[: num_runs - 1]]), float(found[-2]), float(np.exp(found[-1])))
+    return Fit(_known_strengths(counts, found), float(found[-2]), float(np.exp(found[-1])))
+
+
+def _known_strengths(counts: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """θ [runs] of the parameters that were found. Where votes do not join a run with the first one, the likelihood is
+    flat, and the optimizer stays where it began."""
+    _, group = scipy.sparse.csgraph.connected_components(counts.sum(axis=2), directed=False)
+    return np.where(group == group[0], [0.0, *found[: len(counts) - 1]], math.nan)
 
 
 def _unbounded(values: np.ndarray) -> np.ndarray:

@@ -42,8 +42,8 @@ _BLIND_OPTIONS = (
     parameter(
         "exclude",
         list[str],
-        "When raters are left out, registered with the page; may be repeated.  \\[default: answered=0.5 "
-        "failed-checks=0.34 median-s=1 one-sided=0.95 repeats=0]",
+        "When raters are left out, registered with the page; 0 or off for never; may be repeated.  \\[default: "
+        "answered=0.5 failed-checks=0.34 median-s=1 one-sided=0.95 repeats=0]",
         "RULE=BOUND",
         panel=_BLIND,
     ),

@@ -60,7 +60,7 @@ def likephys(
     """LikePhys: does a generator's own loss prefer possible clips to impossible ones? With its controls."""
     from physcli.tasks.likephys.run import LikePhysSettings, likephys
     from physcli.tasks.run_dir import to_json
-    from physcli.tasks.tables import likephys as preference_errors
+    from physcli.tasks.tables import likephys as likephys_errors
     from physcli.tasks.tables import likephys_controls
 
     settings = LikePhysSettings(
@@ -91,7 +91,7 @@ def likephys(
         render.json_text(to_json({"run": done.path, "rows": done.rows, "items": done.items}))
         return
     room = _LABEL + _CELL * len(done.subjects) <= render.width()
-    render.show(preference_errors(done, wide=room))
+    render.show(likephys_errors(done, wide=room))
     render.show(likephys_controls(done, wide=render.width() >= _WIDE))
     render.files(done.files())
 

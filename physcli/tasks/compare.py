@@ -40,13 +40,12 @@ from physcli.stats import (
     sign_flip_p,
 )
 from physcli.tasks.compare_result import CompareResult, Side
-from physcli.tasks.figures import FEWEST_CLUSTERS, difference_text
+from physcli.tasks.figures import ALPHA, FEWEST_CLUSTERS, difference_text
 from physcli.tasks.report import same_file, write_comparison
 from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import SUBJECT_MARK, Key, Score, ScoredRun, describe, read_scored_run
 from physcli.tasks.sheets import draw_side_by_side
 
-ALPHA = 0.05
 _EXAMPLES = 3
 _WHOLE_PATH = 100  # more parts than a path has
 

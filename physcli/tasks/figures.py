@@ -10,6 +10,7 @@ from physcli.rows import Kind, interval_of, metric_of
 
 # Of five that all point one way, p = 2/2⁵ = .0625: no test of so few can find anything.
 FEWEST_CLUSTERS = 6
+ALPHA = 0.05  # below it, after correction, a difference is shown
 
 
 def number(value: float | None, kind: Kind, *, sign: bool = False) -> str:

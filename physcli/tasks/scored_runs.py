@@ -74,7 +74,7 @@ class ScoredRun:
     @property
     def kind(self) -> Kind:
         """What its items are: a dataset's clips, its scenes, or videos that were made."""
-        return _kind_of(self.record)
+        return kind_of(self.record)
 
     def values_of(self, column: str) -> list[str]:
         """The different entries of a column of metrics.json, such as `benchmark` or `rater`."""
@@ -101,7 +101,7 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
     folder, _, subject = name.partition(SUBJECT_MARK) if not Path(name).is_dir() else (name, "", "")
     path = Path(folder)
     record = record or _read_record(path)
-    kind = _kind_of(record)
+    kind = kind_of(record)
     rows = _read_rows(path)
     lines = _read_items(path)
     subjects = list(dict.fromkeys(str(row["subject"]) for _, row in lines if "subject" in row))
@@ -163,7 +163,8 @@ def describe(key: Key) -> str:
     return ", ".join([text, *(f"{name} {value}" for name, value in zip(("index", "seed"), rest, strict=False))])
 
 
-def _kind_of(record: Mapping[str, Any]) -> Kind:
+def kind_of(record: Mapping[str, Any]) -> Kind:
+    """What the items of a run with this run.json are; see `ScoredRun.kind`."""
     return _KINDS.get(record["command"], "eval")
 
 

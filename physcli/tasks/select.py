@@ -28,7 +28,7 @@ from physcli.errors import DataError, PhyscliError, unknown
 from physcli.hashing import settings_hash
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
-from physcli.rows import Metric, Row, make_row, mean_row
+from physcli.rows import Metric, Row, interval_columns, make_row, mean_row
 from physcli.stats import bootstrap_interval
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, append_row, cache_root, read_log, read_metrics, with_defaults, write_jsonl
@@ -261,8 +261,7 @@ class _Bootstrap:
 
     def of(self, statistic: Callable[[np.ndarray], float]) -> dict[str, Any]:
         spread = bootstrap_interval(statistic, clusters=self._everything.tolist(), seed=self._seed)
-        found = {"value": statistic(self._everything), "stderr": spread.stderr, "low": spread.low, "high": spread.high}
-        return {name: None if np.isnan(value) else value for name, value in found.items()}
+        return {"value": statistic(self._everything), "stderr": spread.stderr, **interval_columns(spread)}
 
     def mean(self, values: np.ndarray) -> dict[str, Any]:
         return self.of(lambda drawn: float(values[drawn].mean()))

@@ -16,9 +16,10 @@ from physcli.benchmarks.dynamic_degree import LARGEST_MOTION
 from physcli.data.video import chroma_step
 from physcli.progress import counted
 from physcli.rows import metric_of
-from physcli.tasks.blind.votes_result import RELIABILITY, ends_text
+from physcli.tasks.blind.votes_result import MODELS, RELIABILITY, ends_text
 from physcli.tasks.blind.votes_result import value_text as strength_text
 from physcli.tasks.figures import (
+    ALPHA,
     interval_text,
     least_text,
     p_text,
@@ -224,7 +225,7 @@ def votes(result: VotesResult) -> list[Table]:
         if row["value"] is None:
             lines.append([f"{row['subject']} to {row['reference']}", None, None, 0, None, None])
             continue
-        clear = row["p_holm"] < 0.05
+        clear = row["p_holm"] < ALPHA
         tone = ("better" if row["value"] > 0.5 else "worse") if clear else ""
         prompts = f"{row['prompts_won']} / {row['prompts_tied']} / {row['prompts_lost']}"
         share = Toned(f"{100 * row['value']:.1f}", tone)
@@ -243,8 +244,7 @@ def votes(result: VotesResult) -> list[Table]:
         [name, *(text for row in found for text in (strength_text(row), ends_text(row)))]
         for name, found in _strength_rows(result)
     ]
-    heads = {"bradley-terry": "Bradley–Terry", "davidson": "Davidson"}
-    columns = ["strength, logits", *(name for model in result.models for name in (heads[model], "95 %"))]
+    columns = ["strength, logits", *(name for model in result.models for name in (MODELS[model], "95 %"))]
     strengths = Table(
         "Strengths, and what the left side adds",
         columns,
@@ -353,7 +353,9 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
         values = [cell(subject, metric) for subject in subjects]
         if any(values):
             lines.append([name, *values])
-    told = f"{first['num_scenes']} scenes of {result.data}, {first['num_frames']} frames, {first['num_levels']} levels"
+    least, most = min(row["min_num_frames"] for row in result.rows), max(row["max_num_frames"] for row in result.rows)
+    frames = f"{least}" if least == most else f"{least} to {most}"
+    told = f"{first['num_scenes']} scenes of {result.data}, {frames} frames, {first['num_levels']} levels"
     readings = sorted({f"{row['reading']} ({row['subject']})" for row in result.rows if not row["control"]})
     caption = [
         f"{told}; loss: {', '.join(readings)}. Lower is better; ties are errors.",

@@ -12,17 +12,8 @@ import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 
-from physcli.benchmarks.likephys import (
-    LEFT_OUT,
-    loss_weights,
-    mean_of_scenarios,
-    mean_of_violations,
-    misranked,
-    preference_errors,
-    share_misranked,
-)
+from physcli.benchmarks.likephys import loss_weights, share_misranked
 from physcli.benchmarks.localisation import (
-    error_ratio,
     expected_average_precision,
     frames_of_latents,
     localise,
@@ -33,7 +24,8 @@ from physcli.errors import UsageError
 from physcli.models.cogvideox import CogVideoX
 from physcli.models.generator import Conditioning
 from physcli.models.noise import EpsilonPrediction, FlowMatching, NoiseLevel, VPrediction
-from physcli.tasks.likephys.losses import error_map, guided_output, levels_of, part_of
+from physcli.tasks.likephys.losses import error_map, guided_output, levels_of, part_of, zero_output
+from physcli.tasks.likephys.rows import aggregate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "likephys"
 
@@ -146,7 +138,7 @@ def test_preference_errors(expected, losses):
             scene, video = name.split("/")
             mean = float(by_reading[reading].mean())
             scenes.setdefault(scene, {}).setdefault(video.rsplit("_", 1)[0], []).append(mean)
-        assert preference_errors(scenes) == wanted
+        assert ppe_of({"golden": scenes})["golden"] == wanted
 
 
 def test_readings_are_weights_of_one_loss(generator):
@@ -180,6 +172,24 @@ def test_readings_of_an_eps_network():
     np.testing.assert_allclose(loss_weights("x0", "epsilon", *rates), (rates[1] / rates[0]) ** 2)
 
 
+def test_zero_is_the_same_of_every_network():
+    """v̂ = 0: an ε-network's loss, read as one of v, is that of a v-network. ε̂ = 0 would give all clips one loss."""
+    torch.manual_seed(0)
+    clean, other, noise = torch.randn(3, 10, 2, 4, 3, 5, dtype=torch.float64).unbind()
+    alphas = torch.linspace(0.99, 0.1, 1000, dtype=torch.float64)
+    found = {}
+    for process in (VPrediction(alphas), EpsilonPrediction(alphas), FlowMatching()):
+        level = levels_of(process, 10)
+        weights = loss_weights("v", process.prediction, level.signal.numpy(), level.sigma.numpy())
+        for name, clip in (("clean", clean), ("other", other)):
+            output = zero_output(process.add_noise(clip, noise, level), level, process)
+            error = error_map(output, clip, noise, level, process).mean(dim=(1, 2, 3)).numpy()
+            found[process.prediction, name] = error * weights
+    np.testing.assert_allclose(found["epsilon", "clean"], found["v", "clean"], rtol=1e-10)
+    assert not np.allclose(found["epsilon", "clean"], found["epsilon", "other"])
+    np.testing.assert_allclose(found["velocity", "clean"], (noise - clean).square().mean(dim=(1, 2, 3, 4)))
+
+
 def test_readings_that_cannot_be():
     ones = np.ones(2)
     with pytest.raises(UsageError, match="--reading velocity"):
@@ -210,50 +220,84 @@ def stored():
 
 
 def losses_in(scenes, field):
-    def read(info):
-        return info["loss"] if field == "loss" else float(np.mean(info["loss_array"]))
+    """Scene → kind → losses, ties taken from them: the released code counts these as right."""
+
+    def read(info, kind):
+        loss = info["loss"] if field == "loss" else float(np.mean(info["loss_array"]))
+        return loss if kind == "valid" else np.nextafter(loss, 2)
 
     return {
-        scene: {kind: [read(info) for info in videos.values()] for kind, videos in kinds.items()}
+        scene: {kind: [read(info, kind) for info in videos.values()] for kind, videos in kinds.items()}
         for scene, kinds in scenes.items()
     }
 
 
+def rows_of(scenarios):
+    """metrics.json by (metric, group), as the task makes it: scenario → scene → kind → losses."""
+    items = [
+        {
+            "scenario": scenario,
+            "violation": violation,
+            "cluster": f"{scenario}/{scene}",
+            "ppe": share_misranked(losses["valid"], losses[violation]),
+            "loss_margin": 0.0,
+            "localisation_ap": None,
+        }
+        for scenario, scenes in scenarios.items()
+        for scene, losses in scenes.items()
+        for violation in losses
+        if violation != "valid" and losses.get("valid")
+    ]
+    controls = [{"cluster": "", "still_preferred": 0.0, "blur_preferred": 0.0}]
+    columns = {"benchmark": "likephys", "task": "likephys", "subject": "", "seed": 0}
+    rows = aggregate(items, controls, by_scenario=True, **columns)
+    return {(row["metric"], row["group"]): row for row in rows}
+
+
+def ppe_of(scenarios, *, in_means=False):
+    """Scenario → violation → PPE, of all violations or of those alone that the released table has."""
+    found = {}
+    for (metric, group), row in rows_of(scenarios).items():
+        if metric == "ppe" and group != "all" and (row["in_means"] or not in_means):
+            scenario, violation = group.split("/")
+            found.setdefault(scenario, {})[violation] = row["value"]
+    return found
+
+
 def test_official_evaluator(expected, stored):
-    for scenario, models in expected["misrank"]["evaluator"].items():
-        for model, violations in models.items():
-            found = preference_errors(losses_in(stored[scenario][model], "loss"), ties_are_errors=False)
-            assert found == {name: of["misrank_ratio"] for name, of in violations.items()}
+    golden = expected["misrank"]["evaluator"]
+    for model in ("cogvideox", "ltx"):
+        scenarios = {name: losses_in(of[model], "loss") for name, of in stored.items() if model in of}
+        wanted = {
+            name: {violation: of["misrank_ratio"] for violation, of in golden[name][model].items()}
+            for name in scenarios
+        }
+        assert ppe_of(scenarios) == wanted
 
 
-@pytest.mark.parametrize(
-    ("name", "mean"), [("variation_weighted", mean_of_violations), ("dataset_weighted", mean_of_scenarios)]
-)
-def test_official_table(expected, stored, name, mean):
-    golden = expected["misrank"]["read_exp_final"]
-    found: dict = {}
-    for scenario, models in stored.items():
-        for model, scenes in models.items():
-            ppe = preference_errors(
-                losses_in(scenes, "loss_array"), left_out=LEFT_OUT.get(scenario, ()), ties_are_errors=False
-            )
-            found.setdefault(model, {})[scenario] = ppe
-            assert ppe == golden[scenario][model]
-    exact = expected["misrank"]["overall"][name]["exact"]
-    assert {model: mean(scenarios) for model, scenarios in found.items()} == pytest.approx(exact, rel=1e-15)
+def test_official_table(expected, stored):
+    golden, overall = expected["misrank"]["read_exp_final"], expected["misrank"]["overall"]
+    for model in ("cogvideox", "ltx"):
+        scenarios = {name: losses_in(of[model], "loss_array") for name, of in stored.items() if model in of}
+        wanted = {name: golden[name][model] for name in scenarios if golden[name][model]}
+        assert ppe_of(scenarios, in_means=True) == wanted
+        rows = rows_of(scenarios)
+        for metric, name in (
+            ("ppe_mean_of_violations", "variation_weighted"),
+            ("ppe_mean_of_scenarios", "dataset_weighted"),
+        ):
+            assert rows[metric, "all"]["value"] == pytest.approx(overall[name]["exact"][model], rel=1e-15)
 
 
 def test_ties_are_errors(expected, stored):
-    scenes = losses_in(stored["ball_drop"]["cogvideox"], "loss")
-    assert scenes["00"]["valid"] == scenes["00"]["over_bounce"]  # a tie that the released code counts as right
-    official = expected["misrank"]["evaluator"]["ball_drop"]["cogvideox"]["over_bounce"]["misrank_ratio"]
-    assert preference_errors(scenes)["over_bounce"] == official + 1 / len(scenes)
+    scenes = stored["ball_drop"]["cogvideox"]
+    [valid], [invalid] = ([info["loss"] for info in scenes["00"][kind].values()] for kind in ("valid", "over_bounce"))
+    assert valid == invalid  # a tie that the released code counts as right
+    assert share_misranked([valid], [invalid]) == 1
+    assert share_misranked([valid], [np.nextafter(invalid, 2)]) == 0
     assert expected["misrank"]["edge"] == {"nan_valid_loss": 0.0, "all_equal": 0.0, "no_common_subgroup": 0.0}
     assert share_misranked([1.0, 1.0], [1.0]) == 1
-    assert share_misranked([1.0, 1.0], [1.0], ties_are_errors=False) == 0
-    assert misranked(np.array([np.nan, 0.0]), np.array([1.0])).tolist() == [[True], [False]]
-    assert preference_errors({"a": {"valid": [1.0]}, "b": {"teleport": [2.0]}}) == {"teleport": None}
-    assert np.isnan(mean_of_violations({"a": {"teleport": None}}))
+    assert share_misranked([np.nan, 0.0], [1.0]) == 0.5
 
 
 # -- localisation ------------------------------------------------------------------------------------------------------
@@ -301,7 +345,7 @@ def test_masks_on_the_latent_grid(annotations, localisation, grid):
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("region", REGIONS)
-def test_average_precision_and_ratio(annotations, localisation, grid, region):
+def test_average_precision(annotations, localisation, grid, region):
     error, foreground = annotations[f"{grid}.error"], annotations[f"{grid}.grid.foreground"]
     mask = annotations[f"{grid}.grid.{region}"]
     golden = localisation[grid]["localization"]["spatiotemporal"]
@@ -312,10 +356,8 @@ def test_average_precision_and_ratio(annotations, localisation, grid, region):
         error = error.copy()
         error[counted] = -np.argsort(np.argsort(-error[counted], kind="stable"), kind="stable")
         ap, _ = localise(error, mask, foreground)
-        error = annotations[f"{grid}.error"]
     assert ap == pytest.approx(golden[f"{region}_ap"]["value"], rel=1e-12)
     assert prevalence == mask.sum() / counted.sum()
-    assert error_ratio(error, mask, foreground) == pytest.approx(golden[f"{region}_error_ratio"]["value"], rel=1e-12)
 
 
 def precision_of(order):
@@ -360,5 +402,4 @@ def test_a_constant_map_is_chance(localisation):
 def test_nothing_to_find():
     nothing = np.zeros((1, 2, 2), bool)
     assert np.isnan(localise(np.ones((1, 2, 2)), nothing, ~nothing)).all()
-    assert np.isnan(error_ratio(np.ones((1, 2, 2)), nothing, ~nothing))
     assert np.isnan(expected_average_precision(np.ones(3), np.zeros(3, bool)))

@@ -69,6 +69,40 @@ def test_who_never_lost_has_no_finite_strength():
     assert bradley_terry(counts).side == math.inf
 
 
+@pytest.mark.parametrize("fit", [bradley_terry, davidson])
+def test_runs_that_no_votes_join_with_the_first_have_no_strength(fit):
+    """Run 1 has no votes; 3 and 4 met each other alone, and still tell of the side and of ties."""
+    counts = np.zeros((5, 5, 3))
+    counts[0, 2], counts[2, 0] = (30, 12, 10), (10, 12, 30)
+    alone = fit(counts)
+    assert np.isnan(alone.strengths).tolist() == [False, True, False, True, True]
+    two = fit(counts[np.ix_([0, 2], [0, 2])])
+    np.testing.assert_allclose(alone.strengths[[0, 2]], two.strengths, atol=1e-6)
+    counts[3, 4], counts[4, 3] = (10, 4, 10), (10, 4, 10)
+    assert np.isnan(fit(counts).strengths).tolist() == [False, True, False, True, True]
+    counts[4, 2] = (5, 2, 5)  # a chain: 0, 2, 4, 3
+    assert np.isnan(fit(counts).strengths).tolist() == [False, True, False, False, False]
+
+
+def test_draws_without_a_run_say_nothing_of_it():
+    """Run 2 is met on one prompt of ten: a draw without that has no strength of it, rather than 0."""
+    rng = np.random.default_rng(0)
+    right = np.where(np.repeat(np.arange(10), 8) == 9, 2, 1)
+    outcome = (rng.random(80) < 0.5).astype(float)
+    outcome[72:] = [0, 0, 0, 0, 0, 0, 0, 1]
+    votes = Votes(np.zeros(80, int), right, outcome, 3)
+    spread = crossed_intervals(
+        bradley_terry, votes, prompts=np.repeat(np.arange(10), 8), raters=np.zeros(80), num_resamples=200
+    )[2]
+    # One prompt that is drawn or is not: what little it varies comes from the side, which the others share.
+    assert spread.low > 0.5
+    never = Votes(np.zeros(80, int), np.ones(80, int), outcome, 3)
+    spread = crossed_intervals(
+        bradley_terry, never, prompts=np.repeat(np.arange(10), 8), raters=np.zeros(80), num_resamples=50
+    )[2]
+    assert np.isnan([spread.low, spread.high, spread.stderr]).all()
+
+
 def test_counts_are_of_left_right_and_outcome():
     votes = Votes(np.array([0, 1, 1]), np.array([1, 0, 0]), np.array([1.0, 0.5, 0.5]), 2)
     assert votes.counts().tolist() == [[[0, 0, 0], [0, 0, 1]], [[0, 2, 0], [0, 0, 0]]]

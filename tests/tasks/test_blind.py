@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from physcli.data.video import read_video, video_info
 from physcli.errors import DataError, PhyscliError, UsageError
 from physcli.progress import Reporter
 from physcli.tasks.blind import page as page_task
-from physcli.tasks.blind.key import KEY_FILE, read_key
+from physcli.tasks.blind.ballots import Ballot, Vote
+from physcli.tasks.blind.key import KEY_FILE, RULES, read_key, read_rules
 from physcli.tasks.blind.page import BlindSettings, make_blind_page
 from physcli.tasks.blind.schedule import all_pairs, schedule
-from physcli.tasks.blind.votes import VotesSettings, score_votes
+from physcli.tasks.blind.votes import VotesSettings, excluded_by, score_votes
 
 HOSTILE = "</script><script>document.title = 'taken'</script> \"&'"
 
@@ -201,9 +203,11 @@ def test_three_runs_are_compared_in_all_pairs(runs, tmp_path):
         ({"repeat_share": 0.7}, "--repeat-share is 0.7"),
         ({"check_share": -1}, "--check-share is -1"),
         ({"checks": "backwards"}, "no way to break a video"),
+        ({"limit": 0}, "--limit is 0"),
+        ({"limit": -1}, "--limit is -1"),
         ({"exclude": ("failed=1",)}, "Did you mean 'failed-checks'"),
         ({"exclude": ("failed-checks",)}, "'nothing' is no bound"),
-        ({"exclude": ("failed-checks=34",)}, "0 to 1"),
+        ({"exclude": ("failed-checks=34",)}, "0 to 1; 0 or off for never"),
     ],
 )
 def test_settings_that_cannot_be(runs, tmp_path, settings, said):
@@ -243,6 +247,9 @@ def test_runs_that_cannot_be_compared(runs, tmp_path, eval_run):
     (seeds / "run.json").write_text(json.dumps({"command": "finetune", "status": "finished"}))
     (seeds / "videos.jsonl").unlink()
     with pytest.raises(PhyscliError, match="holds no list of videos"):
+        make(mine, seeds, out=out)
+    (seeds / "run.json").write_text(json.dumps({"command": "eval likephys", "status": "finished"}))
+    with pytest.raises(PhyscliError, match="run of `physcli eval likephys`, which asks a model about given clips"):
         make(mine, seeds, out=out)
     still = [sample_run(tmp_path / name, still=True, tint=tint) for name, tint in (("still-a", 0), ("still-b", 9))]
     with pytest.raises(PhyscliError, match="Too few videos move for 1 check"):
@@ -347,6 +354,53 @@ def test_raters_are_left_out_by_the_registered_rules(key, study, tmp_path):
         json.loads(line)["excluded"] for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()
     )
     assert reasons["unseen"] == 1
+
+
+def ballot():
+    """Twelve pairs, always left, of 100 to be seen; a failed check and a repeat of the first pair, also left."""
+    usual = {"item": 0, "left": 0, "right": 1, "choice": "left", "plays": 1, "replays": 0, "seconds": 0.5, "revised": 0}
+    votes = [Vote(f"p{n}", "pair", n, **usual) for n in range(12)]
+    votes += [
+        Vote("c", "check", None, **usual | {"left": 1, "right": 0}),
+        Vote("r", "repeat", 0, **usual | {"left": 1, "right": 0}),
+    ]
+    return Ballot(Path("1.json"), "1", 1, "0" * 16, 100, tuple(votes))
+
+
+def test_every_rule_is_off_at_0():
+    assert excluded_by(ballot(), read_rules(())) == "answered"
+    off = tuple(f"{name}=off" for name in RULES)
+    assert set(read_rules(off).values()) == {0.0}
+    assert excluded_by(ballot(), read_rules(off)) is None
+    for name in RULES:
+        for never in ("0", "off"):  # it alone
+            rules = read_rules(tuple(f"{other}={never}" for other in RULES if other == name))
+            assert rules[name] == 0
+            assert excluded_by(ballot(), rules) != name
+        bound = "0.9" if name in ("one-sided", "failed-checks") else "1"
+        rules = read_rules((*(one for one in off if not one.startswith(name)), f"{name}={bound}"))
+        assert excluded_by(ballot(), rules) == name
+
+
+def test_a_bound_itself_leaves_nobody_out():
+    """Of 100, 14 are answered; half a second; one check failed; all left; no repeat with the same answer."""
+    exact = ("answered=0.14", "failed-checks=1", "median-s=0.5", "one-sided=1", "repeats=off")
+    assert excluded_by(ballot(), read_rules(exact)) is None
+    assert excluded_by(ballot(), read_rules((*exact, "answered=0.15"))) == "answered"
+
+
+def test_without_rules_it_is_said(runs, tmp_path):
+    off = tuple(f"{name}=0" for name in RULES)
+    done = make(runs / "run-alpha", runs / "run-beta", out=tmp_path / "out", raters=1, exclude=off)
+    assert done.sentences(1)[-1] == "No rater will be left out."
+    key = read_key(tmp_path / "out" / KEY_FILE)
+    wrong = [
+        row | {"choice": {"left": "right", "right": "left"}[row["choice"]] if trial["kind"] == "check" else "left"}
+        for trial, row in zip(trials_of(key, 1), vote(key, 1, [0, 1.0]), strict=True)
+    ]
+    votes = score(save_votes(tmp_path / "1.json", key.page, 1, wrong), out=tmp_path / "votes", page=tmp_path / "out")
+    assert not votes.excluded
+    assert "never: it is off" in (tmp_path / "votes" / "report.html").read_text()
 
 
 def test_one_sided_raters_and_those_at_odds_with_themselves(runs, tmp_path):
@@ -464,14 +518,31 @@ def test_no_votes(key, study, tmp_path):
 def test_a_rater_who_saved_twice_and_two_with_one_number(key, study, tmp_path):
     rows = vote(key, 1, [0, 1])
     whole = save_votes(tmp_path / "whole.json", key.page, 1, rows)
-    part = save_votes(tmp_path / "part.json", key.page, 1, rows[:5])
+    part = save_votes(tmp_path / "part.json", key.page, 1, rows[:5], saved="2026-01-01T10:10:00.000Z")
     other = save_votes(tmp_path / "other.json", key.page, 1, vote(key, 1, [0, 1], seed=5), session="f" * 16)
     listener = Listener()
     done = score(part, whole, other, out=tmp_path / "out", page=study, listener=listener)
     assert [len(ballot.votes) for ballot in done.ballots] == [8, 8]
     assert [ballot.name for ballot in done.ballots] == ["1 (0000)", "1 (ffff)"]
-    assert "part.json is left out: whole.json is of the same rater, and later." in listener.said
+    assert "part.json is left out: whole.json is of the same rater, and was saved later." in listener.said
     assert any("Several people voted as rater 1" in line for line in listener.said)
+
+
+def test_the_file_that_was_saved_last_counts(key, study, tmp_path):
+    """Also if a vote was taken back since; of two saved at once, the one with more votes."""
+    rows = vote(key, 1, [0, 1])
+    more = save_votes(tmp_path / "more.json", key.page, 1, rows)
+    last = save_votes(tmp_path / "last.json", key.page, 1, rows[:-1], saved="2026-01-01T10:21:00.000Z")
+    fewer = save_votes(tmp_path / "fewer.json", key.page, 1, rows[:-2])
+    for number, files in enumerate(((more, last), (last, more))):
+        listener = Listener()
+        done = score(*files, out=tmp_path / f"{number}", page=study, listener=listener)
+        assert [len(ballot.votes) for ballot in done.ballots] == [len(rows) - 1]
+        assert "more.json is left out: last.json is of the same rater, and was saved later." in listener.said
+    listener = Listener()
+    done = score(fewer, more, out=tmp_path / "once", page=study, listener=listener)
+    assert [len(ballot.votes) for ballot in done.ballots] == [len(rows)]
+    assert any("holds no fewer votes, saved at the same time" in line for line in listener.said)
 
 
 def test_without_krippendorff_it_is_said(files, study, tmp_path, monkeypatch):

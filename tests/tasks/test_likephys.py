@@ -20,7 +20,7 @@ from physcli.rows import interval_of
 from physcli.simulation.violations import KINDS
 from physcli.tasks.compare import CompareSettings, compare
 from physcli.tasks.likephys import run
-from physcli.tasks.likephys.losses import DenoisingErrors, levels_of, untrain
+from physcli.tasks.likephys.losses import DenoisingErrors, clips_at_once, levels_of, untrain
 from physcli.tasks.likephys.result import read_result
 from physcli.tasks.likephys.rows import aggregate, loss_of, score_scene
 from physcli.tasks.likephys.run import LikePhysSettings, likephys
@@ -28,7 +28,7 @@ from physcli.tasks.likephys.scenes import show, violation_masks
 from physcli.tasks.processes import Processes
 from physcli.tasks.report import write_run_report
 from physcli.tasks.simulate import SimulateSettings
-from physcli.tasks.tables import likephys as preference_errors
+from physcli.tasks.tables import likephys as likephys_errors
 from physcli.tasks.tables import likephys_controls
 
 MANY = 1.0 + np.arange(10)
@@ -98,11 +98,19 @@ def test_rows(measured, twins):
         assert mean["value"] == pytest.approx(np.mean([row["value"] for row in groups]))
         for metric in ("still_preferred", "blur_preferred"):
             assert measured.row(subject, metric)["n"] == len(scenes)
+        assert {row["interval"] for row in (pooled, *groups)} == {"wilson"}
+        assert mean["interval"] == "bootstrap"
+        assert pooled["min_num_frames"] == pooled["max_num_frames"] == 17
         for row in (pooled, mean, *groups):
             low, high = interval_of(row)
             assert 0 <= low <= row["value"] <= high <= 1
         located = measured.row(subject, "localisation_ap")
-        assert 0 < located["prevalence"] < located["value"] + 0.5
+        known = [item for item in items if item["localisation_ap"] is not None]
+        assert 0 < len(known) == located["n"]
+        assert located["value"] == pytest.approx(np.mean([item["localisation_ap"] for item in known]))
+        assert located["prevalence"] == pytest.approx(np.mean([item["prevalence"] for item in known]))
+        gain = measured.row(subject, "localisation_gain")
+        assert gain["value"] == pytest.approx(located["value"] - located["prevalence"])
     assert all(item["ppe"] == float(item["loss_valid"] >= item["loss_invalid"]) for item in measured.items)
     assert {row["control"] for row in measured.rows if row["subject"] == "base/zero"} == {True}
     assert measured.row("base/untrained", "ppe")["random_init"]
@@ -219,6 +227,11 @@ def test_zero_is_the_mean_square_of_the_target(model, twins, tmp_path):
     assert errors.clock.forwards == 0
 
 
+def test_large_clips_are_encoded_by_themselves():
+    assert clips_at_once(17, (64, 64)) == 16
+    assert clips_at_once(49, (480, 720)) == clips_at_once(81, (480, 832)) == 1
+
+
 def test_untrained_keeps_the_rest(base):
     model = load(str(base))
     model.need("vae", "text_encoder")
@@ -263,6 +276,14 @@ def test_the_violation_is_the_agent_of_either_twin_once_it_breaks_the_law(model,
     assert np.abs(pictures[0] - pictures[1])[before].max() <= 12  # the same clip, but for the codec
     coarse, _ = violation_masks(valid, invalid, (5, 2, 2))
     np.testing.assert_array_equal(coarse, on_latent_grid(region, (5, 2, 2)))
+
+
+def test_a_clip_whose_arrays_are_not_there_has_no_exact_mask(model, twins, tmp_path):
+    scene = show(model, read_scenes(twins).scenes[:1], {})[0]
+    valid, invalid = scene.valid[0], scene.invalid["teleport"][0]
+    gone = dataclasses.replace(invalid.view.clip, arrays=tmp_path / "gone.npz")
+    invalid = dataclasses.replace(invalid, view=dataclasses.replace(invalid.view, clip=gone))
+    assert violation_masks(valid, invalid, (5, 2, 2)) is None
 
 
 def made_maps(scene, errors):
@@ -348,18 +369,19 @@ def test_intervals_are_by_cluster():
     assert twice["high"] - twice["low"] > 1.25 * (once["high"] - once["low"])
     never = aggregate(items(speedup=[0.0] * 20), controls, by_scenario=False, **COLUMNS)[0]
     assert never["high"] == pytest.approx(0.278, abs=1e-3)  # Wilson's, of none of ten
+    assert interval_of(never) == (never["low"], never["high"])
 
 
 # -- tables, pages, compare ------------------------------------------------------------------------------------------
 
 
 def test_tables(measured):
-    drawn = preference_errors(measured, wide=True)
+    drawn = likephys_errors(measured, wide=True)
     assert drawn.columns == ["", "base", "base\n/zero", "base\n/untrained"]
     names = [line[0] for line in drawn.rows]
     assert names[-3:] == ["pooled", "mean of violations", "mean of scenarios"]
     assert " to " in drawn.rows[0][1]
-    assert " to " not in preference_errors(measured, wide=False).rows[0][1]
+    assert " to " not in likephys_errors(measured, wide=False).rows[0][1]
     assert "ties are errors" in drawn.caption
     controls = likephys_controls(measured, wide=True)
     assert [line[0] for line in controls.rows] == measured.subjects
@@ -412,7 +434,7 @@ def test_a_page_of_scores_is_no_matter_of_its_kind(measured, tmp_path):
 
 @pytest.fixture(scope="module")
 def likephys_set(tmp_path_factory, twins):
-    """Two scenarios of a scene each, in LikePhys' layout, made of simulated clips; one video is there twice."""
+    """Two scenarios of a scene each, in LikePhys' layout, of simulated clips; one video is there twice, one short."""
     root = tmp_path_factory.mktemp("set")
     for scenario, scene in zip(("ball_drop", "river"), read_scenes(twins).scenes[::2], strict=True):
         place = root / scenario / "00"
@@ -420,6 +442,8 @@ def likephys_set(tmp_path_factory, twins):
         shutil.copy(scene.valid[0].path, place / "valid_00.mp4")
         for kind in ("color", "teleport"):
             shutil.copy(scene.invalid[kind][0].path, place / f"{kind}_00.mp4")
+    short = root / "river" / "00" / "teleport_00.mp4"
+    write_video(short, read_video(short)[:14], 20)
     shutil.copy(root / "river" / "00" / "valid_00.mp4", root / "river" / "00" / "same_00.mp4")
     return root
 
@@ -437,6 +461,8 @@ def test_likephys_layout(base, likephys_set, session_cache, tmp_path):
         assert done.row(subject, "ppe_mean_of_violations")["value"] == pytest.approx(np.mean(list(values.values())))
         assert done.row(subject, "localisation_ap") is None
     assert done.rows[0]["reading"] == "eps"
+    assert (done.rows[0]["min_num_frames"], done.rows[0]["max_num_frames"]) == (13, 17)
+    assert "2 scenes of set0, 13 to 17 frames, 4 levels" in likephys_errors(done, wide=False).caption
     assert {item["prompt"] for item in done.items} == {"ball drop", "river"}
     assert not list((tmp_path / "run").glob("localisation*.png"))
     assert all(len(line) == 6 for line in likephys_controls(done, wide=False).rows)

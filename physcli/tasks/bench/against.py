@@ -17,7 +17,7 @@ import numpy as np
 
 from physcli.errors import UsageError
 from physcli.progress import Reporter
-from physcli.rows import Metric, make_row
+from physcli.rows import Metric, interval_columns, make_row
 from physcli.stats import bootstrap_interval
 from physcli.tasks.bench.timing import ratio, row
 
@@ -172,8 +172,7 @@ def _rows(command: str, taken: Mapping[str, Sequence[Taken]]) -> list[dict[str, 
                 Metric(metric, "score", False, interval="bootstrap"),
                 ratio(ours, theirs),
                 stderr=spread.stderr,
-                low=None if np.isnan(spread.low) else spread.low,
-                high=None if np.isnan(spread.high) else spread.high,
+                **interval_columns(spread),
                 benchmark="bench",
                 task="command",
                 subject=command,

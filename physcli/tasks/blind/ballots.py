@@ -10,7 +10,7 @@ from typing import Any
 
 from physcli.errors import DataError, PhyscliError
 from physcli.files import read_json_object
-from physcli.tasks.blind.key import KEY_FILE, Key, read_key
+from physcli.tasks.blind.key import KEY_FILE, PageKey, read_key
 
 CHOICES = ("left", "right", "tie", "skip")
 _VERSION = 1
@@ -87,7 +87,7 @@ class Ballot:
         return [vote for vote in self.votes if vote.kind == kind and vote.counts]
 
 
-def find_key(files: Sequence[Path], page: Path | None) -> Key:
+def find_key(files: Sequence[Path], page: Path | None) -> PageKey:
     """The key that belongs to the first file of votes.
 
     Args:
@@ -113,10 +113,11 @@ def find_key(files: Sequence[Path], page: Path | None) -> Key:
     return next((key for key in keys if key.page == wanted), keys[0])
 
 
-def read_ballots(files: Sequence[Path], key: Key) -> tuple[list[Ballot], list[str]]:
+def read_ballots(files: Sequence[Path], key: PageKey) -> tuple[list[Ballot], list[str]]:
     """All raters' votes, and what is to be said of the files.
 
-    Where one rater saved several times, the file with the most votes counts, the last of these.
+    Where one rater saved several times, the file that was saved last counts; of two saved at once, the one with more
+    votes.
 
     Raises:
         DataError: a file that is none of votes, was changed, or is of another page.
@@ -129,11 +130,13 @@ def read_ballots(files: Sequence[Path], key: Key) -> tuple[list[Ballot], list[st
         who = (record["rater"], record["session"])
         known = of_rater.get(who)
         if known is not None:
-            better, worse = sorted(
-                [(path, record), known], key=lambda one: (len(one[1]["votes"]), str(one[1]["saved"])), reverse=True
+            older, newer = sorted([known, (path, record)], key=lambda one: (one[1]["saved"], len(one[1]["votes"])))
+            at_once = older[1]["saved"] == newer[1]["saved"]
+            notes.append(
+                f"{older[0].name} is left out: {newer[0].name} is of the same rater, and "
+                + ("holds no fewer votes, saved at the same time." if at_once else "was saved later.")
             )
-            notes.append(f"{worse[0].name} is left out: {better[0].name} is of the same rater, and later.")
-            of_rater[who] = better
+            of_rater[who] = newer
         else:
             of_rater[who] = (path, record)
     numbers = [rater for rater, _ in of_rater]
@@ -183,7 +186,7 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _refuse_other_page(path: Path, record: dict[str, Any], key: Key) -> None:
+def _refuse_other_page(path: Path, record: dict[str, Any], key: PageKey) -> None:
     if record["page"] == key.page:
         return
     if (key.path.parent / f"blind-{record['page'][:8]}.html").is_file():
@@ -200,7 +203,7 @@ def _refuse_other_page(path: Path, record: dict[str, Any], key: Key) -> None:
     )
 
 
-def _votes(path: Path, record: dict[str, Any], key: Key) -> tuple[Vote, ...]:
+def _votes(path: Path, record: dict[str, Any], key: PageKey) -> tuple[Vote, ...]:
     votes: dict[str, Vote] = {}
     for number, row in enumerate(record["votes"], start=1):
         fields = ("plays", "replays", "ms", "revised")
@@ -236,6 +239,6 @@ def _votes(path: Path, record: dict[str, Any], key: Key) -> tuple[Vote, ...]:
     return tuple(votes.values())
 
 
-def _role(key: Key, video: str) -> int:
+def _role(key: PageKey, video: str) -> int:
     facts = key.videos[video]
     return int(facts["run"]) if "run" in facts else int(facts["broken"])

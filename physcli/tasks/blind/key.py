@@ -29,7 +29,7 @@ class Rule:
     """A reason to leave a rater out, with its bound unless another is given.
 
     Attributes:
-        default: 0 is never.
+        default: The bound, which itself leaves nobody out; 0 is never, of every rule.
         words: What a rater did who is left out, `{}` for the bound.
         share: The bound is a share; else it is seconds.
     """
@@ -50,7 +50,7 @@ RULES = {
 
 
 def read_rules(given: tuple[str, ...]) -> dict[str, float]:
-    """All rules with their bounds, from `NAME=NUMBER`.
+    """All rules with their bounds, from `NAME=NUMBER` or `NAME=off`, which is 0.
 
     Raises:
         UsageError: no such rule, or no such bound.
@@ -61,16 +61,21 @@ def read_rules(given: tuple[str, ...]) -> dict[str, float]:
         if name not in RULES:
             raise unknown("exclusion rule", name, RULES)
         try:
-            bounds[name] = float(number)
+            bounds[name] = 0.0 if number == "off" else float(number)
         except ValueError:
             bounds[name] = -1.0
         most = 1.0 if RULES[name].share else 3600.0
         if not 0 <= bounds[name] <= most:
-            raise UsageError(f"--exclude {text}: {number or 'nothing'!r} is no bound.", expected=f"0 to {most:g}")
+            raise UsageError(
+                f"--exclude {text}: {number or 'nothing'!r} is no bound.", expected=f"0 to {most:g}; 0 or off for never"
+            )
     return bounds
 
 
 def rule_words(name: str, bound: float) -> str:
+    """What a rater did whom the rule leaves out."""
+    if not bound:
+        return "never: it is off"
     return RULES[name].words.format(f"{100 * bound:g} %" if RULES[name].share else f"{bound:g} s")
 
 
@@ -81,7 +86,7 @@ def hashed_id(salt: str, *parts: object) -> str:
 
 
 @dataclass(frozen=True)
-class Key:
+class PageKey:
     """A key that was read.
 
     Attributes:
@@ -112,7 +117,7 @@ def write_key(folder: Path, content: Mapping[str, Any]) -> str:
     return settings_hash(record)
 
 
-def read_key(path: Path) -> Key:
+def read_key(path: Path) -> PageKey:
     """Raises DataError: not there, or not a key."""
     record = read_json_object(path, fix="name the run directory of `physcli compare --blind`: --page DIR")
     if record.get("physcli_blind") != _VERSION:
@@ -122,7 +127,7 @@ def read_key(path: Path) -> Key:
             fix="name its run directory: --page DIR",
         )
     try:
-        return Key(
+        return PageKey(
             path=path,
             page=settings_hash(record),
             runs=[run["label"] for run in record["runs"]],

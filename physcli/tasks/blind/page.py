@@ -118,14 +118,13 @@ class BlindResult:
             if enough
             else f"too few for one of {100 * SHARES[-1]:g} %"
         )
+        rules = [rule_words(name, bound) for name, bound in self.rules.items() if bound]
         return [
             f"{counted(self.count(PAIRS), 'pair')}; each of {counted(raters, 'rater')} is asked {shown} times, repeats "
             "and checks among them.",
             f"If all answer, {votes} votes on each pair of runs, {found}. Independent votes needed to find one "
             f"8 times in 10: {need}.",
-            "A rater is left out who "
-            + "; or ".join(rule_words(*rule) for rule in self.rules.items() if rule[1])
-            + ".",
+            f"A rater is left out who {'; or '.join(rules)}." if rules else "No rater will be left out.",
         ]
 
     def files(self) -> dict[str, Path]:
@@ -254,9 +253,10 @@ def _check(settings: BlindSettings) -> dict[str, float]:
         raise UsageError(f"{len(settings.runs)} run to compare.", expected="two or more")
     if not settings.question.strip():
         raise UsageError("--question is empty.", expected="what raters are asked, such as " + repr(QUESTION))
-    for name, value in (("--raters", settings.raters), ("--pairs-per-rater", settings.pairs_per_rater)):
+    counts = {"raters": settings.raters, "pairs-per-rater": settings.pairs_per_rater, "limit": settings.limit}
+    for name, value in counts.items():
         if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}.", expected="1 or more")
+            raise UsageError(f"--{name} is {value}.", expected="1 or more")
     for name, share in (("--repeat-share", settings.repeat_share), ("--check-share", settings.check_share)):
         if not 0 <= share <= 0.5:
             raise UsageError(f"{name} is {share:g}.", expected="0 to 0.5")

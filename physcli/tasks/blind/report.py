@@ -28,14 +28,13 @@ from physcli.report.html import (
 )
 from physcli.tasks.blind.ballots import Ballot
 from physcli.tasks.blind.key import RULES, rule_words
-from physcli.tasks.blind.votes_result import RELIABILITY, VotesResult, ends_text, value_text
-from physcli.tasks.figures import number, p_text, score_texts
+from physcli.tasks.blind.votes_result import MODELS, RELIABILITY, VotesResult, ends_text, value_text
+from physcli.tasks.figures import ALPHA, number, p_text, score_texts
 from physcli.tasks.report import Players
 from physcli.tasks.scored_runs import Score
 
 _CASES = 3  # of each kind
 _MAX_VIDEO_MB = 24.0
-_MODELS = {"bradley-terry": "Bradley–Terry", "davidson": "Davidson"}
 
 
 def write_votes_report(result: VotesResult, path: Path, *, record: Mapping[str, Any]) -> None:
@@ -71,7 +70,7 @@ def _preferences(result: VotesResult) -> Markup:
         if row["value"] is None:
             lines.append([name, "–", None, 0, None, None, "–", "–"])
             continue
-        clear = row["p_holm"] < 0.05
+        clear = row["p_holm"] < ALPHA
         tone = ("better" if row["value"] > 0.5 else "worse") if clear else ""
         ends = [None if row[end] is None else 100 * (row[end] - 0.5) for end in ("low", "high")]
         won = [("won", row["prompts_won"]), ("tied", row["prompts_tied"]), ("lost", row["prompts_lost"])]
@@ -119,7 +118,7 @@ def _strengths(result: VotesResult) -> Markup:
             cells = ["–" if row is None else Cell(value_text(row), detail=ends_text(row)) for row in found]
             lines.append([name, *cells])
     return table(
-        ["", *(_MODELS[model] for model in result.models)],
+        ["", *(MODELS[model] for model in result.models)],
         lines,
         label="Strengths",
         caption="In logits; the left side's is what it adds to the video there. Bradley–Terry takes a tie for half a "

@@ -8,7 +8,7 @@ from physcli.data.video_sets import LIST, read_video_set
 from physcli.errors import DataError, PhyscliError
 from physcli.hashing import content_hash, settings_hash
 from physcli.tasks.run_dir import is_finished, read_run
-from physcli.tasks.scored_runs import Key, Score, ScoredRun, describe, read_scored_run
+from physcli.tasks.scored_runs import Key, Score, ScoredRun, describe, kind_of, read_scored_run
 
 
 def read_blind_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
@@ -26,13 +26,12 @@ def read_blind_run(name: str, *, ignore_seeds: bool = False) -> ScoredRun:
     record = (read_run(path) if path.is_dir() else None) or {}
     command = str(record.get("command", ""))
     if command.startswith(("eval ", "probe ")):
-        run = read_scored_run(name, ignore_seeds=ignore_seeds)
-        if run.kind == "probe":
+        if kind_of(record) != "eval":
             raise PhyscliError(
-                f"{path} is a probe of a model, which made no videos.",
-                expected="runs of `physcli sample`, or of `physcli eval`",
+                f"{path} is a run of `physcli {command}`, which asks a model about given clips: it made no videos.",
+                expected="runs of `physcli sample`, or of `physcli eval` of sampled videos",
             )
-        return run
+        return read_scored_run(name, ignore_seeds=ignore_seeds)
     if command == "sample" and not is_finished(path, record):
         raise PhyscliError(
             f"{path} is not finished: its status is {record.get('status')!r}.",

@@ -9,8 +9,8 @@
    over prompts and raters.
 5. Agreement: between raters (Krippendorff's α), of raters with themselves (repeats), with what is known (checks).
 
-    OUT/metrics.json    a row a number
-    OUT/items.jsonl     a row a vote: what was preferred, by whom, and whether it counts
+    OUT/metrics.json    a row for each number
+    OUT/items.jsonl     a row for each vote: what was preferred, by whom, and whether it counts
     OUT/report.html     the same with the videos
 """
 
@@ -39,10 +39,10 @@ from physcli.benchmarks.preferences import (
 from physcli.errors import DataError, MissingExtra, UsageError
 from physcli.hashing import content_hash
 from physcli.progress import Reporter, counted
-from physcli.rows import Metric, Row, make_row, mean_row
-from physcli.stats import Interval, bootstrap_interval, holm, mcnemar_exact, sign_flip_p, stderr_of_mean
+from physcli.rows import Metric, Row, interval_columns, make_row, mean_row
+from physcli.stats import bootstrap_interval, holm, mcnemar_exact, sign_flip_p, stderr_of_mean
 from physcli.tasks.blind.ballots import Ballot, Vote, find_key, read_ballots
-from physcli.tasks.blind.key import RULES, Key
+from physcli.tasks.blind.key import RULES, PageKey
 from physcli.tasks.blind.page import SHARES
 from physcli.tasks.blind.report import write_votes_report
 from physcli.tasks.blind.votes_result import VotesResult
@@ -54,7 +54,7 @@ STRENGTH = Metric("strength", "score", True, interval="bootstrap")
 SIDE = Metric("side_bias", "score", None, interval="bootstrap")
 TIE = Metric("tie_parameter", "score", None, interval="bootstrap")
 LEFT = Metric("left_share", "rate", None, interval="wilson")
-ALPHA = Metric("krippendorff_alpha", "score", True, interval="bootstrap")
+KRIPPENDORFF = Metric("krippendorff_alpha", "score", True, interval="bootstrap")
 REPEATS = Metric("repeat_agreement", "rate", True, interval="wilson")
 CHECKS = Metric("checks_passed", "rate", True, interval="wilson")
 RATERS = Metric("raters", "count", None, interval="none")
@@ -142,7 +142,7 @@ def score_votes(
 
 
 def excluded_by(ballot: Ballot, rules: dict[str, float]) -> str | None:
-    """The first rule that leaves a rater out; None if none does."""
+    """The first rule that leaves a rater out; None if none does. A bound of 0 switches its rule off."""
     answered = [vote for vote in ballot.votes if vote.counts]
     checks, repeats = ballot.of("check"), repeat_pairs(ballot)
     sides = Counter(vote.choice for vote in ballot.of("pair") if vote.chosen is not None)
@@ -154,7 +154,7 @@ def excluded_by(ballot: Ballot, rules: dict[str, float]) -> str | None:
         "one-sided": decided >= _FEW and max(sides.values()) > rules["one-sided"] * decided,
         "repeats": bool(repeats) and np.mean([a.chosen == b.chosen for a, b in repeats]) < rules["repeats"],
     }
-    return next((name for name in RULES if broken[name]), None)
+    return next((name for name in RULES if rules[name] and broken[name]), None)
 
 
 def repeat_pairs(ballot: Ballot) -> list[tuple[Vote, Vote]]:
@@ -163,7 +163,7 @@ def repeat_pairs(ballot: Ballot) -> list[tuple[Vote, Vote]]:
     return [(first[vote.pair], vote) for vote in ballot.of("repeat") if vote.pair in first]
 
 
-def _shares(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, Any], seed: int) -> list[Row]:
+def _shares(key: PageKey, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, Any], seed: int) -> list[Row]:
     """For each pair of runs the share of the later one, and of ties."""
     rows = []
     for first, second in itertools.combinations(range(len(key.runs)), 2):
@@ -188,7 +188,7 @@ def _shares(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, An
                 float(values.mean()),
                 stderr=clustered,
                 **columns,
-                **_ends(spread),
+                **interval_columns(spread),
                 wins=wins,
                 ties=len(inside) - wins - losses,
                 losses=losses,
@@ -212,7 +212,7 @@ def _shares(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, An
     return rows
 
 
-def _strengths(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, Any], seed: int) -> list[Row]:
+def _strengths(key: PageKey, votes: Sequence[tuple[Ballot, Vote]], common: dict[str, Any], seed: int) -> list[Row]:
     """Bradley–Terry and, where there are ties, Davidson; the side's pull and share."""
     table = Votes(
         left=np.array([vote.left for _, vote in votes]),
@@ -241,7 +241,7 @@ def _strengths(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str,
                 subject=subject,
                 group=model,
                 **common,
-                **({"low": None, "high": None} if reference else _ends(spread)),
+                **({"low": None, "high": None} if reference else interval_columns(spread)),
                 boundless="above" if value == math.inf else "below" if value == -math.inf else None,
             )
             rows.append(row)
@@ -252,7 +252,7 @@ def _strengths(key: Key, votes: Sequence[tuple[Ballot, Vote]], common: dict[str,
 
 
 def _agreement(
-    key: Key, kept: Sequence[Ballot], ballots: Sequence[Ballot], common: dict[str, Any], seed: int, notes: list[str]
+    key: PageKey, kept: Sequence[Ballot], ballots: Sequence[Ballot], common: dict[str, Any], seed: int, notes: list[str]
 ) -> list[Row]:
     everyone = common | {"subject": ", ".join(key.runs)}
     rows = []
@@ -271,7 +271,9 @@ def _agreement(
             lambda drawn: nominal_alpha(ratings[:, drawn]), clusters=prompts, seed=seed, num_resamples=500
         )
         several = int(np.sum(np.sum(~np.isnan(ratings), axis=0) > 1))
-        rows.append(make_row(ALPHA, alpha, stderr=spread.stderr, n=several, **everyone, **_ends(spread)))
+        rows.append(
+            make_row(KRIPPENDORFF, alpha, stderr=spread.stderr, n=several, **everyone, **interval_columns(spread))
+        )
     except MissingExtra as missing:
         notes.append(f"Agreement between raters is left out. {missing.received} {missing.fix}")
     again = [(ballot.name, a.chosen == b.chosen) for ballot in kept for a, b in repeat_pairs(ballot)]
@@ -297,7 +299,7 @@ def _counts(ballots: Sequence[Ballot], excluded: dict[str, str], common: dict[st
         yield make_row(NEEDED, votes_needed(share), **columns | {"n": None}, group=f"{100 * share:g} %", power=0.8)
 
 
-def _item_rows(key: Key, ballots: Sequence[Ballot], excluded: dict[str, str]) -> Iterable[dict[str, Any]]:
+def _item_rows(key: PageKey, ballots: Sequence[Ballot], excluded: dict[str, str]) -> Iterable[dict[str, Any]]:
     for ballot in ballots:
         for vote in ballot.votes:
             facts: dict[str, Any] = {"rater": ballot.name, "session": ballot.session, "kind": vote.kind}
@@ -318,15 +320,8 @@ def _mean(values: np.ndarray, drawn: np.ndarray) -> float:
     return float(values[drawn].mean())
 
 
-def _prompt(key: Key, vote: Vote) -> str:
+def _prompt(key: PageKey, vote: Vote) -> str:
     return str(key.items[vote.item or 0]["prompt"])
-
-
-def _ends(spread: Interval) -> dict[str, Any]:
-    return {
-        "low": spread.low if math.isfinite(spread.low) else None,
-        "high": spread.high if math.isfinite(spread.high) else None,
-    }
 
 
 def _without(columns: dict[str, Any], name: str) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from physcli.progress import counted
 from physcli.tasks.blind.ballots import Ballot
-from physcli.tasks.blind.key import Key, rule_words
-from physcli.tasks.figures import FEWEST_CLUSTERS, number, p_text
+from physcli.tasks.blind.key import PageKey, rule_words
+from physcli.tasks.figures import ALPHA, FEWEST_CLUSTERS, number, p_text
 
-ALPHA = 0.05
+MODELS = {"bradley-terry": "Bradley–Terry", "davidson": "Davidson"}  # of strengths, in words
 
 # How far raters are to be trusted: metric → in words.
 RELIABILITY = {
@@ -30,7 +30,7 @@ class VotesResult:
 
     path: Path
     rows: list[dict[str, Any]]
-    key: Key
+    key: PageKey
     ballots: Sequence[Ballot]
     excluded: dict[str, str]
     notes: list[str]

@@ -32,8 +32,9 @@ from physcli.tasks.processes import Processes
 
 Subject = Literal["model", "untrained", "zero"]
 
-VERSION = 1  # part of every key: raise it with a change here that alters a value
+VERSION = 2  # part of every key: raise it with a change here that alters a value
 _CLIPS_A_SHARD = 16
+_PIXELS_AT_ONCE = 2_000_000  # that a VAE is shown, of one clip at least; of the tiny models' clips it is 16 and more
 
 
 def levels_of(noise: NoiseProcess, count: int) -> NoiseLevel:
@@ -80,6 +81,26 @@ def guided_output(
     return without + scale * (output - without)
 
 
+def zero_output(noisy: Tensor, level: NoiseLevel, process: NoiseProcess) -> Tensor:
+    """What a network would predict that says v̂ = 0, which is x̂0 = a·x_t: 0, of an ε-network b·x_t.
+
+    With ε̂ = 0 its error would be |ε|² of every clip, and all would be ties.
+
+    Args:
+        noisy: x_t [B, F, C, h, w].
+        level: Of B clips.
+        process: Of the network.
+    """
+    if process.prediction != "epsilon":
+        return torch.zeros_like(noisy)
+    return level.sigma.reshape(-1, 1, 1, 1, 1).to(noisy) * noisy
+
+
+def clips_at_once(num_frames: int, size: tuple[int, int]) -> int:
+    """How many clips a VAE encodes in one forward pass: many small ones, large ones by themselves."""
+    return min(16, max(1, _PIXELS_AT_ONCE // (num_frames * size[0] * size[1])))
+
+
 def untrain(model: Generator, seed: int) -> None:
     """Give the network the random weights that its class begins with; VAE and text encoder stay as they are."""
     if model.has_adapter:
@@ -114,7 +135,7 @@ class DenoisingErrors:
     Args:
         model: Whose network, noise, VAE and text; of "untrained", after `untrain`.
         name: Of the subject, for progress.
-        subject: "zero" predicts nothing at all, v̂ = 0: what it prefers, the latents alone tell.
+        subject: "zero" predicts nothing at all, v̂ = 0 (`zero_output`): what it prefers, the latents alone tell.
         fingerprint: Content hash of the model's weights and configuration.
         vae_fingerprint: The same of its VAE alone.
         num_levels: S.
@@ -177,6 +198,7 @@ class DenoisingErrors:
             [shown.view for some in todo for shown in some],
             vae_fingerprint=self.vae_fingerprint,
             cache=self.cache,
+            batch_size=clips_at_once(max((scene.num_frames for scene in scenes), default=1), self.model.facts.size),
             reporter=self.reporter,
         )
         if self.subject != "zero":  # read before the clock runs
@@ -246,14 +268,14 @@ class DenoisingErrors:
             some = noise[first : first + self.batch_size]
             level = part_of(self.level, first, first + len(some))
             x0 = clean.expand_as(some)
+            noisy = model.noise.add_noise(x0, some, level)
             if self.subject == "zero":
-                output = torch.zeros_like(some)
+                output = zero_output(noisy, level, model.noise)
             else:
                 told = self._at_rate(self._conditioning(shown.prompt), shown.rate_hz, len(some))
                 negative = None
                 if self.guidance_scale != 1:
                     negative = self._at_rate(self._conditioning(self.negative_prompt), shown.rate_hz, len(some))
-                noisy = model.noise.add_noise(x0, some, level)
                 self._synchronize()
                 begun = time.perf_counter()
                 output = guided_output(model, noisy, level, told, negative, self.guidance_scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from physcli.benchmarks.likephys import (
     share_misranked,
 )
 from physcli.benchmarks.localisation import localise
-from physcli.rows import Metric, Row, make_row, mean_row
+from physcli.rows import Metric, Row, interval_columns, make_row, mean_row
 from physcli.stats import bootstrap_interval, share_interval
 from physcli.tasks.likephys.scenes import Shown, ShownScene, violation_masks
 
@@ -183,7 +182,7 @@ def _means(items: Sequence[Mapping[str, Any]], groups: Sequence[str], **columns:
         cells = [(items[number]["scenario"], items[number]["violation"]) for number in counted]
 
         def of_scenarios(drawn: np.ndarray) -> float:
-            nested: dict[str, dict[str, float | None]] = {}
+            nested: dict[str, dict[str, float]] = {}
             for (scenario, violation), ppe in _by(values, cells, drawn).items():
                 nested.setdefault(scenario, {})[violation] = ppe
             return mean_of_scenarios(nested)
@@ -194,12 +193,12 @@ def _means(items: Sequence[Mapping[str, Any]], groups: Sequence[str], **columns:
         value = statistic(np.arange(len(values)))
         # The statistic is of the drawn items' numbers; a draw without one of the violations is a mean of the others.
         ends = bootstrap_interval(statistic, clusters=clusters, seed=columns["seed"])
-        more: dict[str, Any] = {"low": _known(ends.low), "high": _known(ends.high), "num_clusters": len(set(clusters))}
+        more: dict[str, Any] = {**interval_columns(ends), "num_clusters": len(set(clusters))}
         rows.append(make_row(metric, value, stderr=ends.stderr, n=len(values), **more, **columns))
     return rows
 
 
-def _by(values: np.ndarray, groups: Sequence[Any], drawn: np.ndarray) -> dict[Any, float | None]:
+def _by(values: np.ndarray, groups: Sequence[Any], drawn: np.ndarray) -> dict[Any, float]:
     """Group → the mean over its items that are drawn."""
     names, index = _indexed(tuple(groups))
     sums = np.bincount(index[drawn], weights=values[drawn], minlength=len(names))
@@ -211,7 +210,3 @@ def _indexed(groups: tuple[Any, ...]) -> tuple[list[Any], np.ndarray]:
     names = sorted(set(groups))
     place = {name: number for number, name in enumerate(names)}
     return names, np.array([place[group] for group in groups])
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -3,7 +3,7 @@
 scenes → latents (cached) → the same noise for all clips of a scene → squared errors by level and place (cached) →
 losses → pairs ranked wrongly, by violation → rows, pictures, page.
 
-    OUT/items.jsonl             a row a subject, scene and violation
+    OUT/items.jsonl             a row for each subject, scene and violation
     OUT/metrics.json            preference errors by violation and pooled, localisation, controls
     OUT/ppe.png, localisation-*.png, report.html
     OUT/run.json                with the time of each pass beside that of its bare forward passes
@@ -156,7 +156,8 @@ def likephys(
                     "family": item.family,
                     "reading": settings.reading or ("eps" if model.noise.prediction == "epsilon" else "v"),
                     "num_levels": settings.num_levels,
-                    "num_frames": len(scenes[0].valid[0].view.frames),
+                    "min_num_frames": min(scene.num_frames for scene in scenes),
+                    "max_num_frames": max(scene.num_frames for scene in scenes),
                     "num_scenes": len(scenes),
                     "data": source_name(settings.data),
                     "seed": settings.seed,

@@ -67,6 +67,11 @@ class ShownScene:
     blurred: tuple[Shown, ...]
 
     @property
+    def num_frames(self) -> int:
+        """Of every clip, as many as the shortest allows."""
+        return len(self.valid[0].view.frames)
+
+    @property
     def all(self) -> tuple[Shown, ...]:
         twins = (shown for some in self.invalid.values() for shown in some)
         return (*self.valid, *twins, *self.still, *self.blurred)
@@ -144,16 +149,17 @@ def violation_masks(valid: Shown, invalid: Shown, grid: tuple[int, int, int]) ->
         grid: (F, h, w).
 
     Returns:
-        Region and foreground, bool [F, h, w]; None of clips without exact masks.
+        Region and foreground, bool [F, h, w]; None of clips without exact masks: videos, and clips whose arrays are not
+        there.
     """
-    arrays = [shown.view.clip.arrays for shown in (valid, invalid)]
+    named = (shown.view.clip.arrays for shown in (valid, invalid))
+    arrays = [path for path in named if path is not None and path.is_file()]
     violation = invalid.view.clip.record.get("violation")
-    if violation is None or arrays[0] is None or arrays[1] is None:
+    if violation is None or len(arrays) < 2:
         return None
     frames = np.array(invalid.view.frames)
     both = []
     for path in arrays:
-        assert path is not None
         with np.load(path) as stored:
             both.append(stored["segmentation"][frames])
     broken = (frames >= violation["frame"])[:, None, None]

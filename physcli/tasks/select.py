@@ -253,18 +253,21 @@ def _picks(
     return picks | {ORACLE: best}
 
 
-class _Bootstrap:
-    """Statistics over prompts, with their intervals, as columns of a row."""
+class _Rows:
+    """Rows of statistics over prompts, with their intervals."""
 
-    def __init__(self, num_prompts: int, seed: int) -> None:
+    def __init__(self, num_prompts: int, seed: int, common: Mapping[str, Any]) -> None:
         self._everything, self._seed = np.arange(num_prompts), seed
+        self._common = {**common, "n": num_prompts}
 
-    def of(self, statistic: Callable[[np.ndarray], float]) -> dict[str, Any]:
+    def row(self, metric: Metric, subject: str, statistic: Callable[[np.ndarray], float]) -> Row:
+        """Of the numbers of the prompts that are drawn."""
         spread = bootstrap_interval(statistic, clusters=self._everything.tolist(), seed=self._seed)
-        return {"value": statistic(self._everything), "stderr": spread.stderr, **interval_columns(spread)}
+        value, ends = statistic(self._everything), interval_columns(spread)
+        return make_row(metric, value, stderr=spread.stderr, subject=subject, **self._common, **ends)
 
-    def mean(self, values: np.ndarray) -> dict[str, Any]:
-        return self.of(lambda drawn: float(values[drawn].mean()))
+    def mean(self, metric: Metric, subject: str, values: np.ndarray) -> Row:
+        return self.row(metric, subject, lambda drawn: float(values[drawn].mean()))
 
 
 def _values(
@@ -298,15 +301,13 @@ def _measure(
         mean, of = _values(groups, picks, one.name)
         if not len(mean):
             continue
-        bootstrap, shown = _Bootstrap(len(mean), seed), replace(one, interval="bootstrap")
+        made, shown = _Rows(len(mean), seed, common), replace(one, interval="bootstrap")
         gained = replace(shown, name=f"{one.name}{GAIN}", role="plain")
-        rows.append(make_row(shown, subject=ALL, n=len(mean), **common, **bootstrap.mean(mean)))
+        rows.append(made.mean(shown, ALL, mean))
         for name, values in of.items():
-            columns = {"subject": name, "n": len(mean), **common}
-            rows.append(make_row(shown, **columns, **bootstrap.mean(values)))
-            rows.append(make_row(gained, **columns, **bootstrap.mean(values - mean)))
+            rows += [made.mean(shown, name, values), made.mean(gained, name, values - mean)]
             if one is metric:
-                rows.append(make_row(GAIN_SHARE, **columns, **bootstrap.of(_share(values - mean, of[ORACLE] - mean))))
+                rows.append(made.row(GAIN_SHARE, name, _share(values - mean, of[ORACLE] - mean)))
     for name in scores[0]:
         wins = [float(one[name]["still_wins"]) for one in scores]
         rows.append(mean_row(STILL_WINS, wins, subject=name, **common))

@@ -154,7 +154,7 @@ def test_other_ways_to_break(runs, tmp_path, kind):
 def test_checks_by_impossible_twins(runs, made_once, small, tmp_path):
     from dataclasses import replace
 
-    folder = made_once("twins", replace(small, num_train=4, num_test=4, impossible=("vanish",)))
+    folder = made_once("blind", replace(small, num_train=4, num_test=4, impossible=("vanish",)))
     make(runs / "run-alpha", runs / "run-beta", out=tmp_path / "out", checks=str(folder), raters=1)
     checks = [v for v in read_key(tmp_path / "out" / KEY_FILE).videos.values() if "check" in v]
     assert len(checks) == 2

@@ -36,7 +36,8 @@ def study(tmp_path_factory):
     prompts = [HOSTILE, *(f"A block moves, number {number}." for number in range(1, 5))]
     for name, tint in (("alpha", 0), ("beta", 60)):
         sample_run(folder / name, tint=tint, num=5, prompts=prompts)
-    settings = BlindSettings((str(folder / "alpha"), str(folder / "beta")), question=QUESTION, raters=2)
+    runs = (str(folder / "alpha"), str(folder / "beta"))
+    settings = BlindSettings(runs, question=QUESTION, raters=2, exclude=("median-s=off",))  # a script is quick
     return make_blind_page(settings, out=folder / "page")
 
 

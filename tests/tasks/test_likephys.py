@@ -38,7 +38,7 @@ TWINS = SimulateSettings(2, 4, ("collide", "drop"), 32, 32, impossible=KINDS, se
 @pytest.fixture(scope="module")
 def twins(made_once):
     """Four test clips of two pairs with their impossible twins."""
-    return made_once("twins", TWINS)
+    return made_once("likephys", TWINS)
 
 
 @pytest.fixture(scope="module")

@@ -148,10 +148,10 @@ def excluded_by(ballot: Ballot, rules: dict[str, float]) -> str | None:
     sides = Counter(vote.choice for vote in ballot.of("pair") if vote.chosen is not None)
     decided = sides.total()
     broken = {
-        "answered": len(answered) < rules["answered"] * ballot.num_trials,
+        "answered": len(answered) / ballot.num_trials < rules["answered"],
         "failed-checks": bool(checks) and np.mean([not v.passed for v in checks]) > rules["failed-checks"],
         "median-s": bool(answered) and float(np.median([v.seconds for v in answered])) < rules["median-s"],
-        "one-sided": decided >= _FEW and max(sides.values()) > rules["one-sided"] * decided,
+        "one-sided": decided >= _FEW and max(sides.values()) / decided > rules["one-sided"],
         "repeats": bool(repeats) and np.mean([a.chosen == b.chosen for a, b in repeats]) < rules["repeats"],
     }
     return next((name for name in RULES if rules[name] and broken[name]), None)

@@ -39,6 +39,13 @@ def replacing(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
         raise
 
 
+def new_file_mode() -> int:
+    """The permissions that a new file gets; safetensors' `save_file` leaves its files to their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 # What `replacing` leaves of a process that was killed while it wrote.
 _LEFT = re.compile(r"\..+\.\d+\.part(\.\w+)?")
 

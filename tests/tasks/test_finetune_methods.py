@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import stat
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from physcli.data.video import resize
 from physcli.errors import DataError, ModelError, PhyscliError, UsageError
+from physcli.files import new_file_mode
 from physcli.methods.grids import resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
 from physcli.methods.moalign import MotionProjector, soft_relational_loss
@@ -232,6 +234,8 @@ def test_a_generator_recipe(made, base, name):
 
     before, after = weights_of(base), weights_of(done.model)
     assert before.keys() == after.keys()
+    trained = done.model / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert stat.S_IMODE(trained.stat().st_mode) == new_file_mode()  # others may read it where they may read the rest
     unchanged = {weight for weight in before if torch.equal(before[weight], after[weight])}
     assert unchanged >= {weight for weight in before if not weight.startswith("transformer/")}
     assert not any("to_q" in weight or "proj_out" in weight for weight in unchanged)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from physcli import __version__
-from physcli.files import replacing, sort_metadata, write_text
+from physcli.files import new_file_mode, replacing, sort_metadata, write_text
 from physcli.hashing import content_hash
 from physcli.progress import counted
 from physcli.recipe import dump_recipe
@@ -110,7 +110,7 @@ def cast_weights(folder: Path, dtype: str, *, frozen: Sequence[str] = ()) -> Non
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
             sort_metadata(temporary)
-            temporary.chmod(path.stat().st_mode)
+            temporary.chmod(new_file_mode())
 
 
 def _used_as(kind: str, folder: Path, recipe: Mapping[str, Any]) -> str:

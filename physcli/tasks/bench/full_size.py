@@ -7,6 +7,7 @@ text encoder and teacher have no part in a step and are not there.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from physcli.models.generator import Generator
 from physcli.models.parts import cast_part
 from physcli.models.wan import Wan
 from physcli.progress import Reporter
-from physcli.recipe import Alignment, GeneratorRecipe, MoAlign, TeacherView, VideoJam
+from physcli.recipe import Alignment, Critic, GeneratorRecipe, MoAlign, TeacherView, VideoJam
 from physcli.tasks.bench.finetune import motion_stage, recipes_for, time_methods
 from physcli.tasks.processes import on_cpu
 from physcli.tasks.training.alignment import JointMotion, build_method
@@ -236,8 +237,17 @@ class RandomSteps(DenoisingSteps):
             check_taps(recipe.method.taps or (), generator.num_blocks)
             scale = (height / generator.facts.size[0], width / generator.facts.size[1])
             teacher_shape = _teacher_shape(recipe.method, frames, scale)
+        critic = None
+        if isinstance(recipe.method, Critic):
+            critic = copy.copy(generator)  # but for a network of its own, whose memory counts
+            critic.transformer = copy.deepcopy(generator.network).requires_grad_(False)  # type: ignore[attr-defined]
         method = build_method(
-            recipe.method, generator, student_grid=grid, teacher_shape=teacher_shape or None, seed=seed
+            recipe.method,
+            generator,
+            student_grid=grid,
+            teacher_shape=teacher_shape or None,
+            seed=seed,
+            critic=critic,
         )
         super().__init__(generator, recipe=recipe, method=method, reporter=Reporter())
         self.seed, self._teacher_shape = seed, teacher_shape

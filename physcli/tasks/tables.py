@@ -182,14 +182,17 @@ def selection(result: SelectResult) -> Table:
     """What each verifier's picks are worth to the judge, and what was paid in motion."""
     motion = LARGEST_MOTION.name
 
-    def cells(subject: str, metric: str) -> list[str | None]:
-        """Value, and gain over all videos."""
-        found, gain = result.row(subject, metric), result.row(subject, f"{metric}{GAIN}")
-        shown = None if found is None else value_text(found["value"], found)
-        return [
-            shown,
-            None if gain is None else f"{value_text(gain['value'], gain, sign=True)} ({interval_text(gain)})",
-        ]
+    def gain(subject: str, metric: str) -> dict[str, Any] | None:
+        return result.row(subject, f"{metric}{GAIN}")
+
+    def shown(subject: str, metric: str) -> str | None:
+        row = result.row(subject, metric)
+        return None if row is None or row["value"] is None else value_text(row["value"], row)
+
+    def moved(subject: str) -> str | None:
+        """The motion, and what is gained of it."""
+        change, value = gain(subject, motion), shown(subject, motion)
+        return value if change is None else f"{value} ({value_text(change['value'], change, sign=True)})"
 
     def percent(subject: str, metric: str) -> str | None:
         row = result.row(subject, metric)
@@ -197,19 +200,22 @@ def selection(result: SelectResult) -> Table:
 
     lines = []
     for subject in result.subjects:
-        value, gain = cells(subject, result.metric)
-        moved, change = cells(subject, motion)
+        more = gain(subject, result.metric)
+        told = [None, None] if more is None else [value_text(more["value"], more, sign=True), interval_text(more)]
         share, still = percent(subject, "gain_share"), percent(subject, "still_wins")
-        lines.append([subject, value, gain, share, moved, change, still])
+        lines.append([subject, shown(subject, result.metric), *told, share, moved(subject), still])
     head = result.rows[0]
     few, many = head["fewest_videos"], head["most_videos"]
     videos = str(many) if few == many else f"{few} to {many}"
-    caption = "Gains are over all videos, with 95 % intervals over prompts. The oracle is the judge itself."
+    caption = (
+        "Gains, of motion in brackets, are over all videos; intervals over prompts. The oracle is the judge itself. "
+        "still wins: where the first frame of its pick, held, would be preferred to it."
+    )
     if result.like_judges:
         caption += f" {', '.join(result.like_judges)} looks at what the judge looks at."
     return Table(
         f"The best of {videos} videos of each of {counted(head['n'], 'prompt')}",
-        ["picked by", result.metric, "gain", "of the oracle's", "motion, px", "gain", "a still would win"],
+        ["picked by", result.metric, "gain", "95 %", "of oracle", "motion, px", "still wins"],
         lines,
         caption,
         right=range(1, 7),

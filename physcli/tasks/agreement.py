@@ -27,7 +27,7 @@ import numpy as np
 
 from physcli.errors import PhyscliError
 from physcli.progress import Reporter
-from physcli.rows import Kind, Metric, Row, make_row
+from physcli.rows import Kind, Metric, Row, interval_columns, make_row
 from physcli.stats import bootstrap_interval, cohens_kappa, rank_correlation, roc_auc
 from physcli.tasks.report import same_file
 from physcli.tasks.run_dir import RunDir, with_defaults, write_jsonl
@@ -217,8 +217,7 @@ def _measure(
                 n=len(scored),
                 **columns,
                 of=verdict,
-                low=_or_none(spread.low),
-                high=_or_none(spread.high),
+                **interval_columns(spread),
                 num_missing=len(keys) - len(scored),
             )
         )

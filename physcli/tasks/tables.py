@@ -351,7 +351,7 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
 
     subjects, first = result.subjects, result.rows[0]
     lines: list[list[Any]] = [
-        [group, *(cell(subject, "ppe", group) for subject in subjects)] for group in result.violations
+        [group, *(cell(subject, "ppe", group) for subject in subjects)] for group in result.groups
     ]
     means = [("pooled", "ppe"), ("mean of violations", "ppe_mean_of_violations")]
     means += [("mean of scenarios", "ppe_mean_of_scenarios")]
@@ -381,7 +381,7 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
         " ".join(caption),
         right=range(1, len(subjects) + 1),
         whole=(0,),
-        sections=[len(result.violations) - 1],
+        sections=[len(result.groups) - 1],
     )
 
 

@@ -21,7 +21,7 @@ from physcli.simulation.violations import KINDS
 from physcli.tasks.compare import CompareSettings, compare
 from physcli.tasks.likephys import run
 from physcli.tasks.likephys.losses import DenoisingErrors, clips_at_once, levels_of, untrain
-from physcli.tasks.likephys.result import read_result
+from physcli.tasks.likephys.result import LikePhysResult
 from physcli.tasks.likephys.rows import aggregate, loss_of, score_scene
 from physcli.tasks.likephys.run import LikePhysSettings, likephys
 from physcli.tasks.likephys.scenes import show, violation_masks
@@ -81,8 +81,8 @@ def errors_of(model, cache, subject="model", **options):
 def test_rows(measured, twins):
     assert measured.subjects == ["base", "base/zero", "base/untrained"]
     assert measured.models == ["base"]
-    assert set(measured.violations) <= set(KINDS)
-    assert len(measured.violations) > 3
+    assert set(measured.groups) <= set(KINDS)
+    assert len(measured.groups) > 3
     scenes = read_scenes(twins).scenes
     num_twins = sum(len(scene.invalid) for scene in scenes)
     assert len(measured.items) == 3 * num_twins
@@ -92,7 +92,7 @@ def test_rows(measured, twins):
         assert pooled["n"] == num_twins
         assert pooled["num_clusters"] == 2
         assert pooled["value"] == pytest.approx(np.mean([item["ppe"] for item in items]))
-        groups = [measured.row(subject, "ppe", group) for group in measured.violations]
+        groups = [measured.row(subject, "ppe", group) for group in measured.groups]
         assert sum(row["n"] for row in groups) == num_twins
         mean = measured.row(subject, "ppe_mean_of_violations")
         assert mean["value"] == pytest.approx(np.mean([row["value"] for row in groups]))
@@ -117,7 +117,7 @@ def test_rows(measured, twins):
 
 
 def test_files(measured):
-    written = read_result(measured.path)
+    written = LikePhysResult.read(measured.path)
     assert written.rows == json.loads(json.dumps(measured.rows))
     for name in ("ppe.png", "localisation-base.png"):
         assert (measured.path / name).read_bytes().startswith(b"\x89PNG")
@@ -397,7 +397,7 @@ def test_compare_takes_its_runs(settings, measured, session_cache, tmp_path, no_
     assert row["num_clusters"] == 2
     expected = second.row("base", "ppe")["value"] - measured.row("base", "ppe")["value"]
     assert row["value"] == pytest.approx(expected)
-    assert {row["group"] for row in done.rows} == {"all", *measured.violations}
+    assert {row["group"] for row in done.rows} == {"all", *measured.groups}
     assert done.unit == "scenes"
     assert "scenes drawn again" in done.caption(done.sides[1])
     assert not any("byte for byte" in note for note in done.notes)
@@ -452,7 +452,7 @@ def test_likephys_layout(base, likephys_set, session_cache, tmp_path):
     settings = LikePhysSettings((str(base),), data=str(likephys_set), num_levels=4, untrained=False, reading="eps")
     done = likephys(settings, out=tmp_path / "run", cache_dir=session_cache)
     groups = ["ball_drop/color", "ball_drop/teleport", "river/color", "river/same", "river/teleport"]
-    assert done.violations == groups
+    assert done.groups == groups
     for subject in ("base", "base/zero"):
         assert done.row(subject, "ppe", "river/same")["value"] == 1  # two equal clips: a tie, to the bit
         values = {group: done.row(subject, "ppe", group)["value"] for group in groups}

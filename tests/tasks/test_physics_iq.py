@@ -18,7 +18,7 @@ from physcli.errors import DataError, UsageError
 from physcli.rows import interval_of
 from physcli.tasks.compare import CompareSettings, compare
 from physcli.tasks.physics_iq.measure import last_conditioning_frame
-from physcli.tasks.physics_iq.result import BLURRED, STILL, TAKE_2, read_result
+from physcli.tasks.physics_iq.result import BLURRED, STILL, TAKE_2, PhysicsIQResult
 from physcli.tasks.physics_iq.run import PhysicsIQSettings, physics_iq
 from physcli.tasks.tables import physics_iq as scores
 from physcli.tasks.tables import physics_iq_terms
@@ -127,7 +127,7 @@ def test_items(measured):
         assert (item["scenario"], item["view"]) == (expected["scenario"], expected["view"])
         assert item["physics_iq_verified"] == pytest.approx(expected["verified_view_score"], abs=1e-9)
         assert Path(item["video"]).name.endswith(item["scenario"])
-    assert read_result(measured.path).items == json.loads(json.dumps(measured.items))
+    assert PhysicsIQResult.read(measured.path).items == json.loads(json.dumps(measured.items))
 
 
 def test_several_sampling_seeds(session_cache, copied, tmp_path):
@@ -304,8 +304,8 @@ def test_real_videos_are_blended_from_thirty(downloaded, session_cache, tmp_path
     settings = dataclasses.replace(SETTINGS, data=str(downloaded))
     done = physics_iq(settings, out=tmp_path / "run", cache_dir=session_cache)
     assert done.row("model", "physics_iq_verified")["num_frames"] == 8
-    assert done.categories == ["Optics", "Solid Mechanics"]
-    mean = np.mean([done.row("model", "physics_iq_verified", name)["value"] for name in done.categories])
+    assert done.groups == ["Optics", "Solid Mechanics"]
+    mean = np.mean([done.row("model", "physics_iq_verified", name)["value"] for name in done.groups])
     assert done.row("model", "physics_iq_verified")["value"] == pytest.approx(mean)
     real = read_real(downloaded, 8, views=tuple(f"perspective-{v}" for v in VIEWS), source_rate_hz=30)
     assert real.rate_hz == 30

@@ -87,7 +87,7 @@ def _file_name(subject: str) -> str:
 
 def draw_ppe(result: LikePhysResult) -> None:
     """`ppe.png`: bars by violation, for each model beside its controls."""
-    groups = [*result.violations, "all"]
+    groups = [*result.groups, "all"]
     series = {}
     for subject in result.subjects:
         rows = [result.row(subject, "ppe", group) for group in groups]
@@ -99,7 +99,7 @@ def draw_ppe(result: LikePhysResult) -> None:
     grouped_bars(
         result.path / "ppe.png",
         title=f"Preference errors on {result.data}, by violation (± standard error; a coin gives 50)",
-        groups=[*(group.replace("/", "/\n") for group in result.violations), "pooled"],
+        groups=[*(group.replace("/", "/\n") for group in result.groups), "pooled"],
         series=series,
         controls=[name for name in result.subjects if name.endswith((UNTRAINED, ZERO))],
         ylabel="impossible preferred (%)",

@@ -36,7 +36,7 @@ from physcli.progress import Reporter, counted
 from physcli.simulation.violations import KINDS
 from physcli.tasks.likephys.losses import DenoisingErrors, Subject, levels_of, untrain
 from physcli.tasks.likephys.page import draw_localisation, draw_ppe, pick_cases, write_page
-from physcli.tasks.likephys.result import UNTRAINED, ZERO, LikePhysResult, read_result
+from physcli.tasks.likephys.result import UNTRAINED, ZERO, LikePhysResult
 from physcli.tasks.likephys.rows import aggregate, score_scene
 from physcli.tasks.likephys.scenes import ShownScene, show
 from physcli.tasks.processes import Processes
@@ -112,7 +112,7 @@ def likephys(
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
-            return read_result(run.path) if processes.is_main else LikePhysResult(run.path, [], [], is_main=False)
+            return LikePhysResult.read(run.path, is_main=processes.is_main)
         shown_as = display_names(settings.models)
 
         # 2. Every model with its controls: errors, then scores.
@@ -183,7 +183,7 @@ def likephys(
             write_page(result, run.as_finished())
             run.write_metrics(rows)
     processes.finish()
-    return read_result(run.path) if processes.is_main else LikePhysResult(run.path, [], [], is_main=False)
+    return LikePhysResult.read(run.path, is_main=processes.is_main)
 
 
 def _check(settings: LikePhysSettings, device: str) -> None:

@@ -33,7 +33,7 @@ def write_page(result: PhysicsIQResult, record: Mapping[str, Any], notes: Sequen
         cells = [["–" if cell is None else cell for cell in line] for line in drawn.rows]
         made = table(drawn.columns, cells, label=drawn.title, caption=drawn.caption, right=drawn.right)
         parts.append(section(drawn.title, made))
-    if result.categories:
+    if result.groups:
         parts.append(section("Verified score by category", _by_category(result)))
     parts.append(section("Scenarios", _by_scenario(result), lead="Verified score, the mean over views and seeds."))
     facts = [[name, str(value)] for name, value in record["settings"].items()]
@@ -51,12 +51,12 @@ def _by_category(result: PhysicsIQResult) -> Content:
     lines: list[list[Content]] = []
     for subject in result.subjects:
         line: list[Content] = [subject]
-        for category in result.categories:
+        for category in result.groups:
             row = result.row(subject, "physics_iq_verified", category)
             line.append("–" if row is None else _value(row))
         lines.append(line)
     label = "Verified score by category, %"
-    return table(["", *result.categories], lines, label=label, right=range(1, len(result.categories) + 1))
+    return table(["", *result.groups], lines, label=label, right=range(1, len(result.groups) + 1))
 
 
 def _value(row: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from physcli.errors import UsageError, unknown
 from physcli.progress import Reporter, counted
 from physcli.tasks.physics_iq.measure import CONTROLS, Measure, Measured, hash_of
 from physcli.tasks.physics_iq.page import write_page
-from physcli.tasks.physics_iq.result import STILL, TAKE_2, PhysicsIQResult, read_result
+from physcli.tasks.physics_iq.result import STILL, TAKE_2, PhysicsIQResult
 from physcli.tasks.physics_iq.rows import ScoredRun, aggregate, item_rows, write_table
 from physcli.tasks.physics_iq.subjects import Subject, Work, find_work
 from physcli.tasks.processes import Processes
@@ -101,7 +101,7 @@ def physics_iq(
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
-            return read_result(run.path) if processes.is_main else PhysicsIQResult(run.path, [], [], is_main=False)
+            return PhysicsIQResult.read(run.path, is_main=processes.is_main)
         reporter.note(_plan(work, settings))
 
         # 2. Comparisons.
@@ -124,7 +124,7 @@ def physics_iq(
             write_page(result, run.as_finished(), notes_of(result))
             run.write_metrics(result.rows)
     processes.finish()
-    return read_result(run.path) if processes.is_main else PhysicsIQResult(run.path, [], [], is_main=False)
+    return PhysicsIQResult.read(run.path, is_main=processes.is_main)
 
 
 def _plan(work: Work, settings: PhysicsIQSettings) -> str:

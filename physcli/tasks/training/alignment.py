@@ -306,20 +306,19 @@ class FrozenCritic(Method):
 
     def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
         assert seen.conditioning is not None
-        predicted = self._look(seen, seen.predicted_clean)
+        told = Conditioning({name: part.detach() for name, part in seen.conditioning.items()})
+        predicted = self._look(seen.predicted_clean, seen.signals["critic_noise"], told)
         with torch.no_grad():
-            real = self._look(seen, seen.clean)
+            real = self._look(seen.clean, seen.signals["critic_noise"], told)
         asked = (seen.level.sigma <= self.settings.most_sigma).to(predicted.device)
         loss = torch.where(asked, critic_loss(predicted, real), 0.0)
         return loss, {"asked": asked.float()}
 
-    def _look(self, seen: Pass, latents: Tensor) -> Tensor:
-        """The critic's tokens [B, F, H, W, D] of latents under a little noise."""
-        [critic], assumed = self._critic, seen.conditioning
-        assert assumed is not None
+    def _look(self, latents: Tensor, noise: Tensor, told: Conditioning) -> Tensor:
+        """The critic's tokens [B, F, H, W, D] of latents [B, F, C, h, w] under a little noise."""
+        [critic] = self._critic
         level = self._level.expand(len(latents))
-        noisy = critic.noise.add_noise(latents, seen.signals["critic_noise"], level)
-        told = Conditioning({name: assumed[name].detach() for name in assumed})
+        noisy = critic.noise.add_noise(latents, noise, level)
         denoised = critic.denoise(noisy, level, told, taps=[self.block], features_only=True)
         return denoised.features[self.block]
 
@@ -377,12 +376,12 @@ def build_method(
         UsageError: settings that do not fit the generator or the clips.
     """
     frames, rows, columns = (a * b for a, b in zip(student_grid, generator.facts.patch, strict=True))  # of latents
+    latent_shape = (frames, generator.facts.latent_channels, rows, columns)
     if isinstance(settings, LaMo):
         if settings.lag >= frames:
             raise UsageError(
                 f"method.lag is {settings.lag}, and a clip has {frames} latent frames.", expected="fewer than those"
             )
-        latent_shape = (frames, generator.facts.latent_channels, rows, columns)
         field = None
         if settings.field is not None:
             field = new_field(settings.field, generator, latent_shape=latent_shape, seed=seed)
@@ -392,7 +391,6 @@ def build_method(
         return JointMotion(settings, generator=generator, latent_shape=motion_shape)
     if isinstance(settings, Critic):
         assert critic is not None
-        latent_shape = (frames, generator.facts.latent_channels, rows, columns)
         return FrozenCritic(settings, process=generator.noise, critic=critic, latent_shape=latent_shape)
     if isinstance(settings, LayerSync):
         return BlockSync(settings, num_blocks=generator.num_blocks)

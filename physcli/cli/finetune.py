@@ -120,14 +120,23 @@ def train_request(common: TrainRun, recipe: str, overrides: list[str] | None, **
 
 
 def _plan(common: TrainRun, request: FinetuneRequest) -> None:
+    from physcli.tasks.processes import Processes
     from physcli.tasks.run_dir import cache_root, to_json
     from physcli.tasks.training.plan import make_plan
 
     recipe = request.recipe()
-    reporter = render.RichReporter(quiet=common.quiet)
+    processes = Processes(common.device)
     plan = make_plan(
-        recipe, seed=common.seed, device=common.device, cache=cache_root(common.cache_dir), reporter=reporter
+        recipe,
+        seed=common.seed,
+        device=common.device,
+        cache=cache_root(common.cache_dir),
+        processes=processes,
+        reporter=render.RichReporter(quiet=common.quiet),
     )
+    processes.finish()
+    if not processes.is_main:
+        return
     if common.json:
         render.json_text(to_json({"recipe": recipe.model_dump(mode="json"), "plan": asdict(plan)}))
         return

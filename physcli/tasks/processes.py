@@ -121,6 +121,13 @@ class Processes:
                 )
             self.rank = self._state.process_index
 
+    @classmethod
+    def alone(cls) -> Processes:
+        """This process as if no other had been launched: what it does, it does in full and for itself."""
+        found = cls.__new__(cls)
+        found.count, found.rank, found.warning, found._state = 1, 0, "", None
+        return found
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -203,7 +204,9 @@ def same_weights(one, other, tolerance):
             if tolerance and key.endswith("norm_k.bias"):
                 # No key's bias changes a softmax: its gradient is rounding noise, of which AdamW makes whole steps.
                 continue
-            torch.testing.assert_close(value, theirs[key], rtol=0, atol=tolerance, msg=f"{name}: {key}")
+            torch.testing.assert_close(
+                value, theirs[key], rtol=0, atol=tolerance, msg=partial("{}: {}: {}".format, name, key)
+            )
 
 
 def listing(folder):

@@ -163,8 +163,14 @@ def plan_study(
                 if stage.kind == "train":
                     recipe = stages.recipe_of(unit)
                     assert recipe is not None
-                    cache = cache_root(cache_dir)
-                    plan = make_plan(recipe, seed=unit.seed, device=device, cache=cache, reporter=reporter)
+                    plan = make_plan(
+                        recipe,
+                        seed=unit.seed,
+                        device=device,
+                        cache=cache_root(cache_dir),
+                        processes=processes,
+                        reporter=reporter,
+                    )
                     spent, kind = plan.step_seconds * recipe.train.steps, "train"
                     if unit.arm not in computed:  # what is kept of clips is kept for all seeds
                         computed.add(unit.arm)

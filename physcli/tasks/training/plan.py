@@ -60,26 +60,30 @@ class Plan:
     free_bytes: float
 
 
-def make_plan(recipe: AnyRecipe, *, seed: int, device: str, cache: Path, reporter: Reporter) -> Plan:
-    """Build what the recipe trains on two clips, take two steps, and reckon up from there.
+def make_plan(
+    recipe: AnyRecipe, *, seed: int, device: str, cache: Path, processes: Processes, reporter: Reporter
+) -> Plan:
+    """Build what the recipe trains on two clips, take two steps, and reckon up from there. Of several processes each
+    prepares its clips for itself, and all take the steps together.
 
     Args:
         recipe: The recipe.
         seed: Of everything random.
         device: auto, cpu, cuda, ….
         cache: Whose disk must hold what is kept; nothing is written there.
+        processes: Those that the run would have.
         reporter: Receives progress.
 
     Raises:
         PhyscliError: whatever would stop the run.
     """
     chosen = pick_device("cpu" if on_cpu(device) else device)
-    processes = Processes(device)
+    alone = Processes.alone()
     with tempfile.TemporaryDirectory(prefix="physcli-dry-run-") as name:
         temporary = Path(name)
-        training, held_out, num_clips = _some_clips(recipe, temporary, processes, reporter)
+        training, held_out, num_clips = _some_clips(recipe, temporary, alone, reporter)
         start = time.perf_counter()
-        trainee = build_trainee(recipe, training, held_out, seed, temporary / "cache", chosen, processes, Reporter())
+        trainee = build_trainee(recipe, training, held_out, seed, temporary / "cache", chosen, alone, Reporter())
         built = time.perf_counter() - start
         trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in trainee.parameters())

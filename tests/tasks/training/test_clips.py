@@ -258,7 +258,14 @@ def test_every_training_on_text_needs_captions(listener, tmp_path):
             with pytest.raises(DataError, match="19 of 19 training clips have no caption"):
                 command(request)
         with pytest.raises(DataError, match="19 of 19 training clips have no caption"):
-            make_plan(request.recipe(), seed=0, device="cpu", cache=tmp_path / "cache", reporter=listener())
+            make_plan(
+                request.recipe(),
+                seed=0,
+                device="cpu",
+                cache=tmp_path / "cache",
+                processes=Processes("cpu"),
+                reporter=listener(),
+            )
     assert not (tmp_path / "run").exists()
     reads = {name: reads_captions(read_recipe(name)) for name in list_recipes()}
     without = ("pretrain/vae-tiny", "pretrain/wan-vae-tiny", "pretrain/videomae-tiny", "moalign-motion")

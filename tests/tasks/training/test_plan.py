@@ -10,6 +10,7 @@ from made_videos import GOLDEN
 from physcli.errors import DataError, UsageError
 from physcli.progress import Reporter
 from physcli.recipe import read_recipe
+from physcli.tasks.processes import Processes
 from physcli.tasks.training.plan import make_plan
 
 
@@ -18,7 +19,9 @@ def plan(simulated, tmp_path):
     def make(recipe, *overrides, data=None):
         source = f"data.source={json.dumps(str(data or simulated))}"
         settings = read_recipe(recipe, [source, "train.batch_size=2", "objective.windows=2", *overrides])
-        return make_plan(settings, seed=0, device="cpu", cache=tmp_path / "cache", reporter=Reporter())
+        return make_plan(
+            settings, seed=0, device="cpu", cache=tmp_path / "cache", processes=Processes("cpu"), reporter=Reporter()
+        )
 
     return make
 
@@ -52,6 +55,29 @@ def test_of_a_suite_that_is_not_there_yet(plan, tmp_path):
 def test_what_would_stop_the_run_stops_it(plan, tmp_path):
     with pytest.raises(UsageError, match="No such block: 9"):
         plan("videorepa", "method.taps=[9]")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_step_together(plan, simulated, start_physcli, two_processes, tmp_path):
+    """Each prepares its one clip for itself: shared, there would be none for the second. The first reports."""
+    words = [
+        "finetune",
+        "--recipe",
+        "lamo-field",
+        "--data",
+        simulated,
+        "--cache-dir",
+        tmp_path / "cache",
+        "--device",
+        "cpu",
+    ]
+    words += ["train.batch_size=2", "objective.windows=2", "train.steps=3", "--dry-run", "--json"]
+    main, other = two_processes(lambda environment: start_physcli(*words, env=environment))
+    assert (main.returncode, other.returncode) == (0, 0), main.stderr + other.stderr
+    assert other.stdout == ""
+    found = json.loads(main.stdout)["plan"]
+    assert found["windows"] == 3 * 2 * 2  # steps × clips × processes
+    assert found["step_seconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,6 +61,12 @@ DeviceMap = Annotated[
     str | None,
     typer.Option(metavar="auto", help="auto: spread the rater over all devices there are.", show_default=False),
 ]
+Encoder = Annotated[
+    str | None, typer.Option(help="Of surprise, foresight, geophys.  \\[default: videomae-tiny]", show_default=False)
+]
+TinyRater = Annotated[
+    str | None, typer.Option(help="Of videophy2.  \\[default: mplug-owl-video-tiny]", show_default=False)
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many videos, evenly spaced.", show_default=False)]
 
 
@@ -173,13 +179,8 @@ def select(
     metric: Annotated[
         str | None, typer.Option(help="Of the run; what counts.  \\[default: its headline]", show_default=False)
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="Of surprise, foresight, geophys.  \\[default: videomae-tiny]", show_default=False),
-    ] = None,
-    rater: Annotated[
-        str | None, typer.Option(help="Of videophy2.  \\[default: mplug-owl-video-tiny]", show_default=False)
-    ] = None,
+    encoder: Encoder = None,
+    rater: TinyRater = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.", show_default=False)] = None,
 ) -> None:
     """Which verifier picks the best of several videos? By a judge's scores, with the share of the oracle's gain."""
@@ -202,6 +203,60 @@ def select(
         render.json_text(to_json({"run": done.path, "rows": done.rows}))
         return
     render.show(tables.selection(done))
+    render.files(done.files())
+
+
+@app.command("controls")
+@shared(ModelRun)
+def controls(
+    common: ModelRun,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="simulated:N (N test clips with all their impossible twins), or a folder or hub dataset as eval "
+            "likephys takes them."
+        ),
+    ] = "simulated:28",
+    verifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(VERIFIERS),
+            help="Who judges; may be repeated.  \\[default: all that can]",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: Encoder = None,
+    rater: TinyRater = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="One text for all clips.  \\[default: the clip's own, a prompt.txt beside it, or the scenario's name]",
+            show_default=False,
+        ),
+    ] = None,
+    num_frames: Annotated[int, typer.Option(help="Of each clip, evenly over the whole of it.")] = 17,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many scenes.", show_default=False)] = None,
+) -> None:
+    """Which verifier can be fooled by what? Clips against still, blurred, backwards, slow and impossible copies."""
+    from physcli.tasks import tables
+    from physcli.tasks.controls import ControlsSettings
+    from physcli.tasks.controls import controls as task
+    from physcli.tasks.run_dir import to_json
+
+    done = task(
+        ControlsSettings(data, tuple(verifier or ()), encoder, rater, prompt, num_frames, limit, common.seed),
+        out=common.out,
+        overwrite=common.overwrite,
+        device=common.device,
+        cache_dir=common.cache_dir,
+        reporter=render.RichReporter(quiet=common.quiet),
+    )
+    if not done.is_main:
+        return
+    if common.json:
+        render.json_text(to_json({"run": done.path, "rows": done.rows}))
+        return
+    render.show(tables.controls(done, wide=render.width() >= _LABEL + _CELL * len(done.subjects)))
     render.files(done.files())
 
 
@@ -312,3 +367,6 @@ def _evaluate(
         return
     render.show(tables.scores(done))
     render.files(done.files())
+
+
+_LABEL, _CELL = 20, 17  # characters of the table of controls: the copies' column with n, and one with intervals

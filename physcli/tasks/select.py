@@ -34,7 +34,7 @@ from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, append_row, cache_root, read_log, read_metrics, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import Score, ScoredRun, read_scored_run
 from physcli.tasks.verifiers import ALL, GAIN, ORACLE, VERIFIERS, check_verifiers, verifier_class
-from physcli.tasks.verifiers.base import Setting, Verifier, read_candidate
+from physcli.tasks.verifiers.base import Setting, Verifier, able_verifiers, read_candidate
 
 GAIN_SHARE = Metric("gain_share", "score", True, interval="bootstrap")
 STILL_WINS = Metric("still_wins", "rate", False, interval="wilson")
@@ -147,7 +147,7 @@ def select(
         if processes.is_main:
             done = _logged(run.path)
             said = [done[number]["said"] for number in range(len(groups))]
-            able = _able(said, names, reporter)
+            able = able_verifiers(said, names, reporter)
             scores = [{name: one[name] for name in able} for one in said]
             run.record["verifiers"] = {name: verifiers[name].identity | verifiers[name].found for name in able}
             rows = _measure(scored, groups, scores, metric, settings.seed)
@@ -219,24 +219,6 @@ def _ask(verifiers: Mapping[str, Verifier], group: Sequence[Score], *, strict: b
             continue
         said[name] = {"scores": scores.tolist(), "still_wins": bool(still > beside[pick])}
     return said
-
-
-def _able(said: Sequence[Mapping[str, Any]], names: Sequence[str], reporter: Reporter) -> list[str]:
-    """The verifiers that could score all videos; why the others are left out is said.
-
-    Raises:
-        DataError: none could.
-    """
-    able = []
-    for name in names:
-        reasons = [one[name]["cannot"] for one in said if "cannot" in one[name]]
-        if reasons:
-            reporter.warn(f"The verifier {name} is left out: {reasons[0]}")
-        else:
-            able.append(name)
-    if not able:
-        raise DataError("No verifier can score these videos.", expected="videos that one of them can score")
-    return able
 
 
 def _logged(path: Path) -> dict[int, dict[str, Any]]:

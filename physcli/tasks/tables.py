@@ -27,12 +27,13 @@ from physcli.tasks.figures import (
     value_text,
 )
 from physcli.tasks.probe_result import probe_title
-from physcli.tasks.verifiers import GAIN
+from physcli.tasks.verifiers import GAIN, TWINS
 
 if TYPE_CHECKING:
     from physcli.tasks.agreement import AgreementResult
     from physcli.tasks.blind.votes_result import VotesResult
     from physcli.tasks.compare_result import CompareResult, Side
+    from physcli.tasks.controls import ControlsResult
     from physcli.tasks.eval import EvalResult
     from physcli.tasks.import_scores import ImportResult
     from physcli.tasks.likephys.result import LikePhysResult
@@ -221,6 +222,30 @@ def selection(result: SelectResult) -> Table:
         right=range(1, 7),
         whole=(0,),
         sections=(0, len(lines) - 2),
+    )
+
+
+def controls(result: ControlsResult, *, wide: bool) -> Table:
+    """How often each verifier prefers a copy to the clip itself, in per cent; with intervals where it is `wide`."""
+
+    def cell(subject: str, group: str) -> str | None:
+        row = result.row(subject, group)
+        if row is None or row["value"] is None:
+            return None
+        value, spread = score_texts(row)
+        return value.removesuffix(" %") + (f" ({spread})" if wide and spread != "–" else "")
+
+    subjects, groups = result.subjects, result.groups
+    counts = {group: row["n"] for group in groups if (row := result.row(subjects[0], group)) is not None}
+    return Table(
+        "Copies preferred to the clip itself, %",
+        ["", "n", *subjects],
+        [[group, counts[group], *(cell(subject, group) for subject in subjects)] for group in groups],
+        f"Ties count half. 50 is chance, 0 is right. {TWINS}: the twins that break a law, and below by what they do. "
+        "Backwards, a clip may be as possible as before.",
+        right=range(1, len(subjects) + 2),
+        whole=(0,),
+        sections=(groups.index(TWINS) - 1, groups.index(TWINS)),
     )
 
 

@@ -24,16 +24,12 @@ from typing import Any
 import numpy as np
 
 from physcli.benchmarks.likephys import NUM_LEVELS, READINGS, loss_weights
-from physcli.data.subsets import thin
-from physcli.data.twins import SceneSet, read_scenes, with_prompt
 from physcli.errors import UsageError, unknown
-from physcli.hashing import content_hash, settings_hash
 from physcli.models import display_names
 from physcli.models.device import pick_device, pick_dtype
 from physcli.models.loading import load_generator
 from physcli.models.names import Resolved, fingerprint, resolve
-from physcli.progress import Reporter, counted
-from physcli.simulation.violations import KINDS
+from physcli.progress import Reporter
 from physcli.tasks.likephys.losses import DenoisingErrors, Subject, levels_of, untrain
 from physcli.tasks.likephys.page import draw_localisation, draw_ppe, pick_cases, write_page
 from physcli.tasks.likephys.result import UNTRAINED, ZERO, LikePhysResult
@@ -41,7 +37,8 @@ from physcli.tasks.likephys.rows import aggregate, score_scene
 from physcli.tasks.likephys.scenes import ShownScene, show
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
-from physcli.tasks.sources import clips_folder, pinned, simulated_by, source_name
+from physcli.tasks.scene_sets import find_scenes, scenes_hash
+from physcli.tasks.sources import pinned, simulated_by, source_name
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,20 @@ def likephys(
     )
     with run:
         # 1. The scenes.
-        found = _scenes(settings, cache, processes, reporter)
+        found = find_scenes(
+            settings.data,
+            prompt=settings.prompt,
+            limit=settings.limit,
+            cache=cache,
+            processes=processes,
+            reporter=reporter,
+        )
         if commit := pinned(settings.data):
             run.record["dataset"] = commit
         hashes: dict[Path, str] = {}
         inputs = {name: fingerprint(item) for name, item in resolved.items()}
         release = {} if found.mujoco is None else {"mujoco": found.mujoco}
-        run.check_inputs(inputs | {"data": _data_hash(found, hashes)} | release)
+        run.check_inputs(inputs | {"data": scenes_hash(found, hashes)} | release)
         if processes.tell(run.already_finished):
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
@@ -200,21 +204,6 @@ def _check(settings: LikePhysSettings, device: str) -> None:
         )
 
 
-def _scenes(settings: LikePhysSettings, cache: Path, processes: Processes, reporter: Reporter) -> SceneSet:
-    folder = clips_folder(settings.data, impossible=KINDS, cache=cache, processes=processes, reporter=reporter)
-    found = read_scenes(folder)
-    for problem in found.problems[:5]:
-        reporter.warn(f"Left out: {problem.path}: {problem.message}")
-    if len(found.problems) > 5:
-        reporter.warn(f"{len(found.problems)} entries were left out in all.")
-    if settings.prompt is not None:
-        found = with_prompt(found, settings.prompt)
-    kept = thin(found.scenes, settings.limit)
-    twins = sum(len(clips) for scene in kept for clips in scene.invalid.values())
-    reporter.note(f"{counted(len(kept), 'scene')} with {counted(twins, 'impossible clip')}.")
-    return SceneSet(found.kind, tuple(kept), found.problems, found.mujoco)
-
-
 def _subjects(shown: str, item: Resolved, settings: LikePhysSettings) -> list[tuple[Subject, str]]:
     """A model and its controls, in the order in which they are measured: random weights cannot be taken back."""
     found: list[tuple[Subject, str]] = [("model", shown), ("zero", shown + ZERO)]
@@ -234,18 +223,6 @@ def _score(
         items += rows
         controls.append({"cluster": scene.scene.cluster, **preferred})
     return items, controls
-
-
-def _data_hash(found: SceneSet, hashes: dict[Path, str]) -> str:
-    """All that is read of the scenes: videos, words and, for localisation, masks. Fills `hashes`."""
-    about = {}
-    for scene in found.scenes:
-        for clip in scene.clips:
-            hashes[clip.path] = content_hash(clip.path)
-            masks = content_hash(clip.arrays) if clip.arrays is not None and clip.arrays.is_file() else None
-            read = [hashes[clip.path], masks, scene.prompt, clip.record.get("violation"), clip.heeded()]
-            about[f"{scene.scenario}/{scene.name}/{clip.name}"] = read
-    return settings_hash(about)
 
 
 def _total(clocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from physcli.benchmarks.localisation import on_latent_grid, sampled_frames
 from physcli.data.clips import Clip
+from physcli.data.copies import BLUR, blurred
 from physcli.data.twins import Scene
-from physcli.data.video import frame_rate
 from physcli.errors import DataError
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.generator import Generator
-from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.features import View, views_of
+from physcli.tasks.scene_sets import shown_rate, shown_words
 
-BLUR = 1 / 32  # standard deviation of the blur, of a picture's shorter side
 _AGENT = 1  # of a simulated clip's segmentation: the first thing, which is the one that breaks the law
 
 
@@ -28,9 +26,7 @@ class BlurredView(View):
     """The same frames through a Gaussian blur in space."""
 
     def read(self) -> np.ndarray:
-        frames = super().read()
-        sigma = BLUR * min(frames.shape[1:3])
-        return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames])
+        return np.stack([blurred(frame) for frame in super().read()])
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def _show(model: Generator, scene: Scene, hashes: dict[Path, str]) -> ShownScene
         frames = [sampled_frames(lengths[clip.path], count).tolist() for clip in clips]
         held = [[some[0]] * count for some in frames] if still else frames
         return tuple(
-            Shown(view, _words(scene.prompt, clip, some), _rate(clip, some), noise)
+            Shown(view, shown_words(scene.prompt, clip, some), shown_rate(clip, some), noise)
             for view, clip, some in zip(views_of(clips, held, hashes), clips, frames, strict=True)
         )
 
@@ -122,19 +118,6 @@ def _show(model: Generator, scene: Scene, hashes: dict[Path, str]) -> ShownScene
 
 def _blurred(view: View) -> BlurredView:
     return BlurredView(view.clip, view.frames, f"{view.key}-blur{BLUR:.4f}", view.seen)
-
-
-def _words(prompt: str, clip: Clip, frames: Sequence[int]) -> str:
-    """Of simulated clips the prompt with the rate that is shown, as their generators were trained."""
-    strides = set(np.diff(frames).tolist())
-    stride = strides.pop() if len(strides) == 1 else 0
-    told = clip.kind == "simulated" and prompt == clip.prompt and stride in RATES
-    return with_rate(prompt, stride) if told else prompt
-
-
-def _rate(clip: Clip, frames: Sequence[int]) -> float | None:
-    rate_hz = clip.record.get("frame_rate_hz") or frame_rate(clip.path)
-    return rate_hz * (len(frames) - 1) / (frames[-1] - frames[0]) if rate_hz else None
 
 
 def violation_masks(valid: Shown, invalid: Shown, grid: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:

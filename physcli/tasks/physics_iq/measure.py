@@ -24,6 +24,7 @@ from physcli.benchmarks.physics_iq import (
     small_frame,
     small_mask,
 )
+from physcli.data.copies import blurred
 from physcli.data.mask_video import through_mp4v
 from physcli.data.physics_iq import RealSet, RealView
 from physcli.data.video import count_frames, iter_video
@@ -36,7 +37,6 @@ from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import write_json
 
 _VERSION = 1  # raise it when what is computed changes
-_BLUR = 1 / 32  # standard deviation of the control's blur, of a picture's shorter side
 CONTROLS = (STILL, TAKE_2, BLURRED)
 
 hash_of = lru_cache(maxsize=None)(content_hash)
@@ -124,7 +124,7 @@ class Measure:
         if video == STILL:
             return itertools.repeat(last_conditioning_frame(view), self.num_frames)
         assert video == BLURRED
-        return map(_blurred, self._real(view.takes[1]))
+        return map(blurred, self._real(view.takes[1]))
 
     def _real(self, path: Path) -> Iterator[np.ndarray]:
         if self.rate_hz == self.real.rate_hz:
@@ -167,10 +167,6 @@ def _noting(frames: Iterable[np.ndarray], note: Callable[[np.ndarray], None]) ->
     for frame in frames:
         note(frame)
         yield frame
-
-
-def _blurred(frame: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(frame, (0, 0), _BLUR * min(frame.shape[:2]))
 
 
 def last_conditioning_frame(view: RealView) -> np.ndarray:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from physcli.tasks.verifiers.base import Verifier
 
 ALL, ORACLE = "all videos", "oracle"  # beside the verifiers in a table: no choice, and the judge's own
+TWINS = "impossible"  # of a table of copies: all twins that break a law
 GAIN = "_gain"  # ends the name of a metric's difference from all videos
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from physcli.data.video import chroma_step, frame_rate, read_video
-from physcli.errors import UsageError
+from physcli.errors import DataError, UsageError
 from physcli.hashing import seed_from
 from physcli.models.encoders.base import Encoder
 from physcli.models.loading import load_encoder
@@ -116,6 +116,29 @@ class Random(Verifier):
 
     def scores(self, candidates: Sequence[Candidate]) -> np.ndarray:
         return np.array([float(seed_from(self.seed, "verifier", one.prompt, one.name)) for one in candidates])
+
+
+def able_verifiers(said: Sequence[Mapping[str, Any]], names: Sequence[str], reporter: Reporter) -> list[str]:
+    """The verifiers that could score all videos; why the others are left out is said.
+
+    Args:
+        said: Of each prompt, verifier → its answer; one that it could not give says why, as `cannot`.
+        names: The verifiers.
+        reporter: Hears of the others.
+
+    Raises:
+        DataError: none could.
+    """
+    able = []
+    for name in names:
+        reasons = [one[name]["cannot"] for one in said if "cannot" in one[name]]
+        if reasons:
+            reporter.warn(f"The verifier {name} is left out: {reasons[0]}")
+        else:
+            able.append(name)
+    if not able:
+        raise DataError("No verifier can score these videos.", expected="videos that one of them can score")
+    return able
 
 
 def resolve_encoder(setting: Setting, default: str) -> Resolved:

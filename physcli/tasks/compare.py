@@ -47,6 +47,17 @@ from physcli.tasks.scored_runs import SUBJECT_MARK, Key, Score, ScoredRun, descr
 from physcli.tasks.sheets import draw_side_by_side
 
 _EXAMPLES = 3
+# Columns of metrics.json in which all runs must agree, and what they are called. The last five are of distances.
+_ALIKE = {
+    "benchmark": "benchmarks",
+    "task": "tasks",
+    "rater": "raters",
+    "encoder": "encoders",
+    "block": "blocks of the encoder",
+    "kernel": "kernels",
+    "features": "features (weights, preprocessing or precision of the encoder)",
+    "reference": "real clips",
+}
 _WHOLE_PATH = 100  # more parts than a path has
 
 
@@ -98,6 +109,13 @@ def compare(
     # 1. The runs.
     sides = label_sides(list(sides or [read_side(text, settings.ignore_seeds) for text in settings.runs]))
     runs = [run for side in sides for run in side.runs]
+    of_sets = any(run.of_sets for run in runs)
+    if of_sets and settings.intersect:
+        raise UsageError(
+            "--intersect with runs of `eval distance`.",
+            expected="the same videos in every run: a distance is that of a whole set",
+            fix="measure the videos that all have",
+        )
     _refuse_unlike(sides)
     with RunDir(
         out, "compare", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
@@ -111,6 +129,11 @@ def compare(
         keys, notes = pair_items(sides, intersect=settings.intersect, ignore_seeds=settings.ignore_seeds)
         metrics = _choose_metrics(sides, settings.metrics, notes)
         notes += [*_differing_settings(sides), *same_videos(sides, keys)]
+        if of_sets:
+            notes.append(
+                "A distance is no score of single videos: paired are the first-order shares of each video, whose mean "
+                "is the set's MMD². Intervals are over prompts, with the real clips as they are."
+            )
         for message in notes:
             reporter.note(message)
 
@@ -202,7 +225,7 @@ def _common_beginning(names: Sequence[str]) -> str:
 
 def _refuse_unlike(sides: Sequence[Side]) -> None:
     runs = [(side, run) for side in sides for run in side.runs]
-    for column, what in (("benchmark", "benchmarks"), ("task", "tasks"), ("rater", "raters")):
+    for column, what in _ALIKE.items():
         found = {str(run.path): run.values_of(column) for _, run in runs}
         if len({tuple(values) for values in found.values()}) > 1:
             said = "; ".join(f"{path}: {', '.join(values) or 'none'}" for path, values in found.items())

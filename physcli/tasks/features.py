@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ from physcli.tasks.processes import Processes
 POOLS = ("grid", "mean", "all")
 _GRID = 4  # `grid` keeps at most this many rows and columns per latent frame
 _BATCHES_A_SHARD = 8
+BLUR = 1 / 32  # standard deviation of a control's blur, of a picture's shorter side
 # Part of every key: raise it with a change here, in an encoder or a generator, that alters a value.
 VERSION = 2
 
@@ -61,6 +63,21 @@ class View:
             return self.clip.read(self.frames)
         finally:  # rather than why another file cannot be read
             refuse_changed(self.clip.path, self.seen)
+
+
+@dataclass(frozen=True)
+class BlurredView(View):
+    """The same frames through a Gaussian blur in space."""
+
+    def read(self) -> np.ndarray:
+        frames = super().read()
+        sigma = BLUR * min(frames.shape[1:3])
+        return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames])
+
+
+def blurred(view: View) -> BlurredView:
+    """What is seen of it, blurred."""
+    return BlurredView(view.clip, view.frames, f"{view.key}-blur{BLUR:.4f}", view.seen)
 
 
 @dataclass(frozen=True)
@@ -220,6 +237,10 @@ class FeatureExtractor:
         cache.refresh()  # what other processes have stored since
         stored = cache.get(view.key for view in views)
         return np.stack([stored[view.key].flatten().numpy() for view in views])
+
+    def key(self, tap: Tap) -> str:
+        """A hash of all that the features of a tap depend on beside the views."""
+        return settings_hash(self._settings(tap))
 
     def _cache(self, tap: Tap) -> TensorCache:
         """The tap's cache, opened once: opening checks every shard's hash."""

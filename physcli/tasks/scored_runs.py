@@ -11,7 +11,8 @@ What the metrics are, metrics.json says: its rows of group "all". Those without 
 item has a part in, and cannot be compared. A probe run's items say which `subject` they are of; its one metric here is
 `accuracy` (the field `correct`), its clusters are pairs and its strata scenarios, as in the probe's own table. The
 items of `physcli eval likephys` are violations of scenes, of several subjects as well; its clusters are in them. Those
-of `physcli eval physics-iq` are views, and scenarios its clusters.
+of `physcli eval physics-iq` are views, and scenarios its clusters. Those of `physcli eval distance` are videos, of
+several subjects, and their values shares of a set's MMD².
 Subjects whose rows say `control` are not meant where none is named.
 """
 
@@ -75,6 +76,11 @@ class ScoredRun:
     def kind(self) -> Kind:
         """What its items are: a dataset's clips, its scenes, or videos that were made."""
         return kind_of(self.record)
+
+    @property
+    def of_sets(self) -> bool:
+        """Whether what it measures is a whole set's, and the items' values are their shares of it."""
+        return bool(self.record["command"] == "eval distance")
 
     def values_of(self, column: str) -> list[str]:
         """The different entries of a column of metrics.json, such as `benchmark` or `rater`."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from physcli.benchmarks.localisation import on_latent_grid, sampled_frames
@@ -17,20 +16,9 @@ from physcli.errors import DataError
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.generator import Generator
 from physcli.simulation.prompts import RATES, with_rate
-from physcli.tasks.features import View, views_of
+from physcli.tasks.features import View, blurred, views_of
 
-BLUR = 1 / 32  # standard deviation of the blur, of a picture's shorter side
 _AGENT = 1  # of a simulated clip's segmentation: the first thing, which is the one that breaks the law
-
-
-@dataclass(frozen=True)
-class BlurredView(View):
-    """The same frames through a Gaussian blur in space."""
-
-    def read(self) -> np.ndarray:
-        frames = super().read()
-        sigma = BLUR * min(frames.shape[1:3])
-        return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames])
 
 
 @dataclass(frozen=True)
@@ -116,12 +104,8 @@ def _show(model: Generator, scene: Scene, hashes: dict[Path, str]) -> ShownScene
         valid,
         {kind: shown(clips) for kind, clips in scene.invalid.items()},
         shown(scene.valid, still=True),
-        tuple(replace(one, view=_blurred(one.view)) for one in valid),
+        tuple(replace(one, view=blurred(one.view)) for one in valid),
     )
-
-
-def _blurred(view: View) -> BlurredView:
-    return BlurredView(view.clip, view.frames, f"{view.key}-blur{BLUR:.4f}", view.seen)
 
 
 def _words(prompt: str, clip: Clip, frames: Sequence[int]) -> str:

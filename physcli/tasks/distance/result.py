@@ -1,0 +1,31 @@
+"""What `physcli eval distance` gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from physcli.tasks.subject_result import SubjectResult
+
+HALF, STILL, BLURRED = "real half", "real, still", "real, blurred"
+CONTROLS = (HALF, STILL, BLURRED)
+HELD = "/still"  # after a model's name: its first frames, held
+
+
+@dataclass(frozen=True)
+class DistanceResult(SubjectResult):
+    """Models, each followed by its first frames held; then the real clips' controls."""
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """A row, for what all have in common."""
+        return self.rows[0]
+
+    @property
+    def rank_deficient(self) -> bool:
+        """Whether covariances of so many videos are singular."""
+        return bool(self.first["n"] <= self.first["dimension"])
+
+    def files(self) -> dict[str, Path]:
+        return self.existing({"report": "report.html", "rows": "metrics.json", "items": "items.jsonl"})

@@ -490,8 +490,7 @@ def distance(result: DistanceResult) -> Table:
     shown = f"{first['encoder']}, block {first['block']}, {first['dimension']} dimensions"
     caption = [
         f"{first['n']} videos a set, {first['num_frames']} frames each; {shown}; kernel {first['kernel']}. Lower is "
-        "nearer. /still: the first frame of each video, held. real half: one half of the real clips to the other, the "
-        "floor.",
+        "nearer. /still: the first frame of each video, held. real: two halves of the real clips, the floor.",
         "MMD² is unbiased and may be below 0. Fréchet, squared, is biased upwards by so few videos: the floor is not 0"
         + (", and of no more videos than dimensions it says little." if result.rank_deficient else "."),
     ]

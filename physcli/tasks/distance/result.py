@@ -8,9 +8,10 @@ from typing import Any
 
 from physcli.tasks.subject_result import SubjectResult
 
-HALF, STILL, BLURRED = "real half", "real, still", "real, blurred"
+HELD = "/still"  # after a name: the first frame of each of its videos, held
+HALF = "real"  # one half of the real clips, against the other
+STILL, BLURRED = HALF + HELD, HALF + "/blurred"
 CONTROLS = (HALF, STILL, BLURRED)
-HELD = "/still"  # after a model's name: its first frames, held
 
 
 @dataclass(frozen=True)

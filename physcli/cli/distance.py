@@ -9,6 +9,8 @@ import typer
 from physcli.cli import render
 from physcli.cli.options import ModelRun, shared
 
+_WIDE = 100  # columns that both intervals take
+
 
 @shared(ModelRun)
 def distance(
@@ -67,6 +69,6 @@ def distance(
     if common.json:
         render.json_text(to_json({"run": done.path, "rows": done.rows, "items": done.items}))
         return
-    render.show(tables.distance(done))
+    render.show(tables.distance(done, wide=render.width() >= _WIDE))
     render.show(tables.distance_controls(done))
     render.files(done.files())

@@ -480,12 +480,15 @@ def physics_iq_terms(result: PhysicsIQResult) -> Table:
 # --- distance ---
 
 
-def distance(result: DistanceResult) -> Table:
-    """Both distances to a half of the real clips: a line for each set."""
+def distance(result: DistanceResult, *, wide: bool) -> Table:
+    """Both distances to a half of the real clips: a line for each set; with the Fréchet distance's interval where it is
+    `wide`."""
+    columns = ["", "MMD²", "95 %", "Fréchet", *(["95 %"] if wide else [])]
     lines: list[list[Any]] = []
     for subject in result.subjects:
         found = [result.row(subject, metric) for metric in ("mmd2", "frechet")]
-        lines.append([subject, *(text for row in found if row is not None for text in score_texts(row))])
+        texts = [text for row in found if row is not None for text in score_texts(row)]
+        lines.append([subject, *texts[: len(columns) - 1]])
     first = result.first
     shown = f"{first['encoder']}, block {first['block']}, {first['dimension']} dimensions"
     caption = [
@@ -496,11 +499,11 @@ def distance(result: DistanceResult) -> Table:
     ]
     return Table(
         f"Distance to real clips, in features of {first['encoder']}",
-        ["", "MMD²", "95 %", "Fréchet", "95 %"],
+        columns,
         lines,
         " ".join(caption),
-        right=range(1, 5),
-        whole=range(5),
+        right=range(1, len(columns)),
+        whole=range(1, len(columns)),
         sections=[len(lines) - 4],
     )
 
@@ -518,7 +521,7 @@ def distance_controls(result: DistanceResult) -> Table:
         lines,
         "Video by video, intervals over prompts or scenes. What adds nothing, these features do not see.",
         right=(2, 3),
-        whole=range(4),
+        whole=(2, 3),
     )
 
 

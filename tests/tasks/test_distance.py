@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Dinov2Config, Dinov2Model, VJEPA2Config, VJEPA2Model
 
 from physcli.benchmarks.distance import KERNELS, FeatureSet, MeanDiscrepancy, frechet
 from physcli.data.clips import read_dataset
@@ -95,9 +96,11 @@ def test_models_controls_and_floor_stand_in_one_table(measured):
             assert (row["n"], row["dimension"], row["num_frames"], row["encoder"]) == (6, 24, 16, row["encoder"])
     assert measured.row("good", "mmd2")["value"] < measured.row("worse", "mmd2")["value"]
     assert {row["reference"] for row in measured.rows} == {measured.first["reference"]}
-    drawn = tables.distance(measured)
+    drawn = tables.distance(measured, wide=True)
     assert [line[0] for line in drawn.rows] == measured.subjects
     assert "6 videos a set" in drawn.caption
+    narrow = tables.distance(measured, wide=False)
+    assert [line[:4] for line in drawn.rows] == [list(line) for line in narrow.rows]
     assert [line[1] for line in tables.distance_controls(measured).rows] == ["good", "worse", HALF, HALF]
 
 
@@ -190,6 +193,27 @@ def test_twins_are_in_one_half(simulated, listener):
 )
 def test_seen_frames(settings, num_frames, frames):
     assert seen_frames(num_frames, load_encoder(settings.encoder)) == tuple(frames)
+
+
+@pytest.fixture(scope="module")
+def other_families(tmp_path_factory):
+    """Folders of an image encoder and of V-JEPA 2, with random weights."""
+    folders = {name: tmp_path_factory.mktemp("families") / name for name in ("dinov2", "vjepa2")}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**sizes, image_size=28, patch_size=14)).save_pretrained(folders["dinov2"])
+    predictor = {"pred_hidden_size": 16, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}
+    config = VJEPA2Config(**sizes, **predictor, crop_size=32, patch_size=16, frames_per_clip=64, tubelet_size=2)
+    VJEPA2Model(config).save_pretrained(folders["vjepa2"])
+    return folders
+
+
+@pytest.mark.parametrize(("family", "num_frames"), [("dinov2", 4), ("vjepa2", 16)])
+def test_any_encoder(family, num_frames, other_families, settings, session_cache, tmp_path):
+    """An image encoder sees four frames; one of 64 sees as many of 17 as are whole tokens."""
+    chosen = dataclasses.replace(settings, encoder=str(other_families[family]), layer=0)
+    done = distance(chosen, out=tmp_path / "run", cache_dir=session_cache)
+    assert (done.first["num_frames"], done.first["dimension"], done.first["block"]) == (num_frames, 16, 0)
+    assert all(np.isfinite(row["value"]) for row in done.rows)
 
 
 def test_fewer_real_clips_than_twice_the_videos(settings, clips, session_cache, tmp_path, listener):

@@ -27,7 +27,7 @@ def write_page(result: DistanceResult, record: Mapping[str, Any], notes: Sequenc
     from physcli.tasks.tables import distance, distance_controls
 
     tables = []
-    for drawn in (distance(result), distance_controls(result)):
+    for drawn in (distance(result, wide=True), distance_controls(result)):
         made = table(drawn.columns, drawn.rows, label=drawn.title, caption=drawn.caption, right=drawn.right)
         tables.append(section(drawn.title, made))
     facts = [[name, str(value)] for name, value in record["settings"].items()]

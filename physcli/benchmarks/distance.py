@@ -88,7 +88,7 @@ class MeanDiscrepancy:
     """The unbiased MMD² of two sets.
 
     Args:
-        x: One set; that of which the shares are.
+        x: One set.
         y: The other.
         kernel: Of the features.
 
@@ -127,20 +127,22 @@ class MeanDiscrepancy:
         return parts[0] + parts[1] - 2 * parts[2]
 
     def shares(self) -> np.ndarray:
-        """Each video's first-order share of MMD², [N], with y as it is.
+        """Each video's first-order share of MMD², [N + M]: those of x, then those of y.
 
-        MMD² and N times what it changes by, to first order, with the weight of the video (Hampel 1974, the influence
-        function). Their mean is MMD², and the standard error of their mean is the estimate's, as far as x goes: two
-        sets' MMD² to one y can so be compared video by video.
+        MMD² and what it changes by, to first order, with the weight of the video in its set (Hampel 1974, the influence
+        function), times N + M. Their mean is MMD², and the standard error of their mean that of the estimate, by the
+        videos of both sets. Two sets' MMD² to one y can so be compared video by video.
         """
-        size = self._sizes[0]
-        (within, counts), _, (across, across_counts) = self._terms
-        changes = 2 * _per_pair(within, counts) - 2 * _per_pair(across, across_counts)
-        return self.value + size * changes
+        (of_x, counts_x), (of_y, counts_y), (across, counts) = self._terms
+        changes = [
+            2 * _per_pair(of_x, counts_x) - 2 * _per_pair(across, counts),
+            2 * _per_pair(of_y, counts_y) - 2 * _per_pair(across.T, counts.T),
+        ]
+        return self.value + sum(self._sizes) * np.concatenate(changes)
 
 
 def _per_pair(kernel: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """What the mean over pairs changes by with the weight of each row."""
+    """What the mean over pairs changes by with the weight of each row, in one of both places."""
     pairs = counts.sum()
     return (kernel.sum(axis=1) - kernel.sum() / pairs * counts.sum(axis=1)) / pairs
 

@@ -4,6 +4,7 @@ The first run is the reference; every other one is compared with it, item by ite
 
 1. Read the runs; refuse what cannot be compared: other benchmarks, other raters, other items.
 2. Pair the items: videos by (prompt, index, seed), a probe's clips, likephys' scenes and physics-iq's views by name.
+   A distance is of whole sets: its items are shares of videos and of real clips.
 3. For each metric: the mean difference, a 95 % bootstrap interval over prompts, a test, and the smallest difference so
    many items could show. Several training seeds of one method, joined by commas, are one side.
 4. Holm's correction over all tests of the call.
@@ -109,7 +110,7 @@ def compare(
     # 1. The runs.
     sides = label_sides(list(sides or [read_side(text, settings.ignore_seeds) for text in settings.runs]))
     runs = [run for side in sides for run in side.runs]
-    of_sets = any(run.of_sets for run in runs)
+    of_sets = any(run.kind == "distance" for run in runs)
     if of_sets and settings.intersect:
         raise UsageError(
             "--intersect with runs of `eval distance`.",
@@ -131,8 +132,8 @@ def compare(
         notes += [*_differing_settings(sides), *same_videos(sides, keys)]
         if of_sets:
             notes.append(
-                "A distance is no score of single videos: paired are the first-order shares of each video, whose mean "
-                "is the set's MMD². Intervals are over prompts, with the real clips as they are."
+                "A distance is no score of single videos: paired are the first-order shares of videos and real clips, "
+                "whose mean is the set's MMD²."
             )
         for message in notes:
             reporter.note(message)

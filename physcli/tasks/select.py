@@ -160,7 +160,7 @@ def select(
 
 
 def _metric(scored: ScoredRun, name: str | None) -> Metric:
-    if scored.kind != "eval" or scored.of_sets:
+    if scored.kind != "eval":
         raise PhyscliError(
             f"{scored.path} is a run of `physcli {scored.record['command']}`, which scores no videos.",
             expected="a run of `physcli eval` over videos",

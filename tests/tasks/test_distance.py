@@ -43,6 +43,10 @@ def write_set(folder, clips, *, prompts=None, alter=lambda frames: frames, num_f
     return folder
 
 
+def names_of(clips):
+    return [clip.path.name for clip in clips]
+
+
 @pytest.fixture(scope="module")
 def clips(simulated):
     """The training clips, of which videos are made; the 12 test clips are the real ones."""
@@ -109,7 +113,7 @@ def test_values_are_those_of_features_computed_by_hand(measured, settings, good,
     test = [clip for clip in read_dataset(simulated).clips if clip.split == "test"]
     frames = seen_frames(17, encoder)
     assert frames == tuple(range(1, 17))
-    found = real_clips(test, frames, RATE_HZ, listener())
+    found = real_clips(test, names_of(test), frames, RATE_HZ, listener())
     _, reference = halves(found, 6, settings.seed)
 
     @torch.no_grad()
@@ -131,6 +135,7 @@ def test_values_are_those_of_features_computed_by_hand(measured, settings, good,
     assert measured.row("good", "mmd2")["value"] == pytest.approx(discrepancy.value, rel=1e-3, abs=1e-7)
     assert measured.row("good", "frechet")["value"] == pytest.approx(frechet(x.features, y.features), rel=1e-3)
     shares = [item["mmd2"] for item in measured.items if item["subject"] == "good"]
+    assert len(shares) == 12
     assert shares == pytest.approx(discrepancy.shares(), rel=1e-2, abs=1e-6)
     assert np.mean(shares) == pytest.approx(measured.row("good", "mmd2")["value"])
 
@@ -138,7 +143,7 @@ def test_values_are_those_of_features_computed_by_hand(measured, settings, good,
 def test_real_videos_against_themselves_are_the_floor(simulated, settings, session_cache, tmp_path, measured, listener):
     """A set made of the very half that stands in the table lies as far as that half; twins are videos of one prompt."""
     test = [clip for clip in read_dataset(simulated).clips if clip.split == "test"]
-    found = real_clips(test, range(1, 17), RATE_HZ, listener())
+    found = real_clips(test, names_of(test), range(1, 17), RATE_HZ, listener())
     half, _ = halves(found, 6, settings.seed)
     copied = write_set(tmp_path / "copied", [one.clip for one in half], prompts=[one.cluster for one in half])
     done = distance(dataclasses.replace(settings, videos=(str(copied),)), out=tmp_path / "run", cache_dir=session_cache)
@@ -177,7 +182,8 @@ def test_a_still_encoder_sees_no_motion(settings, session_cache, tmp_path, liste
 
 
 def test_twins_are_in_one_half(simulated, listener):
-    found = real_clips(read_dataset(simulated).clips, range(1, 17), RATE_HZ, listener())
+    every = read_dataset(simulated).clips
+    found = real_clips(every, names_of(every), range(1, 17), RATE_HZ, listener())
     for seed in range(3):
         one, other = halves(found, 100, seed)
         assert len(one) == len(other) == 20
@@ -325,18 +331,29 @@ def test_chroma_is_told(settings, good, clips, session_cache, tmp_path, listener
 # -- compare ---------------------------------------------------------------------------------------------------------
 
 
-def test_compare_pairs_the_shares(measured, tmp_path, listener):
+@pytest.mark.parametrize("against", ["worse", "good" + HELD])
+def test_compare_pairs_the_shares(against, measured, tmp_path, listener):
     reporter = listener()
-    runs = (f"{measured.path}::good", f"{measured.path}::worse")
+    runs = (f"{measured.path}::good", f"{measured.path}::{against}")
     done = compare(CompareSettings(runs, cases=0), out=tmp_path / "compared", reporter=reporter)
     [row] = [row for row in done.rows if row["group"] == "all"]
-    assert row["of"] == "mmd2"
-    each = [measured.row(name, "mmd2")["value"] for name in ("worse", "good")]
+    assert (row["of"], row["n"], row["num_clusters"]) == ("mmd2", 12, 6 + 3)
+    each = [measured.row(name, "mmd2")["value"] for name in (against, "good")]
     assert row["value"] == pytest.approx(each[0] - each[1])
     assert row["verdict"] in ("worse", "not shown")
+    added = measured.row("good" + HELD, "mmd2_added")
+    if against != "worse":
+        assert row["value"] == pytest.approx(added["value"])
     assert any("whose mean is the set's MMD²" in said for said in reporter.notes)
     assert any("not compared: frechet" in said for said in reporter.notes)
-    assert not any("byte for byte" in said for said in reporter.notes)
+    assert "prompts and scenes drawn again" in done.caption(done.sides[1])
+
+
+def test_compare_wants_the_same_prompts(measured, settings, good, clips, session_cache, tmp_path):
+    other = write_set(tmp_path / "other", clips[:12:2], prompts=[f"another {number}" for number in range(6)])
+    done = distance(dataclasses.replace(settings, videos=(str(other),)), out=tmp_path / "run", cache_dir=session_cache)
+    with pytest.raises(PhyscliError, match=r"different items: 12 in .*; 6 are in all"):
+        compare(CompareSettings((f"{measured.path}::good", str(done.path))), out=tmp_path / "compared")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +382,6 @@ def test_a_distance_is_of_a_whole_set(measured, tmp_path, session_cache):
         compare(CompareSettings(runs, intersect=True), out=tmp_path / "compared")
     with pytest.raises(PhyscliError, match="which scores no videos"):
         select(SelectSettings(f"{measured.path}::good"), out=tmp_path / "selected", cache_dir=session_cache)
-    with pytest.raises(PhyscliError, match=f"subject of .*{STILL}"):
+    with pytest.raises(PhyscliError, match="different items"):
         compare(CompareSettings((runs[0], f"{measured.path}::{STILL}")), out=tmp_path / "compared")
     assert Path(measured.items[0]["video"]).is_file()

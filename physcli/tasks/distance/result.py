@@ -11,6 +11,7 @@ from physcli.tasks.subject_result import SubjectResult
 HELD = "/still"  # after a name: the first frame of each of its videos, held
 HALF = "real"  # one half of the real clips, against the other
 STILL, BLURRED = HALF + HELD, HALF + "/blurred"
+REFERENCE = "reference"  # the other half, which all is held against; no subject
 CONTROLS = (HALF, STILL, BLURRED)
 
 

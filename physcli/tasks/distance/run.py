@@ -3,7 +3,7 @@
 videos and real clips at the same times → tokens of a block, their mean (cached) → MMD² and the Fréchet distance to one
 half of the real clips.
 
-    OUT/items.jsonl       a row a video: its first-order share of MMD², which `physcli compare` pairs
+    OUT/items.jsonl       for each set, its videos' and the real clips' shares of MMD², which `physcli compare` pairs
     OUT/metrics.json      both distances of every set, with intervals
     OUT/report.html
 
@@ -36,6 +36,7 @@ from physcli.data.subsets import thin
 from physcli.data.video import chroma_step, pixel_format
 from physcli.data.video_sets import Video
 from physcli.errors import DataError, UsageError, unknown
+from physcli.files import short_names
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.device import pick_device, pick_dtype
 from physcli.models.encoders.base import Encoder
@@ -45,7 +46,7 @@ from physcli.progress import Reporter
 from physcli.rows import interval_columns, make_row
 from physcli.stats import Interval, paired_difference
 from physcli.tasks.distance.page import write_page
-from physcli.tasks.distance.result import BLURRED, HALF, HELD, STILL, DistanceResult
+from physcli.tasks.distance.result import BLURRED, HALF, HELD, REFERENCE, STILL, DistanceResult
 from physcli.tasks.distance.sets import (
     RealClip,
     Subject,
@@ -58,6 +59,7 @@ from physcli.tasks.distance.sets import (
 from physcli.tasks.features import FeatureExtractor, Tap, View, blurred, check_finite, choose_taps, views_of
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
+from physcli.tasks.scored_runs import cluster_of
 from physcli.tasks.sources import clips_folder, pinned, simulated_by, source_name
 
 _FEW = 10  # videos a dimension, below which the Fréchet distance's bias is worth a word
@@ -79,14 +81,14 @@ class DistanceSettings:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A set as the encoder sees it, and for each of its videos what it belongs to."""
+    """A set as the encoder sees it. `made_from` is the subject whose videos a control's are, altered; else "". For each
+    of `views`, `items` has its fields in items.jsonl; their `cluster` and `prompt` are those of the distances."""
 
     subject: str
     control: bool
-    made_from: str  # the subject whose videos a control's are, altered; "" of all others
-    views: list[View]
-    clusters: list[str]
-    prompts: list[str]
+    made_from: str
+    views: Sequence[View]
+    items: list[dict[str, Any]]
 
 
 def distance(
@@ -139,7 +141,8 @@ def distance(
         writes=processes.is_main,
     )
     with run:
-        dataset = read_dataset(clips_folder(settings.real, cache=cache, processes=processes, reporter=reporter))
+        folder = clips_folder(settings.real, cache=cache, processes=processes, reporter=reporter)
+        dataset = read_dataset(folder)
         for problem in dataset.problems[:5]:
             reporter.warn(f"Left out: {problem.path}: {problem.message}")
         if commit := pinned(settings.real):
@@ -160,7 +163,7 @@ def distance(
         if resolved.random_init:
             reporter.warn(f"{resolved.label}: distances in features of a network that was never trained.")
         frames = seen_frames(length.num_frames, encoder)
-        found = real_clips(clips, frames, length.rate_hz, reporter)
+        found = real_clips(clips, short_names([clip.path for clip in clips], folder), frames, length.rate_hz, reporter)
         most = min(len(subject.videos) for subject in subjects)
         half, reference = halves(found, most, settings.seed)
         count = len(half)
@@ -173,7 +176,7 @@ def distance(
         subjects = [replace(subject, videos=tuple(thin(subject.videos, count))) for subject in subjects]
         [tap] = choose_taps(encoder, None if settings.layer is None else [settings.layer], [])
         sets = _sets(subjects, half, frames, hashes)
-        [target] = _real_sets([(HALF, reference)], hashes)
+        target = _real_set(reference, REFERENCE, hashes)
         _warn_of_chroma(subjects, reference, reporter)
 
         # 3. Features, then distances.
@@ -205,7 +208,7 @@ def distance(
                 "reference": settings_hash({"views": sorted(view.key for view in target.views)}),
                 **release,
             }
-            result = _measure(run, settings, subjects, sets, target, extractor, tap, columns, reporter)
+            result = _measure(run, settings, sets, target, extractor, tap, columns, reporter)
             notes = notes_of(result)
             for number, message in enumerate(notes):
                 (reporter.warn if result.rank_deficient and not number else reporter.note)(message)
@@ -246,29 +249,43 @@ def _sets(
     sets = []
     for subject in subjects:
         clips = [Clip(video.path.stem, "test", video.path, "video") for video in subject.videos]
-        prompts = [video.prompt for video in subject.videos]
-        for name, chosen in ((subject.label, frames), (subject.label + HELD, [0] * len(frames))):
-            views = views_of(clips, [chosen] * len(clips), hashes)
-            made_from = "" if name == subject.label else subject.label
-            sets.append(_Seen(name, bool(made_from), made_from, views, prompts, prompts))
-    held = [replace(clip, frames=(0,) * len(frames)) for clip in half]
-    real, still = _real_sets([(HALF, half), (STILL, held)], hashes)
-    soft = replace(real, subject=BLURRED, made_from=HALF, views=[blurred(view) for view in real.views])
-    return [*sets, real, replace(still, made_from=HALF), soft]
+        items = [
+            {
+                "set": "videos",
+                "name": video.name,
+                "video": str(video.path.resolve()),
+                "prompt": video.prompt,
+                "cluster": video.prompt,
+                "index": video.index,
+                "seed": video.seed,
+            }
+            for video in subject.videos
+        ]
+        held = [[0] * len(frames)] * len(clips)
+        sets.append(_Seen(subject.label, False, "", views_of(clips, [frames] * len(clips), hashes), items))
+        sets.append(_Seen(subject.label + HELD, True, subject.label, views_of(clips, held, hashes), items))
+    real = _real_set(half, HALF, hashes)
+    still = _real_set([replace(clip, frames=(0,) * len(frames)) for clip in half], HALF, hashes)
+    soft = [blurred(view) for view in real.views]
+    still, soft_set = replace(still, subject=STILL, made_from=HALF), replace(real, subject=BLURRED, made_from=HALF)
+    return [*sets, real, still, replace(soft_set, views=soft)]
 
 
-def _real_sets(named: Sequence[tuple[str, Sequence[RealClip]]], hashes: dict[Path, str]) -> list[_Seen]:
-    return [
-        _Seen(
-            name,
-            True,
-            "",
-            views_of([one.clip for one in clips], [one.frames for one in clips], hashes),
-            [one.cluster for one in clips],
-            [one.prompt for one in clips],
-        )
-        for name, clips in named
+def _real_set(clips: Sequence[RealClip], what: str, hashes: dict[Path, str]) -> _Seen:
+    items = [
+        {
+            "set": what,
+            "name": one.name,
+            "video": str(one.clip.path.resolve()),
+            "prompt": one.prompt,
+            "cluster": one.cluster,
+            "index": 0,
+            "seed": None,
+        }
+        for one in clips
     ]
+    views = views_of([one.clip for one in clips], [one.frames for one in clips], hashes)
+    return _Seen(what, True, "", views, items)
 
 
 def _warn_of_chroma(subjects: Sequence[Subject], reference: Sequence[RealClip], reporter: Reporter) -> None:
@@ -288,7 +305,6 @@ def _warn_of_chroma(subjects: Sequence[Subject], reference: Sequence[RealClip], 
 def _measure(
     run: RunDir,
     settings: DistanceSettings,
-    subjects: Sequence[Subject],
     sets: Sequence[_Seen],
     target: _Seen,
     extractor: FeatureExtractor,
@@ -304,12 +320,12 @@ def _measure(
         flat = extractor.load(one.views, tap)
         check_finite(flat, one.views, model.name)
         tokens = flat.reshape(len(flat), -1, model.hidden_size).astype(np.float64)
-        return FeatureSet(tokens.mean(axis=1), one.clusters, one.prompts)  # of all tokens: as many in each frame
+        named = ([item[name] for item in one.items] for name in ("cluster", "prompt"))
+        return FeatureSet(tokens.mean(axis=1), *named)  # the mean of all tokens: each frame has as many
 
     real = features(target)
     rows: list[dict[str, Any]] = []
     items: list[dict[str, Any]] = []
-    videos = {subject.label: subject.videos for subject in subjects}
     shares: dict[str, np.ndarray] = {}
     with reporter.bar("Distances", len(sets), "set") as bar:
         for one in sets:
@@ -319,50 +335,29 @@ def _measure(
                 "subject": one.subject,
                 "control": one.control,
                 "n": len(one.views),
-                "num_clusters": len(set(one.clusters)),
+                "num_clusters": len(set(mine.clusters)),
             }
-            both = (
+            for metric, found in (
                 (MMD2, mmd2_of(mine, real, kernel, seed=settings.seed)),
-                (
-                    FRECHET,
-                    frechet_of(mine, real, seed=settings.seed),
-                ),
-            )
-            rows += [
-                make_row(metric, found.value, stderr=found.interval.stderr, **about) | interval_columns(found.interval)
-                for metric, found in both
-            ]
+                (FRECHET, frechet_of(mine, real, seed=settings.seed)),
+            ):
+                ends = interval_columns(found.interval)
+                rows.append(make_row(metric, found.value, stderr=found.interval.stderr, **about) | ends)
+            told = [*one.items, *target.items]
             shares[one.subject] = MeanDiscrepancy(mine, real, kernel).shares()
             if one.made_from:
-                added = paired_difference(
-                    shares[one.subject], shares[one.made_from], clusters=one.clusters, seed=settings.seed
-                )
+                both = (shares[one.subject], shares[one.made_from])
+                added = paired_difference(*both, clusters=[cluster_of(item) for item in told], seed=settings.seed)
                 ends = interval_columns(Interval(added.low, added.high, added.stderr))
                 row = make_row(ADDED, added.value, stderr=added.stderr, **about)
                 rows.append(row | ends | {"reference_subject": one.made_from})
-            if not one.control:
-                items += [
-                    _item(one.subject, video, float(share))
-                    for video, share in zip(videos[one.subject], shares[one.subject], strict=True)
-                ]
+            items += [
+                {"subject": one.subject, **item, MMD2.name: float(share)}
+                for item, share in zip(told, shares[one.subject], strict=True)
+            ]
             bar.advance()
     write_jsonl(run.path / "items.jsonl", items)
     return DistanceResult(run.path, rows, items)
-
-
-def _item(subject: str, video: Video, share: float) -> dict[str, Any]:
-    return {
-        "subject": subject,
-        "video": str(video.path.resolve()),
-        "name": video.name,
-        "caption": video.caption,
-        "prompt": video.prompt,
-        "index": video.index,
-        "seed": video.seed,
-        "group": None,
-        "pixel_format": pixel_format(video.path),
-        MMD2.name: share,
-    }
 
 
 def notes_of(result: DistanceResult) -> list[str]:

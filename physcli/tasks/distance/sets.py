@@ -46,6 +46,7 @@ class RealClip:
     """A real clip and what is seen of it; twins of one scene share their `cluster`."""
 
     clip: Clip
+    name: str
     frames: tuple[int, ...]
     cluster: str
     prompt: str
@@ -138,11 +139,14 @@ def seen_frames(num_frames: int, encoder: Encoder) -> tuple[int, ...]:
     return tuple(num_frames - 1 - stride * back for back in reversed(range(count)))
 
 
-def real_clips(clips: Sequence[Clip], frames: Sequence[int], rate_hz: float, reporter: Reporter) -> list[RealClip]:
+def real_clips(
+    clips: Sequence[Clip], names: Sequence[str], frames: Sequence[int], rate_hz: float, reporter: Reporter
+) -> list[RealClip]:
     """Real clips at the times of a video's frames: of each the frame that is nearest in time.
 
     Args:
         clips: As they are listed.
+        names: That tell them apart.
         frames: Of a generated video.
         rate_hz: Of the videos, frames a second.
         reporter: Told of clips that are too short.
@@ -151,7 +155,7 @@ def real_clips(clips: Sequence[Clip], frames: Sequence[int], rate_hz: float, rep
         DataError: a clip has fewer frames a second than the videos, or all are too short.
     """
     found, short = [], []
-    for clip in clips:
+    for clip, name in zip(clips, names, strict=True):
         real_hz = rate_at(clip, 1, 0.0)
         if real_hz < rate_hz * (1 - _SAME_RATE):
             raise DataError(
@@ -166,8 +170,8 @@ def real_clips(clips: Sequence[Clip], frames: Sequence[int], rate_hz: float, rep
         stride = round(real_hz / rate_hz)
         told = clip.kind == "simulated" and stride in RATES and _same_rate(real_hz / stride, rate_hz)
         prompt = with_rate(clip.prompt, stride) if told else clip.prompt
-        name = f"{clip.split}/{clip.scenario}/{clip.pair}" if clip.pair else str(clip.path)
-        found.append(RealClip(clip, chosen, name, prompt or str(clip.path)))
+        scene = f"{clip.split}/{clip.scenario}/{clip.pair}" if clip.pair else name
+        found.append(RealClip(clip, name, chosen, scene, prompt or name))
     seconds = frames[-1] / rate_hz
     if short and found:
         reporter.warn(f"Left out, shorter than {seconds:.3g} s: {len(short)} real clips, such as {short[0].path}")

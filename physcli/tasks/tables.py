@@ -519,7 +519,7 @@ def distance_controls(result: DistanceResult) -> Table:
         "What still and blurred videos add to MMD²",
         ["", "beyond that of", "MMD²", "95 %"],
         lines,
-        "Video by video, intervals over prompts or scenes. What adds nothing, these features do not see.",
+        "Paired; intervals over prompts and scenes. What adds nothing, these features do not see.",
         right=(2, 3),
         whole=(2, 3),
     )

@@ -2,7 +2,8 @@
 
 A command for each benchmark of the table, made from what the benchmark says of itself when it is called; one that puts
 two of their runs side by side, one for the best of several videos, one for the votes of people and one for scores that
-others made; one that asks a generator itself, not its videos; and one that compares videos with real ones.
+others made; one that asks a generator itself, not its videos; and two that compare videos with real ones, one by one or
+as sets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typer.main import get_command
 
 from physcli.benchmarks import BENCHMARKS, find_benchmark
 from physcli.cli import render
+from physcli.cli.distance import distance
 from physcli.cli.likephys import likephys
 from physcli.cli.options import ModelRun, Run, shared
 from physcli.cli.physics_iq import physics_iq
@@ -262,6 +264,7 @@ def controls(
 
 app.command("likephys")(likephys)
 app.command("physics-iq")(physics_iq)
+app.command("distance")(distance)
 
 
 @app.command("import")

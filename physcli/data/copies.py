@@ -8,7 +8,7 @@ import numpy as np
 BLUR = 1 / 32  # standard deviation of the blur, of a picture's shorter side
 
 
-def blurred(frame: np.ndarray) -> np.ndarray:
+def blurred_frame(frame: np.ndarray) -> np.ndarray:
     """A frame [H, W, 3] through a Gaussian blur."""
     return cv2.GaussianBlur(frame, (0, 0), BLUR * min(frame.shape[:2]))
 

@@ -4,6 +4,7 @@ The first run is the reference; every other one is compared with it, item by ite
 
 1. Read the runs; refuse what cannot be compared: other benchmarks, other raters, other items.
 2. Pair the items: videos by (prompt, index, seed), a probe's clips, likephys' scenes and physics-iq's views by name.
+   A distance is of whole sets: its items are shares of videos and of real clips.
 3. For each metric: the mean difference, a 95 % bootstrap interval over prompts, a test, and the smallest difference so
    many items could show. Several training seeds of one method, joined by commas, are one side.
 4. Holm's correction over all tests of the call.
@@ -47,6 +48,17 @@ from physcli.tasks.scored_runs import SUBJECT_MARK, Key, Score, ScoredRun, descr
 from physcli.tasks.sheets import draw_side_by_side
 
 _EXAMPLES = 3
+# Columns of metrics.json in which all runs must agree, and what they are called. The last five are of distances.
+_ALIKE = {
+    "benchmark": "benchmarks",
+    "task": "tasks",
+    "rater": "raters",
+    "encoder": "encoders",
+    "block": "blocks of the encoder",
+    "kernel": "kernels",
+    "features": "features (weights, preprocessing or precision of the encoder)",
+    "reference": "real clips",
+}
 _WHOLE_PATH = 100  # more parts than a path has
 
 
@@ -98,6 +110,13 @@ def compare(
     # 1. The runs.
     sides = label_sides(list(sides or [read_side(text, settings.ignore_seeds) for text in settings.runs]))
     runs = [run for side in sides for run in side.runs]
+    of_sets = any(run.kind == "distance" for run in runs)
+    if of_sets and settings.intersect:
+        raise UsageError(
+            "--intersect with runs of `eval distance`.",
+            expected="the same videos in every run: a distance is that of a whole set",
+            fix="measure the videos that all have",
+        )
     _refuse_unlike(sides)
     with RunDir(
         out, "compare", asdict(settings), complete=with_defaults(settings), overwrite=overwrite, reporter=reporter
@@ -111,6 +130,11 @@ def compare(
         keys, notes = pair_items(sides, intersect=settings.intersect, ignore_seeds=settings.ignore_seeds)
         metrics = _choose_metrics(sides, settings.metrics, notes)
         notes += [*_differing_settings(sides), *same_videos(sides, keys)]
+        if of_sets:
+            notes.append(
+                "A distance is no score of single videos: paired are the first-order shares of videos and real clips, "
+                "whose mean is the set's MMD²."
+            )
         for message in notes:
             reporter.note(message)
 
@@ -202,7 +226,7 @@ def _common_beginning(names: Sequence[str]) -> str:
 
 def _refuse_unlike(sides: Sequence[Side]) -> None:
     runs = [(side, run) for side in sides for run in side.runs]
-    for column, what in (("benchmark", "benchmarks"), ("task", "tasks"), ("rater", "raters")):
+    for column, what in _ALIKE.items():
         found = {str(run.path): run.values_of(column) for _, run in runs}
         if len({tuple(values) for values in found.values()}) > 1:
             said = "; ".join(f"{path}: {', '.join(values) or 'none'}" for path, values in found.items())

@@ -53,6 +53,7 @@ class CompareResult:
     def unit(self) -> str:
         """What is drawn again by the bootstrap."""
         names = {"probe": "pairs", "likephys": "scenes", "physics-iq": "scenarios", "eval": "prompts"}
+        names["distance"] = "prompts and scenes"
         return names[self.reference.runs[0].kind]
 
     def rows_of(self, side: Side, group: str = "all") -> list[dict[str, Any]]:

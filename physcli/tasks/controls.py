@@ -23,7 +23,7 @@ import numpy as np
 
 from physcli.benchmarks.localisation import sampled_frames
 from physcli.data.clips import Clip
-from physcli.data.copies import blurred, held
+from physcli.data.copies import blurred_frame, held
 from physcli.data.twins import Scene
 from physcli.errors import DataError, UsageError
 from physcli.hashing import settings_hash
@@ -41,7 +41,7 @@ PREFERRED = Metric("preferred", "rate", False, role="headline", interval="wilson
 REAL, SLOW = "real", "slow motion"
 COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "still": held,
-    "blurred": lambda frames: np.stack([blurred(frame) for frame in frames]),
+    "blurred": lambda frames: np.stack([blurred_frame(frame) for frame in frames]),
     "backwards": lambda frames: frames[::-1],
 }
 _LOG = "scored-{}.part.jsonl"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from physcli.data.cache import TensorCache
 from physcli.data.clips import HDF5_SUFFIXES, Clip
+from physcli.data.copies import BLUR, blurred_frame
 from physcli.data.video import frame_rate, resize
 from physcli.errors import DataError, UsageError
 from physcli.files import Stamp, refuse_changed, stamp
@@ -61,6 +62,19 @@ class View:
             return self.clip.read(self.frames)
         finally:  # rather than why another file cannot be read
             refuse_changed(self.clip.path, self.seen)
+
+
+@dataclass(frozen=True)
+class BlurredView(View):
+    """The same frames through a Gaussian blur in space."""
+
+    def read(self) -> np.ndarray:
+        return np.stack([blurred_frame(frame) for frame in super().read()])
+
+
+def blurred(view: View) -> BlurredView:
+    """What is seen of it, blurred."""
+    return BlurredView(view.clip, view.frames, f"{view.key}-blur{BLUR:.4f}", view.seen)
 
 
 @dataclass(frozen=True)
@@ -220,6 +234,10 @@ class FeatureExtractor:
         cache.refresh()  # what other processes have stored since
         stored = cache.get(view.key for view in views)
         return np.stack([stored[view.key].flatten().numpy() for view in views])
+
+    def key(self, tap: Tap) -> str:
+        """A hash of all that the features of a tap depend on beside the views."""
+        return settings_hash(self._settings(tap))
 
     def _cache(self, tap: Tap) -> TensorCache:
         """The tap's cache, opened once: opening checks every shard's hash."""

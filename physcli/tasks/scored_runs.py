@@ -11,7 +11,8 @@ What the metrics are, metrics.json says: its rows of group "all". Those without 
 item has a part in, and cannot be compared. A probe run's items say which `subject` they are of; its one metric here is
 `accuracy` (the field `correct`), its clusters are pairs and its strata scenarios, as in the probe's own table. The
 items of `physcli eval likephys` are violations of scenes, of several subjects as well; its clusters are in them. Those
-of `physcli eval physics-iq` are views, and scenarios its clusters.
+of `physcli eval physics-iq` are views, and scenarios its clusters. Those of `physcli eval distance` are videos and
+real clips, of several subjects, and their values shares of a set's MMD².
 Subjects whose rows say `control` are not meant where none is named.
 """
 
@@ -34,11 +35,17 @@ from physcli.tasks.run_dir import is_finished, read_metrics, read_run
 SUBJECT_MARK = "::"
 
 # What tells an item from all others: (prompt, index, seed) of a video, (split, scenario, name) of a probe's clip,
-# (scenario, scene, violation) of likephys, (scenario, view, number of the sampling seed) of physics-iq.
+# (scenario, scene, violation) of likephys, (scenario, view, number of the sampling seed) of physics-iq, (set, prompt or
+# name, index and seed) of distance.
 Key = tuple[Any, ...]
-Kind = Literal["probe", "likephys", "physics-iq", "eval"]
+Kind = Literal["probe", "likephys", "physics-iq", "distance", "eval"]
 # Command → what the items of its runs are; of any other, videos that were made for prompts.
-_KINDS: dict[str, Kind] = {"probe physion": "probe", "eval likephys": "likephys", "eval physics-iq": "physics-iq"}
+_KINDS: dict[str, Kind] = {
+    "probe physion": "probe",
+    "eval likephys": "likephys",
+    "eval physics-iq": "physics-iq",
+    "eval distance": "distance",
+}
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,8 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
         values = {metric: _score(row.get(fields[metric]), where, fields[metric]) for metric in present}
         if kind == "eval":
             item = _video_item(path, row, values, where, ignore_seeds)
+        elif kind == "distance":
+            item = _share_item(row, values, where, ignore_seeds)
         else:
             read = {"probe": _probe_item, "likephys": _scene_item, "physics-iq": _view_item}
             item = read[kind](row, values, where)
@@ -137,6 +146,7 @@ def read_scored_run(name: str, *, ignore_seeds: bool = False, record: Mapping[st
                     "probe": "clip",
                     "likephys": "scene and violation",
                     "physics-iq": "sampling seed, scenario and view",
+                    "distance": "prompt and index" if ignore_seeds else "prompt, index and seed",
                     "eval": "(prompt, index)" if ignore_seeds else "video",
                 }[kind],
                 fix="do without --ignore-seeds" if ignore_seeds else "remove one of the two, or score again",
@@ -314,6 +324,25 @@ def _view_item(row: Mapping[str, Any], values: dict[str, float | None], where: s
     return Score(
         (scenario, str(row["view"]), str(row["run"])), scenario, None, str(category) if category else None, values
     )
+
+
+def _share_item(row: Mapping[str, Any], values: dict[str, float | None], where: str, ignore_seeds: bool) -> Score:
+    names = ("set", "name", "cluster", "prompt", "index")
+    for field in names:
+        if row.get(field) is None:
+            raise DataError(
+                f"{where}: {field} is missing.", expected="what `physcli eval distance` writes", fix="score again"
+            )
+    told, name, _, prompt, index = (str(row[field]) for field in names)
+    key: Key = (told, name, "")
+    if told == "videos":
+        key = (told, prompt, index if ignore_seeds else f"{index}, seed {row.get('seed')}")
+    return Score(key, cluster_of(row), None, None, values, prompt=prompt)
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """What an item of `physcli eval distance` belongs to."""
+    return f"{row['set']}/{row['cluster']}"
 
 
 def _score(value: Any, where: str, field: str) -> float | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from physcli.tasks.blind.votes_result import VotesResult
     from physcli.tasks.compare_result import CompareResult, Side
     from physcli.tasks.controls import ControlsResult
+    from physcli.tasks.distance.result import DistanceResult
     from physcli.tasks.eval import EvalResult
     from physcli.tasks.import_scores import ImportResult
     from physcli.tasks.likephys.result import LikePhysResult
@@ -498,6 +499,54 @@ def physics_iq_terms(result: PhysicsIQResult) -> Table:
         right=range(1, 5),
         whole=(0,),
         sections=[len(result.models) - 1],
+    )
+
+
+# --- distance ---
+
+
+def distance(result: DistanceResult, *, wide: bool) -> Table:
+    """Both distances to a half of the real clips: a line for each set; with the Fréchet distance's interval where it is
+    `wide`."""
+    columns = ["", "MMD²", "95 %", "Fréchet", *(["95 %"] if wide else [])]
+    lines: list[list[Any]] = []
+    for subject in result.subjects:
+        found = [result.row(subject, metric) for metric in ("mmd2", "frechet")]
+        texts = [text for row in found if row is not None for text in score_texts(row)]
+        lines.append([subject, *texts[: len(columns) - 1]])
+    first = result.first
+    shown = f"{first['encoder']}, block {first['block']}, {first['dimension']} dimensions"
+    caption = [
+        f"{first['n']} videos a set, {first['num_frames']} frames each; {shown}; kernel {first['kernel']}. Lower is "
+        "nearer. /still: the first frame of each video, held. real: two halves of the real clips, the floor.",
+        "MMD² is unbiased and may be below 0. Fréchet, squared, is biased upwards by so few videos: the floor is not 0"
+        + (", and of no more videos than dimensions it says little." if result.rank_deficient else "."),
+    ]
+    return Table(
+        f"Distance to real clips, in features of {first['encoder']}",
+        columns,
+        lines,
+        " ".join(caption),
+        right=range(1, len(columns)),
+        whole=range(1, len(columns)),
+        sections=[len(lines) - 4],
+    )
+
+
+def distance_controls(result: DistanceResult) -> Table:
+    """What holding the first frame, and blur, add to MMD²: whether these features see it."""
+    lines = []
+    for subject in result.subjects:
+        row = result.row(subject, "mmd2_added")
+        if row is not None:
+            lines.append([subject, row["reference_subject"], *score_texts(row)])
+    return Table(
+        "What still and blurred videos add to MMD²",
+        ["", "beyond that of", "MMD²", "95 %"],
+        lines,
+        "Paired; intervals over prompts and scenes. What adds nothing, these features do not see.",
+        right=(2, 3),
+        whole=(2, 3),
     )
 
 

@@ -10,23 +10,14 @@ import numpy as np
 
 from physcli.benchmarks.localisation import on_latent_grid, sampled_frames
 from physcli.data.clips import Clip
-from physcli.data.copies import BLUR, blurred
 from physcli.data.twins import Scene
 from physcli.errors import DataError
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.generator import Generator
-from physcli.tasks.features import View, views_of
+from physcli.tasks.features import View, blurred, views_of
 from physcli.tasks.scene_sets import shown_rate, shown_words
 
 _AGENT = 1  # of a simulated clip's segmentation: the first thing, which is the one that breaks the law
-
-
-@dataclass(frozen=True)
-class BlurredView(View):
-    """The same frames through a Gaussian blur in space."""
-
-    def read(self) -> np.ndarray:
-        return np.stack([blurred(frame) for frame in super().read()])
 
 
 @dataclass(frozen=True)
@@ -112,12 +103,8 @@ def _show(model: Generator, scene: Scene, hashes: dict[Path, str]) -> ShownScene
         valid,
         {kind: shown(clips) for kind, clips in scene.invalid.items()},
         shown(scene.valid, still=True),
-        tuple(replace(one, view=_blurred(one.view)) for one in valid),
+        tuple(replace(one, view=blurred(one.view)) for one in valid),
     )
-
-
-def _blurred(view: View) -> BlurredView:
-    return BlurredView(view.clip, view.frames, f"{view.key}-blur{BLUR:.4f}", view.seen)
 
 
 def violation_masks(valid: Shown, invalid: Shown, grid: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:

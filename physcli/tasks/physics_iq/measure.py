@@ -24,7 +24,7 @@ from physcli.benchmarks.physics_iq import (
     small_frame,
     small_mask,
 )
-from physcli.data.copies import blurred
+from physcli.data.copies import blurred_frame
 from physcli.data.mask_video import through_mp4v
 from physcli.data.physics_iq import RealSet, RealView
 from physcli.data.video import count_frames, iter_video
@@ -124,7 +124,7 @@ class Measure:
         if video == STILL:
             return itertools.repeat(last_conditioning_frame(view), self.num_frames)
         assert video == BLURRED
-        return map(blurred, self._real(view.takes[1]))
+        return map(blurred_frame, self._real(view.takes[1]))
 
     def _real(self, path: Path) -> Iterator[np.ndarray]:
         if self.rate_hz == self.real.rate_hz:

@@ -52,8 +52,8 @@ def simulate(
         int,
         typer.Option(
             help="2: also film the test clips for Physics-IQ, 5 s from three sides, and once more with starts within "
-            "1 cm, 1 degree and 2 % of speed, light within 10 cm and 5 %, cameras within 2 cm; see physics-iq-benchmark "
-            "in the folder.",
+            "1 cm, 1 degree and 2 % of speed, light within 10 cm and 5 %, cameras within 2 cm. They lie in "
+            "physics-iq-benchmark of the folder.  \\[default: 1]",
             show_default=False,
         ),
     ] = 1,

@@ -40,7 +40,23 @@ def parse_size(text: str) -> tuple[int, int]:
 def simulate(
     common: Run,
     num_clips: Annotated[int, typer.Option(help="In all; three quarters are training clips.")] = 280,
-    size: Annotated[str, typer.Option(help="Height x width in pixels.", metavar="HxW")] = "64x64",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Height x width in pixels.  \\[default: 64x64; with --takes 2 256x256, the least]",
+            metavar="HxW",
+            show_default=False,
+        ),
+    ] = None,
+    takes: Annotated[
+        int,
+        typer.Option(
+            help="2: also film the test clips for Physics-IQ, 5 s from three sides, and once more with starts within "
+            "1 cm, 1 degree and 2 % of speed, light within 10 cm and 5 %, cameras within 2 cm. They lie in "
+            "physics-iq-benchmark of the folder.  \\[default: 1]",
+            show_default=False,
+        ),
+    ] = 1,
     num_frames: Annotated[int, typer.Option(help="At 20 frames per second.")] = 49,
     scenario: Annotated[
         list[str] | None,
@@ -69,8 +85,10 @@ def simulate(
     from physcli.tasks.run_dir import to_json
     from physcli.tasks.simulate import SimulateSettings, split_total
     from physcli.tasks.simulate import simulate as task
+    from physcli.tasks.takes import MIN_SIZE
 
-    height, width = parse_size(size)
+    least = f"{MIN_SIZE}x{MIN_SIZE}"
+    height, width = parse_size(size or (least if takes == 2 else "64x64"))
     num_train, num_test = split_total(num_clips)
     kinds = () if impossible is None else KINDS if impossible == "all" else impossible.split(",")
     settings = SimulateSettings(
@@ -84,6 +102,7 @@ def simulate(
         distractors=distractors,
         occluders=occluders,
         impossible=tuple(dict.fromkeys(kinds)),
+        takes=takes,
     )
     done = task(
         settings,
@@ -94,6 +113,8 @@ def simulate(
     )
     if common.json:
         shown = {"run": done.path, "num_clips": done.num_clips, "absent_scenarios": done.absent, "rows": done.rows}
+        if done.takes is not None:
+            shown["takes"] = done.takes
         render.json_text(to_json(shown))
         return
     facts = {row["metric"]: row["value"] for row in done.rows if row["group"] == "all"}
@@ -102,7 +123,8 @@ def simulate(
         + (f" and {done.num_impossible} impossible twins" if done.num_impossible else "")
         + f", {facts['clips_per_second']:.1f} clips/s, MP4 PSNR {facts['video_psnr_db']:.1f} dB"
     )
-    render.files({"clips": done.path / "physion_mp4s", "metadata": done.path / "metadata.jsonl"})
+    files = {"clips": done.path / "physion_mp4s", "metadata": done.path / "metadata.jsonl"}
+    render.files(files if done.takes is None else files | {"takes": done.takes})
 
 
 @app.command("inspect")

@@ -16,19 +16,21 @@ _WIDE = 120  # columns that scores with intervals take
 def physics_iq(
     common: Run,
     videos: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="[NAME=]DIR[,DIR…]",
             help="Generated videos, named 0001_….mp4 to 0198_….mp4 after take 1; folders joined by commas are one "
-            "model with several sampling seeds. Also tables .csv that Physics-IQ's code wrote. May be repeated.",
+            "model with several sampling seeds. Also tables .csv that Physics-IQ's code wrote. May be repeated; where "
+            "there is none, the controls stand alone.",
             show_default=False,
         ),
-    ],
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="The real videos: the folder physics-iq-benchmark as it is downloaded, or one of testing videos.",
+            help="The real videos: the folder physics-iq-benchmark, as it is downloaded or as data simulate --takes 2 "
+            "makes it, or one of testing videos.",
             show_default=False,
         ),
     ] = None,
@@ -55,7 +57,7 @@ def physics_iq(
     from physcli.tasks.run_dir import to_json
 
     done = task(
-        PhysicsIQSettings(tuple(videos), data, masks, duration, partial, limit, common.seed),
+        PhysicsIQSettings(tuple(videos or ()), data, masks, duration, partial, limit, common.seed),
         out=common.out,
         overwrite=common.overwrite,
         cache_dir=common.cache_dir,

@@ -2,7 +2,7 @@
 
     ROOT/split-videos/testing-videos/30FPS/0001_testing-videos_30FPS_perspective-left_take-1_trimmed-NAME.mp4
     ROOT/split-videos/conditioning-videos/30FPS/0001_conditioning-videos_30FPS_…         what comes before
-    ROOT/switch-frames/0001_switch-frames_anyFPS_perspective-left_trimmed-NAME.jpg       the last frame of that
+    ROOT/switch-frames/0001_switch-frames_anyFPS_perspective-left_trimmed-NAME.jpg       the last frame of that, or .png
     ROOT/descriptions.csv                                                                prompts, categories
     GENERATED/0001_perspective-left_trimmed-NAME.mp4, or 0001_ANYTHING.mp4
 
@@ -61,7 +61,7 @@ class RealView:
     @property
     def name(self) -> str:
         """Of the generated video."""
-        return f"{self.number}_{self.view}_{self.scenario}"
+        return generated_name(self.number, self.view, self.scenario)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,22 @@ class RealSet:
     @property
     def scenarios(self) -> list[str]:
         return list(dict.fromkeys(view.scenario for view in self.views))
+
+
+def testing_path(number: str, rate_hz: int, view: str, take: int, scenario: str) -> Path:
+    """Where a real video lies in ROOT."""
+    name = f"{number}_testing-videos_{rate_hz}FPS_{view}_take-{take}_{scenario}"
+    return Path(_TESTING_FOLDERS[0]) / f"{rate_hz}FPS" / name
+
+
+def switch_frame_path(number: str, view: str, scenario: str, suffix: str = ".jpg") -> Path:
+    """Where the last conditioning frame lies in ROOT."""
+    return Path("switch-frames") / f"{number}_switch-frames_anyFPS_{view}_{Path(scenario).stem}{suffix}"
+
+
+def generated_name(number: str, view: str, scenario: str) -> str:
+    """What a generated video is called."""
+    return f"{number}_{view}_{scenario}"
 
 
 def read_real(root: Path, rate_hz: int, *, views: Sequence[str], source_rate_hz: int) -> RealSet:
@@ -121,9 +137,9 @@ def read_real(root: Path, rate_hz: int, *, views: Sequence[str], source_rate_hz:
     made = []
     for (scenario, view), takes in found.items():
         (number, one), (_, other) = takes["1"], takes["2"]
-        switch = root / "switch-frames" / f"{number}_switch-frames_anyFPS_{view}_{Path(scenario).stem}.jpg"
-        conditioning = None if switch.is_file() else _conditioning(root, number, rate)
-        picture = switch if switch.is_file() else None
+        switch = [root / switch_frame_path(number, view, scenario, suffix) for suffix in (".jpg", ".png")]
+        picture = next((path for path in switch if path.is_file()), None)
+        conditioning = None if picture is not None else _conditioning(root, number, rate)
         made.append(RealView(number, scenario, view, (one, other), picture, conditioning, categories.get(number, "")))
     return RealSet(rate, tuple(sorted(made, key=lambda view: view.number)))
 

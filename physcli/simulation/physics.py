@@ -13,7 +13,6 @@ import numpy as np
 from physcli.simulation.types import FRAME_RATE_HZ, NUM_FRAMES, Motion, Scene
 
 TIMESTEP_S = 0.005
-SUBSTEPS = round(1 / (FRAME_RATE_HZ * TIMESTEP_S))
 # Farther apart than this at a frame, agent and patient cannot touch before the next: that takes 20 m/s.
 NEAR_M = 1.0
 
@@ -47,6 +46,7 @@ def simulate(
     model: mujoco.MjModel,
     *,
     num_frames: int = NUM_FRAMES,
+    frame_rate_hz: int = FRAME_RATE_HZ,
     change_frame: int | None = None,
     change: Callable[[mujoco.MjModel, mujoco.MjData], None] | None = None,
     hold: bool = False,
@@ -57,7 +57,9 @@ def simulate(
     Args:
         scene: The scene; its launch state is in `params["launch"]`.
         model: The compiled scene. `change` may write to it, so hand in a copy then.
-        num_frames: T, the number of frames to record at 20 fps; frame 0 is the launch state.
+        num_frames: T, the number of frames to record; frame 0 is the launch state.
+        frame_rate_hz: Each frame is the state at the simulation step nearest to its time. The rate changes nothing of
+            what happens.
         change_frame: The first frame that shows what `change` did.
         change: Called once, with the state at `change_frame`, before that frame is recorded.
         hold: Keep the agent where it is from `change_frame` on, whatever acts on it.
@@ -77,11 +79,12 @@ def simulate(
     body_of = model.geom_bodyid
     qpos, positions, quaternions = [], [], []
     for frame in range(num_frames):
+        substeps = _steps_until(frame, frame_rate_hz) - _steps_until(frame - 1, frame_rate_hz)
         far = math.dist(data.xpos[agent], data.xpos[patient]) > reach
         if frame > 0 and held is None and (far or contact_frame is not None):
-            mujoco.mj_step(model, data, SUBSTEPS)
+            mujoco.mj_step(model, data, substeps)
         elif frame > 0:
-            for substep in range(SUBSTEPS):
+            for substep in range(substeps):
                 mujoco.mj_step(model, data)
                 if held is not None:
                     data.qpos[q : q + 7] = held
@@ -112,6 +115,10 @@ def simulate(
         colors=np.broadcast_to(np.array([thing.color for thing in scene.things], np.float32), (*shape, 3)).copy(),
         shape_swap=np.zeros(shape, bool),
     )
+
+
+def _steps_until(frame: int, frame_rate_hz: int) -> int:
+    return round(frame / (frame_rate_hz * TIMESTEP_S))
 
 
 def _radius(model: mujoco.MjModel, body: int) -> float:

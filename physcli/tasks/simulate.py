@@ -4,6 +4,7 @@
     OUT/arrays/{train,test}/<stem>.npz                                     positions, quaternions, segmentation, flow
     OUT/metadata.jsonl, OUT/dataset.json                                   prompts, pairs, cameras, parameters
     OUT/impossible/…, OUT/impossible.jsonl                                 twins with one law broken, on request
+    OUT/physics-iq-benchmark/…                                             test clips filmed twice, on request
 
 Tables are in the order of file names, which tells nothing of the label. Work is handed out by pair; a pair depends on
 (stream, scenario, index, seed) and MuJoCo's release alone, so any number of processes writes the same bytes, and a
@@ -42,6 +43,7 @@ from physcli.simulation.types import CONTEXT_FRAMES, FRAME_RATE_HZ, NUM_FRAMES, 
 from physcli.simulation.violations import APPLIES_TO, KINDS, make_impossible
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, read_metrics, read_run, with_defaults, write_json, write_jsonl
+from physcli.tasks.takes import DESCRIPTIONS, TAKES_FOLDER, TAKES_LIST, check_takes, film_takes, write_lists
 
 _PSNR = Metric("video_psnr_db", "score", True, interval="none")
 _SPEED = Metric("clips_per_second", "score", True, interval="none")
@@ -71,6 +73,11 @@ class SimulateSettings:
     occluders: bool = False
     impossible: tuple[str, ...] = ()
     purpose: str = "probe"  # a key of STREAMS_FOR
+    takes: int = 1  # 2: test clips are filmed a second time
+
+    def key(self) -> dict[str, Any]:
+        """What the files of a set are known by. Sets with one take are those from before there were two."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("takes", 1)}
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class SimulateResult:
     path: Path
     num_clips: int
     num_impossible: int
+    takes: Path | None  # the folder in Physics-IQ's layout, if there is one
     absent: dict[str, list[str]]  # as of `absent_scenarios`
     rows: list[dict[str, Any]]
 
@@ -140,6 +148,7 @@ def check_settings(settings: SimulateSettings) -> None:
         )
     if min(settings.height, settings.width) < 16:
         raise UsageError(f"--size {settings.height}x{settings.width}.", expected="at least 16x16")
+    check_takes(settings.takes, height=settings.height, width=settings.width, num_scenes=settings.num_test)
 
 
 def simulate(
@@ -174,7 +183,7 @@ def simulate(
     with run:
         run.record["absent_scenarios"] = absent
         if run.already_finished:
-            missing = _missing(run.path)
+            missing = _missing(run.path, settings)
             if not missing:
                 reporter.note(f"{run.path} already holds these clips, whole.")
                 return _read_result(run.path, absent)
@@ -233,7 +242,7 @@ def ensure_simulated(
     settings = SimulateSettings(
         num_train=3 * num_test, num_test=num_test, seed=seed, purpose=purpose, impossible=impossible
     )
-    key = settings_hash({"format": SIMULATED_VERSION, "mujoco": installed_mujoco(), **asdict(settings)})
+    key = settings_hash({"format": SIMULATED_VERSION, "mujoco": installed_mujoco(), **settings.key()})
     folder = cache / "simulated" / f"{num_test}-{key}"
     if not _is_finished(folder):
         with _alone(folder, reporter):
@@ -318,7 +327,7 @@ def _make_all(
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the line a killed run was writing
                 continue
-            if all((root / row["file_name"]).exists() for row in entry["rows"]):
+            if all((root / name).exists() for row in entry["rows"] for name in _files_of(row)):
                 done[entry["id"]] = entry["rows"]
     jobs = [job for job in _jobs(settings, root) if _job_id(job) not in done]
     workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // 4))
@@ -409,6 +418,18 @@ def make_and_write_pair(job: _Job) -> list[dict[str, Any]]:
             made = make_impossible(sample, kind, seed=settings.seed)
             if made is not None and made[1] < settings.num_frames:
                 rows.append(_write_sample(made[0], job, "impossible"))
+    if settings.takes == 2 and job.split == "test":
+        place = job.index * len(settings.scenarios) + settings.scenarios.index(job.scenario)
+        for number, sample in enumerate(sorted(pair, key=lambda sample: sample.name), start=2 * place):
+            rows += film_takes(
+                sample,
+                number,
+                settings.num_test,
+                Path(job.root),
+                height=settings.height,
+                width=settings.width,
+                seed=settings.seed,
+            )
     return rows
 
 
@@ -456,7 +477,9 @@ def _finish(
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
     """Write labels and metadata, the last files, so that a folder that has them is whole; the metric rows."""
-    ordered = sorted((row for rows in samples.values() for row in rows), key=lambda row: row["file_name"])
+    made = [row for rows in samples.values() for row in rows]
+    takes = [row for row in made if "take" in row]
+    ordered = sorted((row for row in made if "take" not in row), key=lambda row: row["file_name"])
     clips = [row for row in ordered if "violation" not in row]
     twins = [row for row in ordered if "violation" in row]
     for kind in settings.impossible:
@@ -476,13 +499,15 @@ def _finish(
     write_jsonl(run.path / "metadata.jsonl", clips)
     if twins:
         write_jsonl(run.path / TWINS_LIST, twins)
+    if takes:
+        write_lists(run.path, takes)
     write_json(
         run.path / "dataset.json",
         {
             "format": "physcli-simulated",
             "version": SIMULATED_VERSION,
             "mujoco": installed_mujoco(),
-            "settings": asdict(settings),
+            "settings": settings.key(),
         },
     )
     (run.path / "pairs.jsonl.part").unlink(missing_ok=True)
@@ -504,15 +529,24 @@ def _contact_frame_label(contact_frame: int | None, num_frames: int) -> int:
     return num_frames // 2 if contact_frame is None else min(contact_frame, num_frames - 1)
 
 
-def _missing(path: Path) -> list[str]:
+def _files_of(row: Mapping[str, Any]) -> list[str]:
+    """The videos and pictures of a row, of a clip or of a take."""
+    return list(row["files"]) if "take" in row else [row["file_name"]]
+
+
+def _missing(path: Path, settings: SimulateSettings) -> list[str]:
     """Files of a finished dataset that are gone."""
     expected = ["metadata.jsonl", "dataset.json"]
-    for table in ("metadata.jsonl", TWINS_LIST):
+    if settings.takes == 2:
+        expected += [f"{TAKES_FOLDER}/{TAKES_LIST}", f"{TAKES_FOLDER}/{DESCRIPTIONS}"]
+    for table in ("metadata.jsonl", TWINS_LIST, f"{TAKES_FOLDER}/{TAKES_LIST}"):
         if (path / table).exists():
-            expected += [json.loads(line)["file_name"] for line in (path / table).read_text("utf-8").splitlines()]
+            for line in (path / table).read_text("utf-8").splitlines():
+                expected += _files_of(json.loads(line))
     for name in [name for name in expected if name.endswith(".mp4")]:
         parts = Path(name).with_suffix(".npz").parts
-        expected.append(str(Path("arrays" if parts[0] == "physion_mp4s" else parts[0], *parts[1:])))
+        if parts[0] != TAKES_FOLDER:
+            expected.append(str(Path("arrays" if parts[0] == "physion_mp4s" else parts[0], *parts[1:])))
     return [name for name in expected if not (path / name).exists()]
 
 
@@ -520,4 +554,5 @@ def _read_result(path: Path, absent: dict[str, list[str]]) -> SimulateResult:
     count = sum(1 for _ in (path / "metadata.jsonl").open(encoding="utf-8"))
     impossible = path / TWINS_LIST
     twins = sum(1 for _ in impossible.open(encoding="utf-8")) if impossible.exists() else 0
-    return SimulateResult(path, count, twins, absent, read_metrics(path))
+    takes = path / TAKES_FOLDER if (path / TAKES_FOLDER).is_dir() else None
+    return SimulateResult(path, count, twins, takes, absent, read_metrics(path))

@@ -480,7 +480,7 @@ def physics_iq(result: PhysicsIQResult, *, wide: bool) -> Table:
         " ".join(caption),
         right=range(1, len(metrics) + 1),
         whole=(0,),
-        sections=[len(result.models) - 1],
+        sections=[len(result.models) - 1] if result.models else (),
     )
 
 
@@ -498,7 +498,7 @@ def physics_iq_terms(result: PhysicsIQResult) -> Table:
         "score.",
         right=range(1, 5),
         whole=(0,),
-        sections=[len(result.models) - 1],
+        sections=[len(result.models) - 1] if result.models else (),
     )
 
 

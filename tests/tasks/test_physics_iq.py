@@ -259,7 +259,7 @@ def test_names(copied, tmp_path):
 
 
 def test_arguments(tmp_path):
-    refused("No --videos", cache=tmp_path, videos=())
+    refused("Neither --videos nor --data", cache=tmp_path, videos=(), data=None)
     refused("there is no --data", cache=tmp_path, data=None)
     refused("names .* twice", cache=tmp_path, videos=(f"{GENERATED},{GENERATED}",))
     refused("as a control is", cache=tmp_path, videos=(f"still={GENERATED}",))

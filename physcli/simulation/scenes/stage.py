@@ -142,13 +142,15 @@ def _text(value: Any) -> str:
     return repr(float(value)) if isinstance(value, float) else str(value)
 
 
-def _multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The product of two quaternions (w, x, y, z): first b, then a."""
     product = np.empty(4)
     mujoco.mju_mulQuat(product, a, b)
     return product
 
 
-def _rotate(quaternion: np.ndarray, v: np.ndarray) -> np.ndarray:
+def rotate(quaternion: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """A vector [3] turned by a quaternion (w, x, y, z)."""
     turned = np.empty(3)
     mujoco.mju_rotVecQuat(turned, v, quaternion)
     return turned
@@ -219,16 +221,16 @@ class Stage:
             parts.append(other.replace("<geom", ghost, 1))
         half = math.radians(self.look.turn_deg) / 2
         turn = np.array([math.cos(half), 0.0, 0.0, math.sin(half)])
-        at, quat = _rotate(turn, np.array(position, float)), _multiply(turn, np.array(quaternion, float))
+        at, quat = rotate(turn, np.array(position, float)), multiply(turn, np.array(quaternion, float))
         if shape == "cylinder":
-            quat = _multiply(quat, np.array(UPRIGHT_CYLINDER))
+            quat = multiply(quat, np.array(UPRIGHT_CYLINDER))
         if moves:
             body = f'<body name="{name}"><freejoint/>'
             # MuJoCo's free joints take linear velocity in world axes but angular velocity in the body's own.
             inverse = quat * np.array([1.0, -1.0, -1.0, -1.0])
-            own_spin = _rotate(inverse, _rotate(turn, np.array(spin, float)))
+            own_spin = rotate(inverse, rotate(turn, np.array(spin, float)))
             self._qpos += [*map(float, at), *map(float, quat)]
-            self._qvel += [*map(float, _rotate(turn, np.array(velocity, float))), *map(float, own_spin)]
+            self._qvel += [*map(float, rotate(turn, np.array(velocity, float))), *map(float, own_spin)]
         else:
             body = f'<body name="{name}" pos="{_text(at)}" quat="{_text(quat)}">'
         self._bodies.append(body + "".join(parts) + "</body>")

@@ -179,7 +179,7 @@ def last_conditioning_frame(view: RealView) -> np.ndarray:
     if view.switch_frame is not None:
         picture = cv2.imread(str(view.switch_frame), cv2.IMREAD_COLOR)
         if picture is None:
-            raise DataError(f"{view.switch_frame} is no picture.", expected="a JPEG file", fix="download it again")
+            raise DataError(f"{view.switch_frame} is no picture.", expected="JPEG or PNG", fix="download it again")
         return np.ascontiguousarray(picture[..., ::-1])
     if view.conditioning is not None:
         return next(iter_video(view.conditioning, [count_frames(view.conditioning) - 1]))

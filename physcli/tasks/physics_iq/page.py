@@ -43,7 +43,7 @@ def write_page(result: PhysicsIQResult, record: Mapping[str, Any], notes: Sequen
     footer = f"Written by physcli {__version__}, `physcli eval physics-iq`. All of this page is inside this file."
     write_text(
         result.path / "report.html",
-        page(f"Physics-IQ of {', '.join(result.models)}", subtitle, *parts, footer=footer),
+        page(f"Physics-IQ of {', '.join(result.models or result.subjects)}", subtitle, *parts, footer=footer),
     )
 
 

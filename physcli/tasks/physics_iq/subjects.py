@@ -78,7 +78,8 @@ def find_work(
     """Read names, rates and lengths of everything.
 
     Args:
-        given: `PATH`, `PATH,PATH,…` (several sampling seeds) or `LABEL=PATH,…`; a path is a folder or a .csv.
+        given: `PATH`, `PATH,PATH,…` (several sampling seeds) or `LABEL=PATH,…`; a path is a folder or a .csv. None at
+            all: the controls alone, at the rate of the source.
         data: The real videos; may be None where all paths are tables.
         duration_s: Length of generated videos.
         partial: Score the scenarios of which everything is there, and leave out the others.
@@ -89,6 +90,8 @@ def find_work(
         UsageError: no path, one twice, or folders without `data`.
         DataError: files that are not as they should be; see `physcli.data.physics_iq`.
     """
+    if not given and data is None:
+        raise UsageError("Neither --videos nor --data.", expected="generated videos, real ones, or both")
     subjects = _read(given)
     folders = [source for subject in subjects for source in subject.sources if source.table is None]
     if folders and data is None:
@@ -136,13 +139,17 @@ def find_work(
             raise DataError(f"{subject.label} has videos at several frame rates: {said}.", expected="one rate a model")
         rate_hz = next(iter(rates), None)
         found.append(Subject(subject.label, tuple(sources), rate_hz, None if rate_hz is None else num_frames[rate_hz]))
+    if not subjects:
+        rate = SOURCE_RATE_HZ
+        real[rate] = read_real(Path(str(data)).expanduser(), rate, views=VIEWS, source_rate_hz=rate)
+        num_frames[rate] = round(duration_s * rate)
+        _check_real(real[rate], rate, num_frames[rate], duration_s)
+        complete[str(data)] = set(real[rate].scenarios)
     return Work(tuple(found), real, num_frames, _common(complete, partial=partial, limit=limit, reporter=reporter))
 
 
 def _read(given: Sequence[str]) -> list[Subject]:
     """Subjects with their paths; tables are read."""
-    if not given:
-        raise UsageError("No --videos.", expected="a folder of generated videos, or an official table .csv")
     subjects: list[Subject] = []
     seen: set[Path] = set()
     for text in given:

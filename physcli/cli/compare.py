@@ -98,7 +98,6 @@ def compare(
 ) -> None:
     """Paired differences with intervals, tests and a report: is a run better than the first one, beyond noise?"""
     from physcli.tasks.compare import CompareSettings, compare
-    from physcli.tasks.run_dir import to_json
 
     given = {name: value for name, value in study.items() if value is not None and value != []}
     if max_video_mb is not None:
@@ -123,15 +122,13 @@ def compare(
     done = compare(
         settings, out=common.out, overwrite=common.overwrite, reporter=render.RichReporter(quiet=common.quiet)
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "notes": done.notes, "flags": done.flags}))
+    if render.answered(common, done, rows=done.rows, notes=done.notes, flags=done.flags):
         return
     show_comparison(done)
 
 
 def _make_page(common: Run, runs: tuple[str, ...], settings: dict[str, Any]) -> None:
     from physcli.tasks.blind.page import BlindSettings, make_blind_page
-    from physcli.tasks.run_dir import to_json
 
     if "exclude" in settings:
         settings["exclude"] = tuple(settings["exclude"])
@@ -139,8 +136,7 @@ def _make_page(common: Run, runs: tuple[str, ...], settings: dict[str, Any]) -> 
     done = make_blind_page(
         chosen, out=common.out, overwrite=common.overwrite, reporter=render.RichReporter(quiet=common.quiet)
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "page": done.html, "rows": done.rows, "flags": done.flags}))
+    if render.answered(common, done, page=done.html, rows=done.rows, flags=done.flags):
         return
     for sentence in done.sentences(chosen.raters):
         render.result(sentence)

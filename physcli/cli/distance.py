@@ -53,7 +53,6 @@ def distance(
     from physcli.tasks import tables
     from physcli.tasks.distance.run import DistanceSettings
     from physcli.tasks.distance.run import distance as task
-    from physcli.tasks.run_dir import to_json
 
     done = task(
         DistanceSettings(tuple(videos), real, encoder, layer, kernel, limit, common.seed, common.dtype),
@@ -64,10 +63,7 @@ def distance(
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "items": done.items}))
+    if render.answered(common, done, rows=done.rows, items=done.items):
         return
     render.show(tables.distance(done, wide=render.width() >= _WIDE))
     render.show(tables.distance_controls(done))

@@ -146,7 +146,6 @@ def agreement(
     """Does a rater say what the laws, or another rater, say of the same videos? Counts, κ and rank correlation."""
     from physcli.tasks import tables
     from physcli.tasks.agreement import AgreementSettings, agreement
-    from physcli.tasks.run_dir import to_json
 
     done = agreement(
         AgreementSettings(truth, judge, common.seed),
@@ -154,8 +153,7 @@ def agreement(
         overwrite=common.overwrite,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows}))
+    if render.answered(common, done, rows=done.rows):
         return
     for table in tables.agreement(done):
         render.show(table)
@@ -187,7 +185,6 @@ def select(
 ) -> None:
     """Which verifier picks the best of several videos? By a judge's scores, with the share of the oracle's gain."""
     from physcli.tasks import tables
-    from physcli.tasks.run_dir import to_json
     from physcli.tasks.select import SelectSettings
     from physcli.tasks.select import select as task
 
@@ -199,10 +196,7 @@ def select(
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows}))
+    if render.answered(common, done, rows=done.rows):
         return
     render.show(tables.selection(done))
     render.files(done.files())
@@ -243,7 +237,6 @@ def controls(
     from physcli.tasks import tables
     from physcli.tasks.controls import ControlsSettings
     from physcli.tasks.controls import controls as task
-    from physcli.tasks.run_dir import to_json
 
     done = task(
         ControlsSettings(data, tuple(verifier or ()), encoder, rater, prompt, num_frames, limit, common.seed),
@@ -253,10 +246,7 @@ def controls(
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows}))
+    if render.answered(common, done, rows=done.rows):
         return
     render.show(tables.controls(done, wide=render.width() >= _LABEL + _CELL * len(done.subjects)))
     render.files(done.files())
@@ -294,7 +284,6 @@ def import_scores(
     from physcli.tasks import tables
     from physcli.tasks.import_scores import ImportSettings
     from physcli.tasks.import_scores import import_scores as task
-    from physcli.tasks.run_dir import to_json
 
     done = task(
         ImportSettings(tuple(files), subject, rater, layout),
@@ -302,8 +291,7 @@ def import_scores(
         overwrite=common.overwrite,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "layout": done.layout, "rows": done.rows, "notes": done.notes}))
+    if render.answered(common, done, layout=done.layout, rows=done.rows, notes=done.notes):
         return
     render.show(tables.imported(done))
     render.files(done.files())
@@ -328,7 +316,6 @@ def votes(
     """What do people prefer? The votes of a page of `physcli compare --blind`: shares, strengths, agreement."""
     from physcli.tasks import tables
     from physcli.tasks.blind.votes import VotesSettings, score_votes
-    from physcli.tasks.run_dir import to_json
 
     done = score_votes(
         VotesSettings(tuple(files), page, common.seed),
@@ -336,8 +323,7 @@ def votes(
         overwrite=common.overwrite,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "excluded": done.excluded}))
+    if render.answered(common, done, rows=done.rows, excluded=done.excluded):
         return
     for table in tables.votes(done):
         render.show(table)
@@ -352,7 +338,6 @@ def _evaluate(
     """`settings`: the other fields of `EvalSettings`."""
     from physcli.tasks import tables
     from physcli.tasks.eval import EvalSettings, evaluate
-    from physcli.tasks.run_dir import to_json
 
     done = evaluate(
         EvalSettings(benchmark, dtype=common.dtype, **settings),
@@ -363,10 +348,7 @@ def _evaluate(
         batch_size=batch_size,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "items": done.items}))
+    if render.answered(common, done, rows=done.rows, items=done.items):
         return
     render.show(tables.scores(done))
     render.files(done.files())

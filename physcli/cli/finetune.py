@@ -78,15 +78,11 @@ def finetune(
     from physcli.tasks.figures import score_texts
     from physcli.tasks.finetune import BEST
     from physcli.tasks.finetune import finetune as run_finetune
-    from physcli.tasks.run_dir import to_json
 
     done = run_finetune(
         request, resume=resume, reference=not no_reference, reporter=render.RichReporter(quiet=common.quiet)
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "model": done.model, "rows": done.rows}))
+    if render.answered(common, done, model=done.model, rows=done.rows):
         return
     last = done.steps[-1]
     rows = [["loss", f"{last['loss']:.4g}", "", "last step"]]

@@ -59,7 +59,6 @@ def likephys(
 ) -> None:
     """LikePhys: does a generator's own loss prefer possible clips to impossible ones? With its controls."""
     from physcli.tasks.likephys.run import LikePhysSettings, likephys
-    from physcli.tasks.run_dir import to_json
     from physcli.tasks.tables import likephys as likephys_errors
     from physcli.tasks.tables import likephys_controls
 
@@ -85,10 +84,7 @@ def likephys(
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "items": done.items}))
+    if render.answered(common, done, rows=done.rows, items=done.items):
         return
     room = _LABEL + _CELL * len(done.subjects) <= render.width()
     render.show(likephys_errors(done, wide=room))

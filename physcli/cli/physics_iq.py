@@ -54,7 +54,6 @@ def physics_iq(
     from physcli.tasks import tables
     from physcli.tasks.physics_iq.run import PhysicsIQSettings
     from physcli.tasks.physics_iq.run import physics_iq as task
-    from physcli.tasks.run_dir import to_json
 
     done = task(
         PhysicsIQSettings(tuple(videos or ()), data, masks, duration, partial, limit, common.seed),
@@ -63,10 +62,7 @@ def physics_iq(
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "items": done.items}))
+    if render.answered(common, done, rows=done.rows, items=done.items):
         return
     render.show(tables.physics_iq(done, wide=render.width() >= _WIDE))
     render.show(tables.physics_iq_terms(done))

@@ -108,7 +108,6 @@ def physion(
     models = tuple(model or ("videomae-tiny", "cogvideox-tiny"))
     refuse_unknown_models(models)
     from physcli.tasks.probe_physion import ProbeSettings, probe_physion
-    from physcli.tasks.run_dir import to_json
 
     if sigma is not None and snr is not None:
         raise UsageError(f"--sigma {sigma} with --snr {snr}.", expected="one of them", fix="leave one out")
@@ -136,10 +135,7 @@ def physion(
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if not done.is_main:
-        return
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "dropped": done.dropped}))
+    if render.answered(common, done, rows=done.rows, dropped=done.dropped):
         return
     show_probe(done)
 

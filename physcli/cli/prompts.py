@@ -35,7 +35,6 @@ def upsample(
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many captions.", show_default=False)] = None,
 ) -> None:
     """Rewrite short captions as the detailed prompts that video models are trained on; resumable."""
-    from physcli.tasks.run_dir import to_json
     from physcli.tasks.upsample import UpsampleSettings
     from physcli.tasks.upsample import upsample as task
 
@@ -47,8 +46,7 @@ def upsample(
         dtype=common.dtype,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "prompts": done.prompts, "rows": done.rows}))
+    if render.answered(common, done, prompts=done.prompts, rows=done.rows):
         return
     counted = len(done.prompts) - done.missing
     render.table(

@@ -17,7 +17,6 @@ def quickstart(common: Run) -> None:
     """Probe, fine-tune with VideoREPA, probe again, sample, score, compare: no GPU, no network, minutes."""
     from physcli.tasks.quickstart import QuickstartSettings
     from physcli.tasks.quickstart import quickstart as task
-    from physcli.tasks.run_dir import to_json
 
     done = task(
         QuickstartSettings(seed=common.seed),
@@ -26,8 +25,7 @@ def quickstart(common: Run) -> None:
         cache_dir=common.cache_dir,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "rows": done.rows, "seconds": done.seconds}))
+    if render.answered(common, done, rows=done.rows, seconds=done.seconds):
         return
     render.result("\n[1] Before fine-tuning: what the features of both tell about contact\n")
     show_probe(done.before, {"clips": done.path / "clips.png"})

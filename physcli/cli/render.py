@@ -28,6 +28,7 @@ from physcli.errors import PhyscliError
 from physcli.progress import Bar, Reporter
 
 if TYPE_CHECKING:
+    from physcli.cli.options import Output
     from physcli.tasks import tables
 
 _TONES = {"better": "green", "worse": "red"}
@@ -125,6 +126,23 @@ def result(text: str) -> None:
 def width() -> int:
     """Columns of the terminal that results go to."""
     return _stdout.width
+
+
+def answered(common: Output, done: Any, **shown: Any) -> bool:
+    """Whether nothing of a result is left to be drawn: another process draws it, or it was written as --json asks.
+
+    Args:
+        common: The command's options.
+        done: The result, with the run's `path`, and `is_main` where there can be several processes.
+        shown: What --json shows beside the run.
+    """
+    from physcli.tasks.run_dir import to_json
+
+    if not getattr(done, "is_main", True):
+        return True
+    if common.json:
+        json_text(to_json({"run": done.path, **shown}))
+    return bool(common.json)
 
 
 def json_text(text: str) -> None:

@@ -26,7 +26,6 @@ Limit = Annotated[int, typer.Option(min=1, help="Of a run, at most so many video
 
 
 def _draw(common: ModelRun, kind: str, videos: list[str], **settings: Any) -> None:
-    from physcli.tasks.run_dir import to_json
     from physcli.tasks.visualize import VisualizeSettings, visualize
 
     chosen = replace(VisualizeSettings(kind, tuple(videos), seed=common.seed), **settings)
@@ -38,8 +37,7 @@ def _draw(common: ModelRun, kind: str, videos: list[str], **settings: Any) -> No
         dtype=common.dtype,
         reporter=render.RichReporter(quiet=common.quiet),
     )
-    if common.json:
-        render.json_text(to_json({"run": done.path, "files": done.pictures, "rows": done.rows}))
+    if render.answered(common, done, files=done.pictures, rows=done.rows):
         return
     lines = [[row["group"], row["metric"].replace("_", " "), f"{row['value']:.3g}"] for row in done.rows]
     render.table(f"visualize {kind}", ["video", "", "value"], lines, right=(2,))

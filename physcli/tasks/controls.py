@@ -30,8 +30,9 @@ from physcli.hashing import settings_hash
 from physcli.models.device import pick_device
 from physcli.progress import Reporter
 from physcli.rows import Metric, Row, mean_row
+from physcli.tasks.part_log import PartLog
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, cache_root, read_log, read_metrics, with_defaults, write_jsonl
+from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, with_defaults, write_jsonl
 from physcli.tasks.scene_sets import find_scenes, scenes_hash, shown_rate, shown_words
 from physcli.tasks.sources import pinned, simulated_by, source_name
 from physcli.tasks.verifiers import TWINS, VERIFIERS, check_verifiers, verifier_class
@@ -44,7 +45,6 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "blurred": lambda frames: np.stack([blurred_frame(frame) for frame in frames]),
     "backwards": lambda frames: frames[::-1],
 }
-_LOG = "scored-{}.part.jsonl"
 
 
 @dataclass(frozen=True)
@@ -146,19 +146,18 @@ def controls(
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
             return ControlsResult(run.path, read_metrics(run.path), processes.is_main)
-        done = processes.tell(_logged(run.path))
-        mine = [number for number in processes.share(range(len(found.scenes))) if number not in done]
+        log = PartLog(run.path, "scored", processes)
+        mine = log.todo(len(found.scenes))
         with reporter.bar("Scoring", len(mine), "scene") as bar:
             for number in mine:
                 shown = _shown(found.scenes[number], settings.num_frames)
                 said = _ask(verifiers, [one for _, one in shown], strict=bool(settings.verifiers))
-                row = {"number": number, "copies": [copy for copy, _ in shown], "said": said}
-                append_row(run.path / _LOG.format(processes.rank), row)
+                log.note(number, {"copies": [copy for copy, _ in shown], "said": said})
                 bar.advance()
         processes.wait()
         rows: list[Row] = []
         if processes.is_main:
-            done = _logged(run.path)
+            done = log.rows()
             scored = [done[number] for number in range(len(found.scenes))]
             able = able_verifiers([row["said"] for row in scored], names, reporter)
             run.record["verifiers"] = {name: verifiers[name].identity | verifiers[name].found for name in able}
@@ -167,8 +166,7 @@ def controls(
             rows = _measure(items, able, {"benchmark": "controls", "task": task, "split": "test"})
             write_jsonl(run.path / "items.jsonl", items)
             run.write_metrics(rows)
-            for part in run.path.glob(_LOG.format("*")):
-                part.unlink()
+            log.clear()
     processes.finish()
     return ControlsResult(run.path, rows, processes.is_main)
 
@@ -211,10 +209,6 @@ def _ask(verifiers: Mapping[str, Verifier], shown: Sequence[Candidate], *, stric
                 raise
             said[name] = {"cannot": f"{error.received} Expected: {error.expected}"}
     return said
-
-
-def _logged(path: Path) -> dict[int, dict[str, Any]]:
-    return {row["number"]: row for part in sorted(path.glob(_LOG.format("*"))) for row in read_log(part)}
 
 
 def _items(

@@ -36,13 +36,12 @@ from physcli.hashing import content_hash, settings_hash
 from physcli.models import shown_name
 from physcli.progress import Reporter
 from physcli.rows import Metric, make_row, mean_row
+from physcli.tasks.part_log import PartLog
 from physcli.tasks.processes import Processes
 from physcli.tasks.report import write_run_report
 from physcli.tasks.run_dir import (
     Complete,
     RunDir,
-    append_row,
-    read_log,
     read_metrics,
     read_rows,
     with_defaults,
@@ -56,7 +55,6 @@ LEAST_FRAMES = 5
 MISSING = Metric("missing/video", "rate", False, interval="none")
 PIXEL_FORMAT = "pixel_format"  # a field of items.jsonl: ffmpeg's name of what a video's colours are stored as
 _OTHER_FIELDS = {"video", "name", "caption", "prompt", "index", "seed", "group", "number", "error", PIXEL_FORMAT}
-_LOGS = "items-*.part.jsonl"  # one a process
 
 # The fields of a video in items.jsonl, or what is wrong with it.
 Scored = dict[str, Any] | DataError
@@ -175,13 +173,13 @@ def evaluate(
                 write_run_report(str(run.path))
             processes.finish()
             return _read(run.path, processes.is_main)
-        done = processes.tell(_logged(run.path))
-        if done:
-            reporter.note(f"{len(done)} of {len(items)} videos are scored already.")
+        log = PartLog(run.path, "items", processes)
+        if log.done:
+            reporter.note(f"{len(log.done)} of {len(items)} videos are scored already.")
         judge, label = None, None
         if rater is not None:
             judge, label = _load_rater(rater[0], settings.dtype, device, device_map, reporter)
-        mine = [number for number in processes.share(range(len(items))) if number not in done]
+        mine = log.todo(len(items))
         with reporter.bar("Scoring", len(mine), "video") as bar:
             for first in range(0, len(mine), batch_size):
                 some = mine[first : first + batch_size]
@@ -189,18 +187,16 @@ def evaluate(
                 for n in some:  # before it is noted: the score would not be of the content that run.json names
                     refuse_changed(items[n].path, seen[n])
                 for number, scored in zip(some, judged, strict=True):
-                    row = {"number": number, **_row(items[number], scored, reporter, settings.as_decord)}
-                    append_row(run.path / f"items-{processes.rank}.part.jsonl", row)
+                    log.note(number, _row(items[number], scored, reporter, settings.as_decord))
                     bar.advance()
         processes.wait()
         if processes.is_main:
-            by_number = _logged(run.path)
+            by_number = log.rows()
             _write(run, benchmark, found, items, [by_number[number] for number in range(len(items))], label)
             write_run_report(str(run.path), record=run.as_finished())
             for item, before in zip(items, seen, strict=True):  # the report shows some of them
                 refuse_changed(item.path, before)
-            for log in run.path.glob(_LOGS):
-                log.unlink()
+            log.clear()
     processes.finish()
     return _read(run.path, processes.is_main)
 
@@ -254,11 +250,6 @@ def _hashes_beside(benchmark: Benchmark, videos: Sequence[Video]) -> dict[str, s
             named = {str(video.columns[what]) for video in videos if isinstance(video.columns.get(what), str)}
             found |= {name: content_hash(Path(name)) if Path(name).is_file() else "missing" for name in named}
     return found
-
-
-def _logged(path: Path) -> dict[int, dict[str, Any]]:
-    """What all processes have scored so far: number of the item → row."""
-    return {row["number"]: row for log in sorted(path.glob(_LOGS)) for row in read_log(log)}
 
 
 def _row(item: Video, scored: Scored, reporter: Reporter, as_decord: bool) -> dict[str, Any]:

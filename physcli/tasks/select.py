@@ -30,15 +30,15 @@ from physcli.models.device import pick_device
 from physcli.progress import Reporter
 from physcli.rows import Metric, Row, interval_columns, make_row, mean_row
 from physcli.stats import bootstrap_interval
+from physcli.tasks.part_log import PartLog
 from physcli.tasks.processes import Processes
-from physcli.tasks.run_dir import RunDir, append_row, cache_root, read_log, read_metrics, with_defaults, write_jsonl
+from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import Score, ScoredRun, read_scored_run
 from physcli.tasks.verifiers import ALL, GAIN, ORACLE, VERIFIERS, check_verifiers, verifier_class
 from physcli.tasks.verifiers.base import Setting, Verifier, able_verifiers, read_candidate
 
 GAIN_SHARE = Metric("gain_share", "score", True, interval="bootstrap")
 STILL_WINS = Metric("still_wins", "rate", False, interval="wilson")
-_LOG = "chosen-{}.part.jsonl"
 
 
 @dataclass(frozen=True)
@@ -135,17 +135,16 @@ def select(
             reporter.note(f"{run.path} already holds these choices.")
             processes.finish()
             return SelectResult(run.path, read_metrics(run.path), processes.is_main)
-        done = processes.tell(_logged(run.path))
-        mine = [number for number in processes.share(range(len(groups))) if number not in done]
+        log = PartLog(run.path, "chosen", processes)
+        mine = log.todo(len(groups))
         with reporter.bar("Choosing", len(mine), "prompt") as bar:
             for number in mine:
-                row = {"number": number, "said": _ask(verifiers, groups[number], strict=bool(settings.verifiers))}
-                append_row(run.path / _LOG.format(processes.rank), row)
+                log.note(number, {"said": _ask(verifiers, groups[number], strict=bool(settings.verifiers))})
                 bar.advance()
         processes.wait()
         rows: list[Row] = []
         if processes.is_main:
-            done = _logged(run.path)
+            done = log.rows()
             said = [done[number]["said"] for number in range(len(groups))]
             able = able_verifiers(said, names, reporter)
             scores = [{name: one[name] for name in able} for one in said]
@@ -153,8 +152,7 @@ def select(
             rows = _measure(scored, groups, scores, metric, settings.seed)
             write_jsonl(run.path / "items.jsonl", _rows_of_videos(groups, scores, metric))
             run.write_metrics(rows)
-            for part in run.path.glob(_LOG.format("*")):
-                part.unlink()
+            log.clear()
     processes.finish()
     return SelectResult(run.path, rows, processes.is_main)
 
@@ -219,10 +217,6 @@ def _ask(verifiers: Mapping[str, Verifier], group: Sequence[Score], *, strict: b
             continue
         said[name] = {"scores": scores.tolist(), "still_wins": bool(still > beside[pick])}
     return said
-
-
-def _logged(path: Path) -> dict[int, dict[str, Any]]:
-    return {row["number"]: row for part in sorted(path.glob(_LOG.format("*"))) for row in read_log(part)}
 
 
 def _picks(

@@ -36,6 +36,8 @@ MMD2 = Metric("mmd2", "score", False, role="headline", interval="bootstrap")
 ADDED = Metric("mmd2_added", "score", None, interval="bootstrap")
 FRECHET = Metric("frechet", "score", False, interval="bootstrap")
 
+FEWEST = 3  # clusters of a set, without any of which there must be a set
+
 
 class Kernel(NamedTuple):
     """(x·y/D + coef)^degree."""
@@ -61,7 +63,7 @@ class FeatureSet:
         prompts: [N] the text of each.
 
     Raises:
-        ValueError: other shapes, fewer than 2 clusters or prompts, or numbers that are not finite.
+        ValueError: other shapes, fewer than `FEWEST` clusters or two prompts, or numbers that are not finite.
     """
 
     features: np.ndarray
@@ -72,8 +74,8 @@ class FeatureSet:
         shape = self.features.shape
         if len(shape) != 2 or not len(self.clusters) == len(self.prompts) == shape[0]:
             raise ValueError(f"features {shape}, {len(self.clusters)} clusters, {len(self.prompts)} prompts")
-        if len(set(self.clusters)) < 2 or len(set(self.prompts)) < 2:
-            raise ValueError("a set of one cluster or prompt has no pair that counts")
+        if len(set(self.clusters)) < FEWEST or len(set(self.prompts)) < 2:
+            raise ValueError(f"a set must have {FEWEST} clusters and two prompts")
         if not np.isfinite(self.features).all():
             raise ValueError("features must be finite")
 

@@ -46,7 +46,7 @@ def distance(
     ] = "kid",
     batch_size: Annotated[int, typer.Option(min=1, help="Videos the encoder sees at a time.")] = 16,
     limit: Annotated[
-        int | None, typer.Option(min=2, help="At most so many videos of each set, evenly spaced.", show_default=False)
+        int | None, typer.Option(min=3, help="At most so many videos of each set, evenly spaced.", show_default=False)
     ] = None,
 ) -> None:
     """How far do videos lie from real clips? MMD² and Fréchet distance in an encoder's features; not FVD."""

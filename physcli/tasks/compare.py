@@ -48,11 +48,9 @@ from physcli.tasks.scored_runs import SUBJECT_MARK, Key, Score, ScoredRun, descr
 from physcli.tasks.sheets import draw_side_by_side
 
 _EXAMPLES = 3
-# Columns of metrics.json in which all runs must agree, and what they are called. The last five are of distances.
-_ALIKE = {
-    "benchmark": "benchmarks",
-    "task": "tasks",
-    "rater": "raters",
+# Columns of metrics.json in which all runs must agree, and what they are called; and those of distances besides.
+_ALIKE = {"benchmark": "benchmarks", "task": "tasks", "rater": "raters"}
+_DISTANCES_ALIKE = {
     "encoder": "encoders",
     "block": "blocks of the encoder",
     "kernel": "kernels",
@@ -226,7 +224,8 @@ def _common_beginning(names: Sequence[str]) -> str:
 
 def _refuse_unlike(sides: Sequence[Side]) -> None:
     runs = [(side, run) for side in sides for run in side.runs]
-    for column, what in _ALIKE.items():
+    distances = any(run.kind == "distance" for _, run in runs)
+    for column, what in (_ALIKE | (_DISTANCES_ALIKE if distances else {})).items():
         found = {str(run.path): run.values_of(column) for _, run in runs}
         if len({tuple(values) for values in found.values()}) > 1:
             said = "; ".join(f"{path}: {', '.join(values) or 'none'}" for path, values in found.items())

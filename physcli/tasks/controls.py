@@ -1,15 +1,17 @@
 """`physcli eval controls`: which verifier can be fooled by what?
 
-Of every real clip there are copies that deserve less: its first frame held, blurred, backwards, its first half in slow
-motion, and its impossible twins. A verifier scores them all; how often does it prefer a copy to the clip itself?
+Of every real clip there are copies that deserve less: its first frame held, blurred, backwards, its beginning in slow
+motion, and its impossible twins. A verifier scores them; how often does it prefer a copy to the clip itself?
 
     preferred      share of clips whose copy has the higher score, ties half; ½ by chance, 0 is right
     OUT/metrics.json    a row for each verifier and copy (`group`); intervals by clusters of scenes
-    OUT/items.jsonl     a row for each clip and copy, with every verifier's score
+    OUT/items.jsonl     a row for each copy; of every verifier two scores, the clip's and the copy's
 
-The whole event is shown in `num_frames` frames. A still clip and a blurred one deserve less because they show less; who
-wants to know of laws alone reads the twins. Backwards, a clip may be as possible as before (a collision of equals), so
-that not all of what is preferred there is wrong.
+The whole event is shown in `num_frames` frames; in slow motion, every frame is half as far from the next, or less where
+that is no whole number. A verifier whose scores depend on what is scored beside gets every copy alone with the clip. A
+still clip and a blurred one deserve less because they show less; who wants to know of laws alone reads the twins.
+Backwards, a clip may be as possible as before (a collision of equals), so that not all of what is preferred there is
+wrong.
 """
 
 from __future__ import annotations
@@ -151,8 +153,8 @@ def controls(
         with reporter.bar("Scoring", len(mine), "scene") as bar:
             for number in mine:
                 shown = _shown(found.scenes[number], settings.num_frames)
-                said = _ask(verifiers, [one for _, one in shown], strict=bool(settings.verifiers))
-                log.note(number, {"copies": [copy for copy, _ in shown], "said": said})
+                said = _ask(verifiers, shown, strict=bool(settings.verifiers))
+                log.note(number, {"copies": [(one.name, one.is_twin) for one in shown[1:]], "said": said})
                 bar.advance()
         processes.wait()
         rows: list[Row] = []
@@ -171,39 +173,75 @@ def controls(
     return ControlsResult(run.path, rows, processes.is_main)
 
 
-def _shown(scene: Scene, num_frames: int) -> list[tuple[str, Candidate]]:
-    """The clip itself (`REAL`), its copies and its impossible twins, the whole event of each.
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of the clip, or the clip itself (`REAL`); `name` is a violation's where it is an impossible twin."""
+
+    name: str
+    is_twin: bool
+    candidate: Candidate
+
+
+def _shown(scene: Scene, num_frames: int) -> list[_Copy]:
+    """The clip itself, its copies and its impossible twins, the whole event of each. In slow motion only where the clip
+    has the frames for it.
 
     Raises:
-        DataError: a clip cannot be read.
+        DataError: a clip cannot be read, or is too short; a violation is called as a copy is.
     """
     real = scene.valid[0]
+    clash = sorted({REAL, SLOW, TWINS, *COPIES} & scene.invalid.keys())
+    if clash:
+        raise DataError(
+            f"{scene.scenario}/{scene.name} has a violation called {clash[0]!r}, as a copy is.",
+            expected="other names of files: VIOLATION_00.mp4",
+        )
 
-    def candidate(clip: Clip, frames: Sequence[int], pixels: np.ndarray, name: str) -> Candidate:
+    def frames_of(clip: Clip) -> list[int]:
+        length = clip.count_frames()
+        if length < num_frames:
+            raise DataError(
+                f"{clip.path} has {length} frames.",
+                expected=f"at least {num_frames}",
+                fix="give a smaller --num-frames",
+            )
+        return [int(frame) for frame in sampled_frames(length, num_frames)]
+
+    def copy(name: str, clip: Clip, frames: Sequence[int], pixels: np.ndarray, *, number: int | None = None) -> _Copy:
         words = shown_words(scene.prompt, clip, frames)
-        about = f"{scene.scenario}/{scene.name}, {name}"
-        return Candidate(pixels, shown_rate(clip, frames) or 0.0, words, words, about)
+        about = f"{scene.scenario}/{scene.name}, {name}" + ("" if number is None else f" {number}")
+        candidate = Candidate(pixels, shown_rate(clip, frames) or 0.0, words, words, about)
+        return _Copy(name, number is not None, candidate)
 
-    length = real.count_frames()
-    whole = sampled_frames(length, num_frames).tolist()
-    half = sampled_frames((length + 1) // 2, num_frames).tolist()
+    whole = frames_of(real)
     pixels = real.read(whole)
-    shown = [(REAL, candidate(real, whole, pixels, REAL))]
-    shown += [(name, candidate(real, whole, copy(pixels), name)) for name, copy in COPIES.items()]
-    shown.append((SLOW, candidate(real, whole, real.read(half), SLOW)))  # said to be as fast as the clip itself
+    shown = [copy(REAL, real, whole, pixels)]
+    shown += [copy(name, real, whole, altered(pixels)) for name, altered in COPIES.items()]
+    stride = (whole[-1] // (num_frames - 1)) // 2
+    if stride:  # said to be as fast as the clip itself
+        shown.append(copy(SLOW, real, whole, real.read([stride * number for number in range(num_frames)])))
     for kind, twins in scene.invalid.items():
         for number, twin in enumerate(twins):
-            frames = sampled_frames(twin.count_frames(), num_frames).tolist()
-            shown.append((kind, candidate(twin, frames, twin.read(frames), f"{kind} {number}")))
+            frames = frames_of(twin)
+            shown.append(copy(kind, twin, frames, twin.read(frames), number=number))
     return shown
 
 
-def _ask(verifiers: Mapping[str, Verifier], shown: Sequence[Candidate], *, strict: bool) -> dict[str, dict[str, Any]]:
-    """Every verifier's scores; of one that cannot score them why, as `cannot`, unless it is `strict`."""
+def _ask(verifiers: Mapping[str, Verifier], shown: Sequence[_Copy], *, strict: bool) -> dict[str, dict[str, Any]]:
+    """Every verifier's scores of the clip and, one by one, of its copies; of one that cannot score them why, as
+    `cannot`, unless it is `strict`."""
+    real, *copies = (one.candidate for one in shown)
     said: dict[str, dict[str, Any]] = {}
     for name, verifier in verifiers.items():
         try:
-            said[name] = {"scores": verifier.scores(shown).tolist()}
+            if verifier.relative:
+                pairs = np.array([verifier.scores([real, one]) for one in copies])
+            else:
+                first, *rest = verifier.scores([real, *copies])
+                pairs = np.array([(first, one) for one in rest])
+            if not np.isfinite(pairs).all():
+                raise DataError(f"{name} gives {real.name} or a copy of it no number.", expected="finite scores")
+            said[name] = {"pairs": pairs.tolist()}
         except DataError as error:
             if strict:
                 raise
@@ -214,26 +252,24 @@ def _ask(verifiers: Mapping[str, Verifier], shown: Sequence[Candidate], *, stric
 def _items(
     scenes: Sequence[Scene], scored: Sequence[Mapping[str, Any]], verifiers: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row for each clip and copy."""
+    """A row for each copy: of every verifier the score of the clip and of the copy."""
     rows = []
     for scene, said in zip(scenes, scored, strict=True):
         about = {"scenario": scene.scenario, "scene": scene.name, "cluster": scene.cluster}
-        for place, copy in enumerate(said["copies"]):
-            scores = {name: said["said"][name]["scores"][place] for name in verifiers}
-            rows.append(about | {"copy": copy, "is_twin": place > len(COPIES) + 1, **scores})
+        for place, (copy, is_twin) in enumerate(said["copies"]):
+            pairs = {name: said["said"][name]["pairs"][place] for name in verifiers}
+            rows.append(about | {"copy": copy, "is_twin": is_twin, **pairs})
     return rows
 
 
 def _measure(items: Sequence[Mapping[str, Any]], verifiers: Sequence[str], common: Mapping[str, Any]) -> list[Row]:
     kinds = list(dict.fromkeys(item["copy"] for item in items if item["is_twin"]))
-    groups = [*COPIES, SLOW, TWINS, *sorted(kinds)]
     rows = []
     for name in verifiers:
-        real = {(item["scenario"], item["scene"]): item[name] for item in items if item["copy"] == REAL}
-        for group in groups:
+        for group in (*COPIES, SLOW, TWINS, *sorted(kinds)):
             some = [item for item in items if item["copy"] == group or (group == TWINS and item["is_twin"])]
-            less = [np.sign(item[name] - real[item["scenario"], item["scene"]]) for item in some]
-            clusters = [item["cluster"] for item in some]
-            values = [(1 + float(sign)) / 2 for sign in less]
-            rows.append(mean_row(PREFERRED, values, clusters=clusters, subject=name, group=group, **common))
+            if some:
+                values = [(1 + float(np.sign(copy - real))) / 2 for real, copy in (item[name] for item in some)]
+                clusters = [item["cluster"] for item in some]
+                rows.append(mean_row(PREFERRED, values, clusters=clusters, subject=name, group=group, **common))
     return rows

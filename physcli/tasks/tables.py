@@ -246,7 +246,7 @@ def controls(result: ControlsResult, *, wide: bool) -> Table:
         "Backwards, a clip may be as possible as before.",
         right=range(1, len(subjects) + 2),
         whole=(0,),
-        sections=(groups.index(TWINS) - 1, groups.index(TWINS)),
+        sections=[groups.index(TWINS) - 1, groups.index(TWINS)] if TWINS in groups else (),
     )
 
 

@@ -94,12 +94,12 @@ def test_bad_features_are_refused():
         frechet(x, np.zeros((3, 5)))
     with pytest.raises(ValueError, match="at least 2"):
         frechet(x[:1], x)
-    with pytest.raises(ValueError, match="one cluster"):
+    with pytest.raises(ValueError, match="3 clusters"):
         named(x[:1])
-    with pytest.raises(ValueError, match="one cluster"):
+    with pytest.raises(ValueError, match="3 clusters"):
         named(x, ["a", "a", "a"])
     with pytest.raises(ValueError, match="finite"):
-        named([[1.0, np.nan], [1.0, 2.0]])
+        named([[1.0, np.nan], [1.0, 2.0], [2.0, 3.0]])
     with pytest.raises(ValueError, match="clusters"):
         FeatureSet(x, ["a", "b"], ["a", "b", "c"])
 

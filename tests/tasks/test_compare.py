@@ -457,7 +457,7 @@ def test_settings_of_the_scoring_that_differ_are_said(tmp_path, eval_run):
 # --- probes ---
 
 
-def _probe_run(folder, correct, *, subject="videomae-tiny", data="d"):
+def _probe_run(folder, correct, *, subject="videomae-tiny", data="d", block=3):
     """As `physcli probe` leaves it: two scenarios of unequal size, twins, two controls."""
     folder.mkdir()
     rows, metrics = [], []
@@ -469,6 +469,7 @@ def _probe_run(folder, correct, *, subject="videomae-tiny", data="d"):
         scores = [np.mean([h for n, h in zip(names, right, strict=True) if n[0] == s]) for s in ("collide", "roll")]
         for metric in ("accuracy", "balanced_accuracy"):
             common = {"benchmark": "physion", "task": "ocp", "subject": who, "split": "test", "group": "all"}
+            common |= {"block": block}
             metrics.append(common | {"metric": metric, "value": float(np.mean(scores)), "higher_is_better": True})
     (folder / "items.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (folder / "metrics.json").write_text(json.dumps(metrics))

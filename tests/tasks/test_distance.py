@@ -302,12 +302,26 @@ def test_refused_videos(refused, clips, tmp_path, good):
     refused("0.mp4", videos=(str(short),))
 
 
+def test_too_small_sets_are_refused_before_the_encoder_looks(refused, clips, tmp_path):
+    """Of 11 videos of two prompts, all but one of one, so many as are compared may be of that one."""
+    lopsided = write_set(tmp_path / "lopsided", clips[:6])
+    rows = [json.loads(line) for line in (lopsided / "videos.jsonl").read_text().splitlines()]
+    for row in rows[1:]:
+        row["prompt"] = row["caption"] = "the same"
+    (lopsided / "videos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused("6 videos of 2 prompts", videos=(str(lopsided),))
+
+
+def test_real_clips_of_one_pair_are_too_few(refused, good):
+    refused("halves are made of 3 clips of 2 scenes", videos=(str(good),), limit=3)
+
+
 def test_refused_real_clips(refused, tmp_path, clips):
     few = tmp_path / "few"
     few.mkdir()
     for number, clip in enumerate(clips[:3]):
         write_video(few / f"{number}.mp4", clip.read(), 20)
-    refused("3 real clips of 3 scenes", real=str(few))
+    refused("Of 3 real clips", real=str(few))
     for path in few.iterdir():
         write_video(path, clips[0].read(), 4)
     refused("4 frames a second, the videos 6.67", real=str(few))
@@ -319,7 +333,7 @@ def test_refused_real_clips(refused, tmp_path, clips):
 def test_chroma_is_told(settings, good, clips, session_cache, tmp_path, listener):
     folder = tmp_path / "halved"
     folder.mkdir()
-    for number, clip in enumerate(clips[:4]):
+    for number, clip in enumerate(clips[:6]):
         write_video(folder / f"{number}.mp4", clip.read()[::3], RATE_HZ, full_chroma=False)
         (folder / f"{number}.txt").write_text(f"a ball {number}")
     reporter = listener()

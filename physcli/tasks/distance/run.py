@@ -35,7 +35,7 @@ from physcli.data.clips import HDF5_SUFFIXES, Clip, read_dataset
 from physcli.data.subsets import thin
 from physcli.data.video import chroma_step, pixel_format
 from physcli.data.video_sets import Video
-from physcli.errors import DataError, UsageError, unknown
+from physcli.errors import UsageError, unknown
 from physcli.files import short_names
 from physcli.hashing import content_hash, settings_hash
 from physcli.models.device import pick_device, pick_dtype
@@ -50,6 +50,7 @@ from physcli.tasks.distance.result import BLURRED, HALF, HELD, REFERENCE, STILL,
 from physcli.tasks.distance.sets import (
     RealClip,
     Subject,
+    check_prompts,
     common_length,
     halves,
     read_subjects,
@@ -57,6 +58,7 @@ from physcli.tasks.distance.sets import (
     seen_frames,
 )
 from physcli.tasks.features import FeatureExtractor, Tap, View, blurred, check_finite, choose_taps, views_of
+from physcli.tasks.figures import FEWEST_CLUSTERS
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import cluster_of
@@ -174,6 +176,7 @@ def distance(
                 "halved): sets of different sizes do not compare."
             )
         subjects = [replace(subject, videos=tuple(thin(subject.videos, count))) for subject in subjects]
+        check_prompts(subjects)
         [tap] = choose_taps(encoder, None if settings.layer is None else [settings.layer], [])
         sets = _sets(subjects, half, frames, hashes)
         target = _real_set(reference, REFERENCE, hashes)
@@ -228,15 +231,9 @@ def _hash_of_clips(clips: Sequence[Clip], hashes: dict[Path, str]) -> str:
 
 
 def _hash_of_videos(videos: Sequence[Video], hashes: dict[Path, str]) -> str:
-    """All that is read of a set. Fills `hashes`.
-
-    Raises:
-        DataError: a video is not there.
-    """
+    """All that is read of a set. Fills `hashes`."""
     about = []
     for video in videos:
-        if not video.path.is_file():
-            raise DataError(f"{video.path} is not there.", expected="every video of the list", fix="mend the list")
         hashes[video.path] = content_hash(video.path)
         about.append([video.name, hashes[video.path], video.prompt, video.index, video.seed])
     return settings_hash({"videos": about})
@@ -375,6 +372,9 @@ def notes_of(result: DistanceResult) -> list[str]:
             f"{count} videos of {dimension} dimensions: the Fréchet distance is above that of endless sets. Hold it "
             "against that of the two real halves, or read MMD², which has no such bias."
         )
+    least = min(row["num_clusters"] for row in result.rows if "num_clusters" in row)
+    if least < FEWEST_CLUSTERS:
+        notes.append(f"A set is of {least} scenes or prompts only: intervals are too narrow.")
     unseen = [name for name in (STILL, BLURRED) if not _is_above_0(result, name)]
     for name, said in ((STILL, "hold real clips at their first frame"), (BLURRED, "blur real clips")):
         if name in unseen:

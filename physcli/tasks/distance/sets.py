@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from physcli.benchmarks.distance import FEWEST
 from physcli.benchmarks.physion import IMAGE_FRAMES
-from physcli.data.clips import Clip
+from physcli.data.clips import HDF5_FRAME_RATE_HZ, HDF5_SUFFIXES, Clip
 from physcli.data.subsets import thin
 from physcli.data.video import count_frames, frame_rate
 from physcli.data.video_sets import Video, read_video_set
@@ -57,7 +58,7 @@ def read_subjects(given: Sequence[str], limit: int | None, reporter: Reporter) -
 
     Raises:
         UsageError: no set, or two of one name.
-        DataError: a set that cannot be read, or has one video or prompt only.
+        DataError: a set that cannot be read, or has too few prompts.
     """
     if not given:
         raise UsageError("No --videos.", expected="a run of physcli sample, a folder of captioned videos, or a list")
@@ -71,14 +72,8 @@ def read_subjects(given: Sequence[str], limit: int | None, reporter: Reporter) -
             reporter.warn(f"{len(found.problems)} entries were left out in all.")
         for note in found.notes:
             reporter.note(note)
-        videos = tuple(thin(found.items, limit))
-        if len({video.prompt for video in videos}) < 2:
-            raise DataError(
-                f"{rest} has {counted(len(videos), 'video')} of {counted(len({v.prompt for v in videos}), 'prompt')}.",
-                expected="videos of two prompts at least: a distance is between sets, and those of one prompt are "
-                "alike for that reason",
-            )
-        subjects.append(Subject(label.strip() or found.subject, rest, videos))
+        subjects.append(Subject(label.strip() or found.subject, rest, tuple(thin(found.items, limit))))
+    check_prompts(subjects)
     labels = [subject.label for subject in subjects]
     for subject in subjects:
         if labels.count(subject.label) > 1:
@@ -90,6 +85,17 @@ def read_subjects(given: Sequence[str], limit: int | None, reporter: Reporter) -
         if subject.label in CONTROLS or subject.label.endswith(HELD):
             raise UsageError(f"--videos are called {subject.label!r}, as a control is.", expected="another NAME=…")
     return subjects
+
+
+def check_prompts(subjects: Sequence[Subject]) -> None:
+    """Raises DataError for a set of too few prompts: those of one are alike for that reason, and count as one video."""
+    for subject in subjects:
+        prompts = len({video.prompt for video in subject.videos})
+        if prompts < FEWEST:
+            raise DataError(
+                f"{subject.source}: {counted(len(subject.videos), 'video')} of {counted(prompts, 'prompt')}.",
+                expected=f"videos of {FEWEST} prompts at least: a distance is between sets",
+            )
 
 
 def common_length(subjects: Sequence[Subject]) -> Length:
@@ -152,11 +158,13 @@ def real_clips(
         reporter: Told of clips that are too short.
 
     Raises:
-        DataError: a clip has fewer frames a second than the videos, or all are too short.
+        DataError: a clip does not say its rate, or has fewer frames a second than the videos; or all are too short.
     """
     found, short = [], []
     for clip, name in zip(clips, names, strict=True):
-        real_hz = rate_at(clip, 1, 0.0)
+        real_hz = rate_at(clip, 1, HDF5_FRAME_RATE_HZ if clip.path.suffix in HDF5_SUFFIXES else 0.0)
+        if not real_hz:
+            raise DataError(f"{clip.path} does not say how many frames a second it has.", expected="a frame rate")
         if real_hz < rate_hz * (1 - _SAME_RATE):
             raise DataError(
                 f"{clip.path} has {real_hz:.3g} frames a second, the videos {rate_hz:.3g}.",
@@ -187,7 +195,7 @@ def halves(clips: Sequence[RealClip], most: int, seed: int) -> tuple[list[RealCl
     """Two disjoint halves at random, of one size, at most `most` clips each; what shares a cluster stays together.
 
     Raises:
-        DataError: too few clips for two halves of two scenes.
+        DataError: too few clips, or videos, for two halves of `FEWEST` scenes.
     """
     by: dict[str, list[RealClip]] = {}
     for clip in clips:
@@ -199,13 +207,16 @@ def halves(clips: Sequence[RealClip], most: int, seed: int) -> tuple[list[RealCl
     for number in order:
         (one if len(one) <= len(other) else other).extend(by[names[number]])
     size = min(most, len(one), len(other))
+    few = size < min(len(one), len(other))
     one, other = one[:size], other[:size]
-    told = [{getattr(clip, name) for clip in half} for half in (one, other) for name in ("cluster", "prompt")]
-    if min(map(len, told)) < 2:
+    told = [min(len({getattr(clip, name) for clip in half}) for half in (one, other)) for name in ("cluster", "prompt")]
+    scenes, prompts = told
+    if scenes < FEWEST or prompts < 2:
         raise DataError(
-            f"{counted(len(clips), 'real clip')} of {counted(len(names), 'scene')}.",
-            expected="enough for two halves of two scenes each",
-            fix="use more real clips: a larger N in simulated:N",
+            f"Of {counted(len(clips), 'real clip')}, for {counted(most, 'video')}, halves are made of "
+            f"{counted(size, 'clip')} of {counted(scenes, 'scene')} and {counted(prompts, 'prompt')}.",
+            expected=f"halves of {FEWEST} scenes and two prompts at least",
+            fix="use more videos" if few else "use more real clips: a larger N in simulated:N",
         )
     return one, other
 

@@ -87,7 +87,7 @@ def find_work(
         reporter: Told what is left out.
 
     Raises:
-        UsageError: no path, one twice, or folders without `data`.
+        UsageError: neither paths nor `data`, a path twice, or folders without `data`.
         DataError: files that are not as they should be; see `physcli.data.physics_iq`.
     """
     if not given and data is None:

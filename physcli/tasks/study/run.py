@@ -143,6 +143,12 @@ def plan_study(
     asked = read_study(path)
     reporter = reporter or Reporter()
     processes = Processes(device)
+    if processes.count > 1:
+        raise UsageError(
+            f"A dry run of a study by {processes.count} processes.",
+            expected="one process",
+            fix="leave the launcher out",
+        )
     options: dict[str, Any] = {"device": device, "cache_dir": cache_dir, "processes": processes}
     with tempfile.TemporaryDirectory(prefix="physcli-dry-run-") as name:
         folder = Path(name)

@@ -77,6 +77,7 @@ def make_plan(
     Raises:
         PhyscliError: whatever would stop the run.
     """
+    reporter = reporter if processes.is_main else Reporter()
     chosen = pick_device("cpu" if on_cpu(device) else device)
     alone = Processes.alone()
     with tempfile.TemporaryDirectory(prefix="physcli-dry-run-") as name:

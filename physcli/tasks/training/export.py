@@ -182,11 +182,11 @@ def write_card(
         "",
         "## Measured on held-out scenes",
         "",
-        "| metric | value | standard error | n |",
-        "|---|---|---|---|",
+        "| metric | of | value | standard error | n |",
+        "|---|---|---|---|---|",
         *(
-            f"| {row['metric']} | {row['value']:.4g} | {'' if row['stderr'] is None else format(row['stderr'], '.2g')} "
-            f"| {row['n']} |"
+            f"| {row['metric']} | {row['group']} | {row['value']:.4g} | "
+            f"{'' if row['stderr'] is None else format(row['stderr'], '.2g')} | {row['n']} |"
             for row in rows
         ),
         "",

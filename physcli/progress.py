@@ -6,7 +6,7 @@ rich progress bars on stderr.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -33,6 +33,14 @@ class Reporter:
 
     def warn(self, message: str) -> None:
         """Something that may make the result wrong or smaller than asked for."""
+
+
+def warn_of_left_out(reporter: Reporter, problems: Sequence[str]) -> None:
+    """Say what was left out of a list and why: the first five, and how many there are."""
+    for problem in problems[:5]:
+        reporter.warn(f"Left out: {problem}")
+    if len(problems) > 5:
+        reporter.warn(f"{len(problems)} entries were left out in all.")
 
 
 def duration_in_words(seconds: float) -> str:

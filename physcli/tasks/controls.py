@@ -38,7 +38,7 @@ from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, with_default
 from physcli.tasks.scene_sets import find_scenes, scenes_hash, shown_rate, shown_words
 from physcli.tasks.sources import pinned, simulated_by, source_name
 from physcli.tasks.verifiers import TWINS, VERIFIERS, check_verifiers, verifier_class
-from physcli.tasks.verifiers.base import Candidate, Setting, Verifier, able_verifiers
+from physcli.tasks.verifiers.base import Candidate, Setting, Verifier, able_verifiers, cannot
 
 PREFERRED = Metric("preferred", "rate", False, role="headline", interval="wilson")
 REAL, SLOW = "real", "slow motion"
@@ -245,7 +245,7 @@ def _ask(verifiers: Mapping[str, Verifier], shown: Sequence[_Copy], *, strict: b
         except DataError as error:
             if strict:
                 raise
-            said[name] = {"cannot": f"{error.received} Expected: {error.expected}"}
+            said[name] = cannot(error)
     return said
 
 

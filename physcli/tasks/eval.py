@@ -34,7 +34,7 @@ from physcli.errors import DataError, UsageError, unknown
 from physcli.files import refuse_changed, stamp, write_text
 from physcli.hashing import content_hash, settings_hash
 from physcli.models import shown_name
-from physcli.progress import Reporter
+from physcli.progress import Reporter, warn_of_left_out
 from physcli.rows import Metric, make_row, mean_row
 from physcli.tasks.part_log import PartLog
 from physcli.tasks.processes import Processes
@@ -133,10 +133,7 @@ def evaluate(
     found = read_video_set(Path(settings.videos).expanduser())
     if settings.rules is not None:
         found = add_rules(found, Path(settings.rules).expanduser())
-    for problem in found.problems[:5]:
-        reporter.warn(f"Left out: {problem}")
-    if len(found.problems) > 5:
-        reporter.warn(f"{len(found.problems)} entries were left out in all.")
+    warn_of_left_out(reporter, found.problems)
     for note in found.notes:
         reporter.note(note)
     items = thin(found.items, settings.limit)

@@ -10,11 +10,11 @@ import numpy as np
 from physcli.data.clips import Clip
 from physcli.data.subsets import thin
 from physcli.data.twins import SceneSet, read_scenes, with_prompt
-from physcli.data.video import frame_rate
 from physcli.hashing import content_hash, settings_hash
-from physcli.progress import Reporter, counted
+from physcli.progress import Reporter, counted, warn_of_left_out
 from physcli.simulation.prompts import RATES, with_rate
 from physcli.simulation.violations import KINDS
+from physcli.tasks.features import rate_at
 from physcli.tasks.processes import Processes
 from physcli.tasks.sources import clips_folder
 
@@ -37,10 +37,7 @@ def find_scenes(
     """
     folder = clips_folder(source, impossible=KINDS, cache=cache, processes=processes, reporter=reporter)
     found = read_scenes(folder)
-    for problem in found.problems[:5]:
-        reporter.warn(f"Left out: {problem.path}: {problem.message}")
-    if len(found.problems) > 5:
-        reporter.warn(f"{len(found.problems)} entries were left out in all.")
+    warn_of_left_out(reporter, [f"{problem.path}: {problem.message}" for problem in found.problems])
     if prompt is not None:
         found = with_prompt(found, prompt)
     kept = thin(found.scenes, limit)
@@ -71,5 +68,5 @@ def shown_words(prompt: str, clip: Clip, frames: Sequence[int]) -> str:
 
 def shown_rate(clip: Clip, frames: Sequence[int]) -> float | None:
     """Frames a second, of those that are shown; None where the file does not say."""
-    rate_hz = clip.record.get("frame_rate_hz") or frame_rate(clip.path)
+    rate_hz = rate_at(clip, 1, 0.0)
     return rate_hz * (len(frames) - 1) / (frames[-1] - frames[0]) if rate_hz else None

@@ -35,7 +35,7 @@ from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, cache_root, read_metrics, with_defaults, write_jsonl
 from physcli.tasks.scored_runs import Score, ScoredRun, read_scored_run
 from physcli.tasks.verifiers import ALL, GAIN, ORACLE, VERIFIERS, check_verifiers, verifier_class
-from physcli.tasks.verifiers.base import Setting, Verifier, able_verifiers, read_candidate
+from physcli.tasks.verifiers.base import Setting, Verifier, able_verifiers, cannot, read_candidate
 
 GAIN_SHARE = Metric("gain_share", "score", True, interval="bootstrap")
 STILL_WINS = Metric("still_wins", "rate", False, interval="wilson")
@@ -213,7 +213,7 @@ def _ask(verifiers: Mapping[str, Verifier], group: Sequence[Score], *, strict: b
         except DataError as error:
             if strict:
                 raise
-            said[name] = {"cannot": f"{error.received} Expected: {error.expected}"}
+            said[name] = cannot(error)
             continue
         said[name] = {"scores": scores.tolist(), "still_wins": bool(still > beside[pick])}
     return said

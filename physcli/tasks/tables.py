@@ -6,7 +6,7 @@ What a number is, its row says (`physcli.rows`): rates are shown in per cent, al
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -226,15 +226,19 @@ def selection(result: SelectResult) -> Table:
     )
 
 
+def _rate_cell(row: Mapping[str, Any] | None, *, wide: bool) -> str | None:
+    """A rate without its sign, with its interval where it is `wide`; None of none."""
+    if row is None or row["value"] is None:
+        return None
+    value, spread = score_texts(row)
+    return value.removesuffix(" %") + (f" ({spread})" if wide and spread != "–" else "")
+
+
 def controls(result: ControlsResult, *, wide: bool) -> Table:
     """How often each verifier prefers a copy to the clip itself, in per cent; with intervals where it is `wide`."""
 
     def cell(subject: str, group: str) -> str | None:
-        row = result.row(subject, group)
-        if row is None or row["value"] is None:
-            return None
-        value, spread = score_texts(row)
-        return value.removesuffix(" %") + (f" ({spread})" if wide and spread != "–" else "")
+        return _rate_cell(result.row(subject, group), wide=wide)
 
     subjects, groups = result.subjects, result.groups
     counts = {group: row["n"] for group in groups if (row := result.row(subjects[0], group)) is not None}
@@ -369,11 +373,7 @@ def likephys(result: LikePhysResult, *, wide: bool) -> Table:
     where it is `wide`."""
 
     def cell(subject: str, metric: str, group: str = "all") -> str | None:
-        row = result.row(subject, metric, group)
-        if row is None or row["value"] is None:
-            return None
-        value, spread = score_texts(row)
-        return value.removesuffix(" %") + (f" ({spread})" if wide and spread != "–" else "")
+        return _rate_cell(result.row(subject, metric, group), wide=wide)
 
     subjects, first = result.subjects, result.rows[0]
     lines: list[list[Any]] = [

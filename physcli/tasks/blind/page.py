@@ -21,6 +21,7 @@ import numpy as np
 
 from physcli.benchmarks.preferences import votes_needed
 from physcli.data.clips import read_dataset, read_impossible
+from physcli.data.copies import held
 from physcli.data.subsets import thin
 from physcli.data.video import read_video, video_info
 from physcli.errors import DataError, PhyscliError, UsageError
@@ -66,7 +67,7 @@ def _shuffled(frames: Frames, seed: int) -> Frames:
 CHECKS: dict[str, Callable[[Frames, int], Frames]] = {
     "shuffled": _shuffled,
     "reversed": lambda frames, seed: frames[::-1],
-    "frozen": lambda frames, seed: np.repeat(frames[:1], len(frames), axis=0),
+    "frozen": lambda frames, seed: held(frames),
 }
 
 

@@ -17,7 +17,7 @@ from physcli.data.video_sets import Video, read_video_set
 from physcli.errors import DataError, UsageError
 from physcli.hashing import seed_from
 from physcli.models.encoders.base import Encoder
-from physcli.progress import Reporter, counted
+from physcli.progress import Reporter, counted, warn_of_left_out
 from physcli.simulation.prompts import RATES, with_rate
 from physcli.tasks.distance.result import CONTROLS, HELD
 from physcli.tasks.features import rate_at
@@ -66,10 +66,7 @@ def read_subjects(given: Sequence[str], limit: int | None, reporter: Reporter) -
     for text in given:
         label, _, rest = text.partition("=") if "=" in text and not Path(text).exists() else ("", "", text)
         found = read_video_set(Path(rest).expanduser())
-        for problem in found.problems[:5]:
-            reporter.warn(f"Left out: {problem}")
-        if len(found.problems) > 5:
-            reporter.warn(f"{len(found.problems)} entries were left out in all.")
+        warn_of_left_out(reporter, found.problems)
         for note in found.notes:
             reporter.note(note)
         subjects.append(Subject(label.strip() or found.subject, rest, tuple(thin(found.items, limit))))

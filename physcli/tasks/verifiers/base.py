@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from physcli.data.copies import held
 from physcli.data.video import chroma_step, frame_rate, read_video
 from physcli.errors import DataError, UsageError
 from physcli.hashing import seed_from
@@ -44,8 +45,7 @@ class Candidate:
 
     def held(self) -> Candidate:
         """Its first frame, all along."""
-        frames = np.repeat(self.frames[:1], len(self.frames), axis=0)
-        return replace(self, frames=frames, name=f"{self.name}, its first frame held")
+        return replace(self, frames=held(self.frames), name=f"{self.name}, its first frame held")
 
 
 def read_candidate(video: Path, *, prompt: str, caption: str, pixel_format: str) -> Candidate:
@@ -118,11 +118,16 @@ class Random(Verifier):
         return np.array([float(seed_from(self.seed, "verifier", one.prompt, one.name)) for one in candidates])
 
 
+def cannot(error: DataError) -> dict[str, Any]:
+    """In place of a verifier's answer: why there is none."""
+    return {"cannot": f"{error.received} Expected: {error.expected}"}
+
+
 def able_verifiers(said: Sequence[Mapping[str, Any]], names: Sequence[str], reporter: Reporter) -> list[str]:
     """The verifiers that could score all videos; why the others are left out is said.
 
     Args:
-        said: Of each prompt, verifier → its answer; one that it could not give says why, as `cannot`.
+        said: Of each prompt, verifier → its answer, or `cannot`.
         names: The verifiers.
         reporter: Hears of the others.
 

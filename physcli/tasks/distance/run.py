@@ -42,7 +42,7 @@ from physcli.models.device import pick_device, pick_dtype
 from physcli.models.encoders.base import Encoder
 from physcli.models.loading import load_encoder
 from physcli.models.names import fingerprint, resolve
-from physcli.progress import Reporter
+from physcli.progress import Reporter, warn_of_left_out
 from physcli.rows import interval_columns, make_row
 from physcli.stats import Interval, paired_difference
 from physcli.tasks.distance.page import write_page
@@ -145,8 +145,7 @@ def distance(
     with run:
         folder = clips_folder(settings.real, cache=cache, processes=processes, reporter=reporter)
         dataset = read_dataset(folder)
-        for problem in dataset.problems[:5]:
-            reporter.warn(f"Left out: {problem.path}: {problem.message}")
+        warn_of_left_out(reporter, [f"{problem.path}: {problem.message}" for problem in dataset.problems])
         if commit := pinned(settings.real):
             run.record["dataset"] = commit
         clips = [clip for clip in dataset.clips if clip.split == "test"]

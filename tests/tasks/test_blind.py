@@ -15,6 +15,7 @@ from physcli.data.video import read_video, video_info
 from physcli.errors import DataError, PhyscliError, UsageError
 from physcli.progress import Reporter
 from physcli.tasks.blind import page as page_task
+from physcli.tasks.blind import votes as votes_task
 from physcli.tasks.blind.ballots import Ballot, Vote
 from physcli.tasks.blind.key import KEY_FILE, RULES, read_key, read_rules
 from physcli.tasks.blind.page import BlindSettings, make_blind_page
@@ -44,6 +45,11 @@ def make(*runs, out, listener=None, overwrite=False, **settings):
 def score(*files, out, page=None, listener=None):
     settings = VotesSettings(tuple(map(str, files)), None if page is None else str(page))
     return score_votes(settings, out=out, reporter=listener)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(votes_task, "_RESAMPLES", 100)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ class AdapterFacts:
 
     Attributes:
         file: Its weights.
-        names_alpha: It says what its updates are scaled by. Else loaders take alpha for the rank.
+        names_alpha: It says what its updates are scaled by, in its metadata or as tensors `….alpha` (of other names, such
+            as `….lora_alpha`, diffusers takes no notice). Else loaders take alpha for the rank.
         beside: lora_alpha and r of an adapter_config.json in its folder, which diffusers does not read; None without.
         base: The name of the model it was trained on, None where it does not say.
         base_sha256: The hash of that model's transformer folder, None where it does not say.
@@ -72,7 +73,7 @@ def read_adapter(path: Path) -> AdapterFacts:
     )
     return AdapterFacts(
         file,
-        names_alpha="lora_alpha" in config or any(name.endswith("alpha") for name in names),
+        names_alpha="lora_alpha" in config or any(name.endswith(".alpha") for name in names),
         beside=told,
         base=next((base for base in bases if isinstance(base, str) and base), None),
         base_sha256=said.get(BASE_SHA256),

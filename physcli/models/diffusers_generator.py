@@ -575,6 +575,8 @@ class DiffusersGenerator(ABC):
                     raise ValueError(
                         f"diffusers cannot read weights with names such as {min(names, default='none')}"
                     ) from error
+                except KeyError as error:
+                    raise ValueError(f"diffusers looks in it for {first_line(error)}, and does not find it") from error
             loaded, held = self._count_lora() - before, len(names)
             if loaded != held:  # diffusers passes over weights that find no layer
                 raise ValueError(f"{held - loaded} of its {held} weights are of layers that this model does not have")

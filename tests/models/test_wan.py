@@ -12,12 +12,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
 from physcli.errors import ModelError, UsageError
 from physcli.hashing import seeded
 from physcli.models import LORA_FILE, wan, wan_vae
+from physcli.models.adapters import read_adapter
 from physcli.models.generator import Conditioning, denoising_loss
 from physcli.models.loading import load_generator
 from physcli.models.names import read_facts, resolve
@@ -488,6 +489,62 @@ def test_a_lora_goes_round_through_plain_diffusers(saved, adapter):
     torch.testing.assert_close(velocity(loaded), expected, atol=1e-5, rtol=0)
     loaded.merge_adapter()
     torch.testing.assert_close(velocity(loaded), expected, atol=1e-5, rtol=0)
+
+
+# Of the names of Wan's own repository (ComfyUI keeps those) and of musubi-tuner.
+OWN_NAMES = (("attn1", "self_attn"), ("attn2", "cross_attn"), ("to_out.0", "o"), ("to_", ""), ("transformer.", ""))
+
+
+def in_own_names(weights, prefix, *, flat):
+    """A LoRA of diffusers' names as others write it, with alpha 6 as a tensor beside every pair."""
+    others = {}
+    for name, weight in weights.items():
+        layer, half = name.removesuffix(".weight").rsplit(".", 1)
+        for ours, own in OWN_NAMES:
+            layer = layer.replace(ours, own)
+        layer = prefix + (layer.replace(".", "_") if flat else layer)
+        others[f"{layer}.{'lora_down' if half == 'lora_A' else 'lora_up'}.weight"] = weight
+        others[f"{layer}.alpha"] = torch.tensor(6.0)
+    return others
+
+
+@pytest.mark.parametrize(("prefix", "flat"), [("diffusion_model.", False), ("lora_unet_", True)])
+def test_alphas_beside_the_weights_count(saved, adapter, tmp_path, prefix, flat):
+    folder, expected = adapter
+    weights = load_file(folder / LORA_FILE)
+    if flat:  # musubi-tuner's files have all layers
+        generator = load_generator(str(saved))
+        for name, layer in generator.network.named_modules():
+            if name.startswith("blocks.") and name.endswith(("ffn.net.0.proj", "ffn.net.2")):
+                place = "transformer." + name.replace("net.0.proj", "0").replace("net.2", "2")
+                weights[f"{place}.lora_A.weight"] = torch.zeros(2, layer.in_features)
+                weights[f"{place}.lora_B.weight"] = torch.zeros(layer.out_features, 2)
+    file = tmp_path / "theirs.safetensors"
+    save_file(in_own_names(weights, prefix, flat=flat), file)
+    assert read_adapter(file).names_alpha
+    torch.testing.assert_close(velocity(load_generator(str(saved), adapter=file)), expected, atol=1e-5, rtol=0)
+
+
+def test_alphas_of_another_name_do_not(saved, adapter, tmp_path):
+    folder, expected = adapter
+    weights = load_file(folder / LORA_FILE)
+    file = tmp_path / "theirs.safetensors"
+    alphas = {name.replace("lora_A.weight", "lora_alpha"): torch.tensor(6.0) for name in weights if "lora_A" in name}
+    save_file(weights | alphas, file)
+    assert not read_adapter(file).names_alpha
+    save_file(weights, tmp_path / "bare.safetensors")
+    as_if, without = (load_generator(str(saved), adapter=path) for path in (file, tmp_path / "bare.safetensors"))
+    assert torch.equal(velocity(as_if), velocity(without))
+    assert not torch.allclose(velocity(as_if), expected, atol=1e-3)
+
+
+def test_a_lora_of_a_few_layers_that_musubi_tuner_would_not_write_is_refused(saved, adapter, tmp_path):
+    folder, _ = adapter
+    file = tmp_path / "theirs.safetensors"
+    weights = in_own_names(load_file(folder / LORA_FILE), "lora_unet_", flat=True)
+    save_file({name: weight for name, weight in weights.items() if not name.endswith("alpha")}, file)
+    with pytest.raises(ModelError, match=r"diffusers looks in it for 'blocks_0_self_attn_q.alpha', and does not find"):
+        load_generator(str(saved), adapter=file)
 
 
 def test_a_loaded_lora_s_dropout_is_off_here_and_in_plain_diffusers(saved, adapter):

@@ -74,6 +74,12 @@ MOTION_PARTS: dict[str, KnownModel] = {
         "LaMo's, with 0.2 M parameters, of cogvideox-tiny's latents; for --motion-field",
         of="cogvideox-tiny",
     ),
+    "motion-field-wan-tiny": KnownModel(
+        "motion field",
+        "lamo",
+        "LaMo's, with 0.2 M parameters, of wan-tiny's latents; for --motion-field",
+        of="wan-tiny",
+    ),
     "motion-projector-tiny": KnownModel(
         "motion projector",
         "moalign",

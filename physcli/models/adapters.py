@@ -25,8 +25,8 @@ class AdapterFacts:
 
     Attributes:
         file: Its weights.
-        names_alpha: It says what its updates are scaled by, in its metadata or as tensors `….alpha` (of other names, such
-            as `….lora_alpha`, diffusers takes no notice). Else loaders take alpha for the rank.
+        names_alpha: It says what its updates are scaled by, in its metadata or as tensors `….alpha` (of `….lora_alpha`
+            and the like diffusers takes no notice). Else loaders take alpha for the rank.
         beside: lora_alpha and r of an adapter_config.json in its folder, which diffusers does not read; None without.
         base: The name of the model it was trained on, None where it does not say.
         base_sha256: The hash of that model's transformer folder, None where it does not say.

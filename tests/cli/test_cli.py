@@ -147,7 +147,8 @@ def test_bench_gives_rows(run, tmp_path):
     rows = json.loads(run("bench", "simulate", "--num-pairs", 1, "--out", tmp_path / "b", "--json").stdout)["rows"]
     assert {row["metric"] for row in rows} >= {"physics_ms_per_clip", "draw_ms_per_clip", "clips_per_second_per_core"}
     assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == rows
-    rows = json.loads(run("bench", "probe", "--rounds", 1, "--batch-size", 1, "--out", tmp_path / "p", "--json").stdout)["rows"]
+    options = ("--rounds", 1, "--batch-size", 1, "--out", tmp_path / "p", "--json")
+    rows = json.loads(run("bench", "probe", *options).stdout)["rows"]
     assert len([row for row in rows if row["metric"] == "tapped_over_full"]) == 6
 
 

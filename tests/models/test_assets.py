@@ -115,6 +115,7 @@ def test_a_motion_field_knows_how_latents_change(simulated, name):
     generator, clips = load(MOTION_PARTS[name].of, device="cpu"), read_dataset(simulated).clips[::2]
     field = MotionField.load(asset_folder(name))
     assert sum(p.numel() for p in field.parameters()) <= 0.3e6
+    assert field.scaling_factor == generator.vae.config.get("scaling_factor")  # Wan's are scaled by channel
     latents = generator.codec.encode(seen(clips))
     prompts = generator.encode_prompts([with_rate(clip.prompt, 3) for clip in clips]).pooled()
     change = (latents[:, 1:] - latents[:, :-1]).square().mean()

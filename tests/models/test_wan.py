@@ -491,7 +491,7 @@ def test_a_lora_goes_round_through_plain_diffusers(saved, adapter):
     torch.testing.assert_close(velocity(loaded), expected, atol=1e-5, rtol=0)
 
 
-# Of the names of Wan's own repository (ComfyUI keeps those) and of musubi-tuner.
+# diffusers' part of a layer's name → that of Wan's own repository, which ComfyUI and musubi-tuner keep.
 OWN_NAMES = (("attn1", "self_attn"), ("attn2", "cross_attn"), ("to_out.0", "o"), ("to_", ""), ("transformer.", ""))
 
 

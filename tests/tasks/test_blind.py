@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from blind_raters import sample_run, save_votes, trials_of, vote
 
+from physcli.benchmarks.preferences import crossed_intervals
 from physcli.data.video import read_video, video_info
 from physcli.errors import DataError, PhyscliError, UsageError
 from physcli.progress import Reporter
@@ -48,8 +50,10 @@ def score(*files, out, page=None, listener=None):
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(votes_task, "_RESAMPLES", 100)
+def few_resamples(request, monkeypatch):
+    """Tests that look at intervals are slow and have all of them."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(votes_task, "crossed_intervals", partial(crossed_intervals, num_resamples=100))
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,6 @@ LOST = Metric("missing/votes", "rate", False, interval="none")
 NEEDED = Metric("votes_needed", "count", None, interval="none")
 
 _FEW = 10  # decided votes from which a rater's favourite side means something
-_RESAMPLES = 1000  # of the bootstrap of strengths
 
 
 @dataclass(frozen=True)
@@ -224,11 +223,10 @@ def _strengths(key: PageKey, votes: Sequence[tuple[Ballot, Vote]], common: dict[
     prompts, raters = [_prompt(key, vote) for _, vote in votes], [ballot.name for ballot, _ in votes]
     everyone = ", ".join(key.runs)
     rows = []
-    resampled = {"seed": seed, "num_resamples": _RESAMPLES}
     fits = {"bradley-terry": bradley_terry} | ({"davidson": davidson} if np.any(table.outcome == 0.5) else {})
     for model, fit in fits.items():
         found: Fit = fit(table.counts())
-        spreads = crossed_intervals(fit, table, prompts=prompts, raters=raters, **resampled)
+        spreads = crossed_intervals(fit, table, prompts=prompts, raters=raters, seed=seed)
         metrics = [*(STRENGTH for _ in key.runs), SIDE, TIE]
         subjects = [*key.runs, everyone, everyone]
         for metric, subject, value, spread in zip(metrics, subjects, found.vector(), spreads, strict=True):

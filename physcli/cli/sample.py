@@ -13,6 +13,7 @@ from physcli.cli.options import ModelRun, parameter, shared
 from physcli.errors import UsageError
 from physcli.guidance import GUIDANCES, NONE, guidance_class
 from physcli.guidance.base import flag
+from physcli.models.step_cache import CACHES, CacheSettings
 from physcli.progress import counted
 from physcli.tasks.models import refuse_unknown_models
 from physcli.tasks.processes import Processes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _SHOWN = 20
 BASELINES = "Instead of sampling"
 CHOICE = "The best of several"
+FASTER = "Faster"
 
 
 def _guidance_options() -> list[inspect.Parameter]:
@@ -146,6 +148,41 @@ def sample(
             rich_help_panel="Guidance",
         ),
     ] = NONE,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(CACHES),
+            help="Leave out most of the network at some steps: faster, and lossy. "
+            + "; ".join(f"{name}: {known.summary}" for name, known in CACHES.items())
+            + ".",
+            show_default=False,
+            rich_help_panel=FASTER,
+        ),
+    ] = None,
+    cache_interval: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Of taylorseer: a whole step in so many.  \\[default: {CACHES['taylorseer'].default:g}]",
+            show_default=False,
+            rich_help_panel=FASTER,
+        ),
+    ] = None,
+    cache_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="The change up to which a step is left out.  \\[default: of magcache "
+            f"{CACHES['magcache'].default:g}, of fbcache {CACHES['fbcache'].default:g}]",
+            show_default=False,
+            rich_help_panel=FASTER,
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the network's blocks first; values differ in rounding.", rich_help_panel=FASTER
+        ),
+    ] = False,
     static: Annotated[
         bool,
         typer.Option(
@@ -184,6 +221,7 @@ def sample(
     if guidance != NONE:
         guidance_class(guidance)
     _check_choice(best_of, num_samples, verifier, encoder=encoder, rater=rater)
+    cached = _cache(cache, cache_interval, cache_threshold)
     from physcli.tasks.prompt_sets import listed_prompts
     from physcli.tasks.sample import SampleSettings
     from physcli.tasks.sample import sample as task
@@ -195,6 +233,8 @@ def sample(
             "--adapter": adapter,
             "--adapter-scale": adapter_scale != 1,
             "--best-of": best_of,
+            "--cache": cache,
+            "--compile": compiled,
             **{flag(name): value for name, value in guidance_options.items()},
         }
         _baseline(
@@ -229,6 +269,7 @@ def sample(
         num_frames=num_frames,
         guidance=guidance,
         guidance_options={name: value for name, value in guidance_options.items() if value is not None},
+        cache=cached,
         seed=common.seed,
         dtype=common.dtype,
     )
@@ -243,6 +284,7 @@ def sample(
             cpu_offload=cpu_offload,
             vae_tiling=vae_tiling,
             vae_slicing=vae_slicing,
+            compiled=compiled,
             reporter=reporter,
         )
         if verifier is not None:
@@ -279,6 +321,15 @@ def _check_choice(
     if verifier is None:
         raise UsageError(f"--best-of {best_of} without --verifier.", expected=f"one of {', '.join(VERIFIERS)}")
     check_verifiers([verifier], encoder=encoder, rater=rater)
+
+
+def _cache(name: str | None, interval: int | None, threshold: float | None) -> CacheSettings | None:
+    if name is not None:
+        return CacheSettings.of_options(name, interval=interval, threshold=threshold)
+    for setting, value in (("interval", interval), ("threshold", threshold)):
+        if value is not None:
+            raise UsageError(f"--cache-{setting} {value:g} without --cache.", expected="both or neither")
+    return None
 
 
 def _baseline(
@@ -335,6 +386,9 @@ def _show(common: ModelRun, done: SampleResult, best: dict[str, Any] | None = No
         facts += f" Optical flow {moved:.3g} px a frame."
     if (guidance := head.get("guidance", NONE)) != NONE and (said := guidance_class(guidance).in_words(done.value)):
         facts += f" {said}"
+    if (share := done.value("computed_share")) is not None:
+        cache = CacheSettings(**head["cache"])
+        facts += f" {cache.in_words} left {1 - share:.0%} of the network's calls out, which is lossy."
     size = f"{head['height']}x{head['width']}"
     render.table(
         f"{done.label}: {counted(len(done.videos), 'video')} of {head['num_frames']} frames, {size}",

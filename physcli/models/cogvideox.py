@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from physcli.errors import ModelError
@@ -212,6 +212,11 @@ class CogVideoX(DiffusersGenerator):
         )
         return tables
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks: nn.ModuleList = self.transformer.transformer_blocks
+        return blocks
+
     def denoise(
         self,
         noisy: Tensor,
@@ -235,7 +240,7 @@ class CogVideoX(DiffusersGenerator):
             "image_rotary_emb": self.rotary_embeddings(grid),
             "return_dict": False,
         }
-        with tapped(self.transformer.transformer_blocks, taps, features_only=features_only) as hidden_states:
+        with tapped(self.blocks, taps, features_only=features_only) as hidden_states:
             output = self.transformer(**arguments)[0]
         return self._denoised(None if features_only else output[:, :, : noisy.shape[2]], hidden_states, grid)
 

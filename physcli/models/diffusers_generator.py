@@ -44,6 +44,7 @@ from physcli.models.hub import explain_hub_errors, first_line
 from physcli.models.integrity import add_metadata, read_json, read_shapes
 from physcli.models.noise import NoiseLevel, NoiseProcess
 from physcli.models.parts import empty_part, is_empty, link_folder, read_part, widen
+from physcli.models.step_cache import StepCache
 
 _Codec = TypeVar("_Codec", bound=VideoCodec)
 
@@ -192,6 +193,11 @@ class DiffusersGenerator(ABC):
             UsageError: a tap is not a block of this model.
             ValueError: shapes that do not fit.
         """
+
+    @property
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """Of the network, in their order."""
 
     @abstractmethod
     def _prompt_arguments(self, conditioning: Conditioning, negative: Conditioning | None) -> dict[str, Any]:
@@ -534,6 +540,11 @@ class DiffusersGenerator(ABC):
                 if not is_empty(part):
                     part.to(device)
 
+    def compile(self) -> None:
+        """Run the network's blocks compiled from now on. What they compute differs in rounding."""
+        for block in self.blocks:
+            block.compile()
+
     @property
     def device(self) -> torch.device:
         """Where the forward pass runs (with CPU offload, not where the weights rest)."""
@@ -799,6 +810,7 @@ class DiffusersGenerator(ABC):
         steps: int = 50,
         guidance_scale: float | None = None,
         guidance: Guides | None = None,
+        cache: StepCache | None = None,
         frame_rates_hz: Sequence[float] | None = None,
         each_step: Callable[[], None] | None = None,
     ) -> Sampled:
@@ -816,13 +828,15 @@ class DiffusersGenerator(ABC):
             steps: Denoising steps.
             guidance_scale: Classifier-free guidance against the empty prompt; none at 1 and below. Default: the
                 model's.
-            guidance: One of `physcli.guidance`.
+            guidance: One of `physcli.guidance`; one that asks the network itself cannot go with a cache.
+            cache: Leaves out most of the network at some steps.
             frame_rates_hz: B rates that the videos are to be seen at, or one for all; only some networks are told.
                 Default: the model's.
             each_step: Called after every denoising step.
 
         Raises:
             ModelError: the output is not finite.
+            UsageError: the network cannot have this cache.
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
 
@@ -844,7 +858,8 @@ class DiffusersGenerator(ABC):
             shape = self.latent_shape(num_frames, height, width)
             if guidance is not None:
                 guidance.prepare(conditioning, latent_frames=shape[0], steps=steps, scale=scale)
-            with self._guided(guidance, shape, steps=steps, scale=scale) as measured:
+            cached = contextlib.nullcontext() if cache is None else cache.on(self.transformer, self.blocks)
+            with cached as counted, self._guided(guidance, shape, steps=steps, scale=scale) as measured:
                 with_motion = self.facts.motion_channels > 0
                 made = self.pipeline(
                     **self._prompt_arguments(conditioning, negative),
@@ -870,11 +885,12 @@ class DiffusersGenerator(ABC):
                 fix="try --dtype float32 or bfloat16; if it stays so, the weights are damaged",
             )
         frames = (pixels * 255).round().astype(np.uint8)
+        computed = None if counted is None else counted.share
         if guidance is None:
-            return Sampled(frames, latents)
+            return Sampled(frames, latents, computed=computed)
         names = next(iter(measured.values()), {})
         rows = {name: torch.stack([logs[name] for logs in measured.values()], dim=1).cpu().numpy() for name in names}
-        return Sampled(frames, latents, tuple(measured), rows)
+        return Sampled(frames, latents, tuple(measured), rows, computed)
 
     @contextlib.contextmanager
     def _guided(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from physcli.models.codec import VideoCodec
 from physcli.models.noise import NoiseLevel, NoiseProcess
+from physcli.models.step_cache import StepCache
 
 
 @dataclass(frozen=True)
@@ -175,14 +176,15 @@ class Guides(Protocol):
 
 @dataclass(frozen=True)
 class Sampled:
-    """Videos uint8 [B, T, H, W, 3] and their latents [B, F, C, h, w], without those of motion; and what a guidance
-    measured: name → [B, guided steps], in the order of the steps counted from 0 in `guided`. Without guidance both are
-    empty."""
+    """Videos uint8 [B, T, H, W, 3] and their latents [B, F, C, h, w], without those of motion; what a guidance
+    measured: name → [B, guided steps], in the order of the steps counted from 0 in `guided`, without guidance both are
+    empty; and with a cache, of how many of the network's calls the middle block was computed."""
 
     frames: np.ndarray
     latents: Tensor
     guided: tuple[int, ...] = ()
     measured: dict[str, np.ndarray] | None = None
+    computed: float | None = None
 
 
 class Generator(Protocol):
@@ -220,6 +222,8 @@ class Generator(Protocol):
     @property
     def network(self) -> nn.Module: ...
     @property
+    def blocks(self) -> nn.ModuleList: ...
+    @property
     def num_blocks(self) -> int: ...
     @property
     def hidden_size(self) -> int: ...
@@ -245,6 +249,7 @@ class Generator(Protocol):
         vae_tiling: bool = False,
         vae_slicing: bool = False,
     ) -> None: ...
+    def compile(self) -> None: ...
     def save(self, folder: Path, *, frozen: Collection[str] = ()) -> None: ...
 
     # Adapters.
@@ -297,6 +302,7 @@ class Generator(Protocol):
         steps: int = 50,
         guidance_scale: float | None = None,
         guidance: Guides | None = None,
+        cache: StepCache | None = None,
         frame_rates_hz: Sequence[float] | None = None,
         each_step: Callable[[], None] | None = None,
     ) -> Sampled: ...

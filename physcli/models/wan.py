@@ -21,7 +21,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResidualBlock
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from physcli.errors import ModelError
@@ -184,6 +184,11 @@ class Wan(DiffusersGenerator):
 
     # -- the network -------------------------------------------------------------------------------------------------
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks: nn.ModuleList = self.transformer.blocks
+        return blocks
+
     def denoise(
         self,
         noisy: Tensor,
@@ -194,7 +199,7 @@ class Wan(DiffusersGenerator):
         features_only: bool = False,
     ) -> Denoised:
         grid, channels = self._check_latents(noisy), noisy.shape[2]
-        with tapped(self.transformer.blocks, taps, features_only=features_only) as hidden_states:
+        with tapped(self.blocks, taps, features_only=features_only) as hidden_states:
             output = self.transformer(
                 hidden_states=self._with_motion(noisy).to(self.device, self.dtype).transpose(1, 2),
                 # Never in half precision: 1000·σ rounded to bfloat16 moves the output by 3 to 25 %.

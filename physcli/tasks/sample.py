@@ -5,6 +5,7 @@
     OUT/items.jsonl            a row a video: what it cost, its file's hash, what guidance did at every step
     OUT/contact_sheet.png      five moments of each
     OUT/metrics.json, run.json
+    OUT/mag_ratios.json        with --cache magcache: what it knows of the network
 
 A video's noise depends on (seed, prompt, index) alone. Each video has its own random numbers, drawn on the CPU, so
 neither the batch size nor the device nor the other prompts nor the number of processes change them. A video is written
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 import re
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from physcli.models.fingerprints import hash_files
 from physcli.models.generator import Generator, Sampled
 from physcli.models.loading import load_generator
 from physcli.models.names import fingerprint, read_facts, resolve
+from physcli.models.step_cache import CACHES, CacheSettings, StepCache, ratios
 from physcli.progress import Reporter
 from physcli.rows import Metric, mean_row
 from physcli.simulation.prompts import RATES
@@ -52,6 +55,7 @@ from physcli.tasks.run_dir import (
     read_metrics,
     read_rows,
     with_defaults,
+    write_json,
     write_jsonl,
 )
 from physcli.tasks.sheets import draw_sheet, shorten
@@ -59,6 +63,7 @@ from physcli.tasks.sheets import draw_sheet, shorten
 # Over all pixels and pairs of frames. Not `motion_px` of `physcli eval`, which is of the longest 5 % of the flow.
 MEAN_FLOW = Metric("mean_flow_px", "px", None, role="motion")
 _SECONDS = Metric("seconds_per_video", "seconds", False)
+_COMPUTED = Metric("computed_share", "rate", None)  # of the network's calls, those that a cache left whole
 
 _SLUG_LENGTH = 32
 _LEAST_FLOW_SIDE = 16  # pixels
@@ -80,6 +85,7 @@ class SampleSettings:
     num_frames: int | None = None
     guidance: str = "none"
     guidance_options: Mapping[str, Any] = field(default_factory=dict)  # by their names on the command line
+    cache: CacheSettings | None = None
     seed: int = 0
     dtype: str = "auto"
 
@@ -151,6 +157,7 @@ def sample(
     cpu_offload: bool = False,
     vae_tiling: bool = False,
     vae_slicing: bool = False,
+    compiled: bool = False,
     reporter: Reporter | None = None,
 ) -> SampleResult:
     """Make videos.
@@ -164,6 +171,7 @@ def sample(
         cpu_offload: On a GPU, keep each part in main memory until it runs.
         vae_tiling: Decode large frames in tiles.
         vae_slicing: Decode the videos of a batch one by one.
+        compiled: Compile the network's blocks first; changes nothing but speed, and values in rounding.
         reporter: Receives progress.
 
     Raises:
@@ -240,6 +248,8 @@ def sample(
                 expected=f"1 to {generator.max_steps} denoising steps for {generator.name}",
             )
         guidance = None if chosen is None else chosen.build(guided_by, generator, files, reporter)
+        if compiled:
+            generator.compile()
         if resolved.random_init:
             reporter.warn(f"{resolved.name} has random weights: its videos show what an untrained network makes.")
         for prompt in dict.fromkeys(item.prompt.text for item in items):
@@ -247,21 +257,34 @@ def sample(
 
         # 2. The videos, a batch at a time; each is written, and its row with it, as soon as it is made.
         rate_unsaid = FRAME_RATE_HZ if resolved.for_simulated_world else generator.facts.frame_rate_hz
+        make = functools.partial(
+            generator.sample,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+        )
+        cache = None
+        if settings.cache is not None:
+            cache = StepCache(settings.cache, settings.steps)
+            if CACHES[settings.cache.name].needs_ratios:
+                found = _ratios(generator, run.path, items[0], make, reporter) if processes.is_main else []
+                cache = replace(cache, ratios=tuple(processes.tell(found)))
+            if CACHES[settings.cache.name].mixes_batch and batch_size > 1:
+                reporter.note(f"--cache {settings.cache.name} makes videos one by one: it averages over a batch.")
+                batch_size = 1
         mine = [item for item in processes.share(items) if item.file_name not in done]
         log = run.path / f"items-{processes.rank}.part.jsonl"
         with reporter.bar("Sampling", len(mine) * settings.steps, "step") as bar:
             for first in range(0, len(mine), batch_size):
                 batch = mine[first : first + batch_size]
                 start = time.perf_counter()
-                made = generator.sample(
+                made = make(
                     [item.prompt.text for item in batch],
                     [item.seed for item in batch],
-                    num_frames=num_frames,
-                    height=height,
-                    width=width,
-                    steps=settings.steps,
-                    guidance_scale=settings.guidance_scale,
                     guidance=guidance,
+                    cache=cache,
                     frame_rates_hz=[frame_rate_of(item.prompt.text, rate_unsaid) for item in batch],
                     each_step=functools.partial(bar.advance, len(batch)),
                 )
@@ -272,6 +295,8 @@ def sample(
                     write_clip(path, frames, frame_rate_of(item.prompt.text, rate_unsaid))
                     row = {"video": item.file_name, "sha256": content_hash(path), "seconds": round(seconds, 3)}
                     row |= {MEAN_FLOW.name: motion_of(frames), **_measured(made, number)}
+                    if made.computed is not None:
+                        row[_COMPUTED.name] = round(made.computed, 5)
                     append_row(log, row)
         processes.wait()
 
@@ -302,6 +327,7 @@ def sample(
                     "guided_by": None
                     if guided_by is None
                     else asdict(guided_by) | {n: str(p) for n, p in files.items()},
+                    "cache": None if settings.cache is None else asdict(settings.cache),
                     "columns": dict(item.prompt.columns),
                 }
                 for item in items
@@ -316,6 +342,8 @@ def sample(
                 "steps": settings.steps,
                 "guidance_scale": settings.guidance_scale,
                 "guidance": settings.guidance,
+                "cache": None if settings.cache is None else settings.cache.in_words,
+                "compiled": compiled,
                 "num_frames": num_frames,
                 "height": height,
                 "width": width,
@@ -392,7 +420,13 @@ def _checked(settings: SampleSettings, device: str, batch_size: int, reporter: R
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise UsageError(f"--guidance-scale {scale}.", expected="a number of at least 0; 1 or less is no guidance")
     if settings.guidance != NONE:
-        guidance_class(settings.guidance).settings(settings.guidance_options)
+        guide = guidance_class(settings.guidance)
+        guide.settings(settings.guidance_options)
+        if settings.cache is not None and guide.more_forwards:
+            raise UsageError(
+                f"--cache {settings.cache.name} with --guidance {settings.guidance}, which asks the network by itself.",
+                expected="one of them",
+            )
     elif settings.guidance_options:
         option = next(iter(settings.guidance_options))
         wanted = next((name for name in GUIDANCES if option.startswith(f"{guidance_class(name).prefix}_")), None)
@@ -400,6 +434,18 @@ def _checked(settings: SampleSettings, device: str, batch_size: int, reporter: R
             f"{flag(option)} without --guidance {wanted}.", expected="both or neither", fix=f"add --guidance {wanted}"
         )
     return replace(settings, prompts=tuple(prompts.values()))
+
+
+def _ratios(generator: Generator, folder: Path, item: _Item, make: Callable[..., Sampled], reporter: Reporter) -> Any:
+    """For `magcache`: from the run's file of them, or measured at a video made without it for the first prompt."""
+    file = folder / "mag_ratios.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    reporter.note("--cache magcache: one more video, of the first prompt, shows how the network's output changes.")
+    measured = ratios(generator.blocks, lambda each_step: make([item.prompt.text], [item.seed], each_step=each_step))
+    found = [round(value, 6) for value in measured]
+    write_json(file, found)
+    return found
 
 
 def _measured(made: Sampled, number: int) -> dict[str, Any]:
@@ -435,6 +481,8 @@ def rows_of(made: Sequence[Mapping[str, Any]], subject: str, guided: Sequence[Me
     found: dict[Metric, list[float | None]] = {}
     if "seconds" in made[0]:
         found[_SECONDS] = [item["seconds"] for item in made]
+    if _COMPUTED.name in made[0]:
+        found[_COMPUTED] = [item[_COMPUTED.name] for item in made]
     if any(item[MEAN_FLOW.name] is not None for item in made):
         found[MEAN_FLOW] = [item[MEAN_FLOW.name] for item in made]
     for measured in guided:

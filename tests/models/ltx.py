@@ -16,7 +16,7 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from physcli.models.codec import ChannelCodec
@@ -153,6 +153,10 @@ class LTX(DiffusersGenerator):
 
     # -- the network -------------------------------------------------------------------------------------------------
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer.transformer_blocks
+
     def denoise(
         self,
         noisy: Tensor,
@@ -166,7 +170,7 @@ class LTX(DiffusersGenerator):
         batch_size = len(noisy)
         temporal, spatial = self.codec.temporal, self.codec.spatial
         seconds = temporal / self._frame_rates(conditioning)[:, None, None, None, None]
-        with tapped(self.transformer.transformer_blocks, taps, features_only=features_only) as hidden_states:
+        with tapped(self.blocks, taps, features_only=features_only) as hidden_states:
             output = self.transformer(
                 hidden_states=self._as_pipeline(noisy.to(self.device, self.dtype)),
                 encoder_hidden_states=conditioning.text.to(self.device, self.dtype).expand(batch_size, -1, -1),

@@ -22,6 +22,7 @@ from physcli.hashing import content_hash, seed_from
 from physcli.models.cogvideox import CogVideoX, build_cogvideox
 from physcli.models.loading import load
 from physcli.models.names import resolve
+from physcli.models.step_cache import CacheSettings
 from physcli.models.tiny import architecture
 from physcli.progress import Bar, Reporter
 from physcli.tasks import sample as task
@@ -48,6 +49,7 @@ VIDEO_KEYS = {
         "fps",
         "guidance",
         "guided_by",
+        "cache",
         "columns",
     ),
 }
@@ -447,6 +449,35 @@ def test_the_sheet_shows_every_prompt_before_a_second_sample(tmp_path, monkeypat
     assert [caption for caption, _ in drawn[0]] == ["random init: a ball (0)", "random init: a box (0)"]
 
 
+@pytest.mark.parametrize(("cache", "steps"), [("magcache", 6), ("fbcache", 3)])
+def test_a_cache_is_told_of_and_changes_no_other_video(tmp_path, monkeypatch, cache, steps):
+    """Whatever the batch, and also where the run was broken off after the first video."""
+    settings = dataclasses.replace(SETTINGS, num_samples=1, steps=steps, cache=CacheSettings(cache, 1e6))
+    heard = Heard()
+    whole = sample(settings, out=tmp_path / "whole", batch_size=2, reporter=heard)
+    videos = [content_hash(whole.path / row["video"]) for row in whole.videos]
+    told = "one more video, of the first prompt" if cache == "magcache" else "one by one"
+    assert any(told in note for note in heard.notes)
+    assert [row["cache"] for row in whole.videos] == [{"name": cache, "value": 1e6}] * 2
+    share = whole.value("computed_share")
+    assert share == pytest.approx(np.mean([item["computed_share"] for item in whole.items]))
+    assert 0 < share < 1
+    assert {row["cache"] for row in whole.rows} == {f"{cache} 1e+06"}
+
+    with pytest.raises(UsageError, match="cache"):
+        sample(dataclasses.replace(settings, cache=None), out=tmp_path / "whole")
+    if cache == "fbcache":  # however many a batch
+        alone = sample(dataclasses.replace(settings, prompts=settings.prompts[1:]), out=tmp_path / "alone")
+        assert content_hash(alone.path / alone.videos[0]["video"]) == videos[1]
+        return
+    # Broken off in the second video, what the cache knows of the network is not measured again.
+    with pytest.raises(KeyboardInterrupt):
+        sample(settings, out=tmp_path / "broken", reporter=Heard(stop_at=steps + 2))
+    monkeypatch.setattr(task, "ratios", lambda *_: pytest.fail("measured again"))
+    rest = sample(settings, out=tmp_path / "broken")
+    assert (rest.path / "mag_ratios.json").read_bytes() == (whole.path / "mag_ratios.json").read_bytes()
+
+
 def test_nan_is_an_error(tmp_path, monkeypatch):
     broken = load(MODEL, device="cpu")
     broken.transformer.proj_out.bias.fill_(float("nan"))
@@ -482,6 +513,7 @@ def test_nan_is_an_error(tmp_path, monkeypatch):
             "--motion-lag 5 with videos of 5 latent frames",
         ),
         ({"guidance": "lamo", "guidance_options": {"motion_reduction": "total"}}, "Unknown reduction: 'total'"),
+        ({"guidance": "inner", "cache": CacheSettings("fbcache", 0.1)}, "--cache fbcache with --guidance inner"),
         ({"guidance_scale": float("nan")}, "--guidance-scale nan"),
         ({"guidance_scale": -1.0}, "--guidance-scale -1"),
         ({"num_samples": 0}, "--num-samples 0"),

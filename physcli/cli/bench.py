@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ from physcli.cli import render
 from physcli.cli.data import parse_size
 from physcli.cli.options import ModelRun, Run, TrainRun, shared
 from physcli.errors import UsageError
-from physcli.guidance import GUIDANCES
+from physcli.guidance import GUIDANCES, NONE
+from physcli.models.step_cache import CACHES, CacheSettings
 from physcli.progress import counted
 
 app = typer.Typer(
@@ -203,9 +205,19 @@ def sample(
     guidance: Annotated[
         str,
         typer.Option(
-            metavar="|".join(GUIDANCES), help="Timed beside none; inner: a model without motion gets zeros for it."
+            metavar="|".join([NONE, *GUIDANCES]),
+            help="Timed beside none; inner: a model without motion gets zeros for it.",
         ),
     ] = "lamo",
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(CACHES),
+            help="Timed as well, with the default setting; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time compiled blocks as well.")] = False,
     motion_field: Annotated[
         str | None,
         typer.Option(
@@ -226,12 +238,14 @@ def sample(
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps of a video.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Timed videos of each kind, after one that is not.")] = 8,
 ) -> None:
-    """What sampling costs beside bare diffusers, and what a guidance adds."""
+    """What sampling costs beside bare diffusers, what a guidance adds, and what caches and compiling save."""
     from physcli.tasks.bench.sample import bench_sample
 
     settings: dict[str, Any] = {
         "model": model,
-        "guidance": guidance,
+        "guidance": None if guidance == NONE else guidance,
+        "caches": [CacheSettings.of_options(name, interval=None, threshold=None) for name in cache or []],
+        "compiled": compiled,
         "motion_field": motion_field,
         "device": common.device,
         "dtype": common.dtype,
@@ -243,7 +257,8 @@ def sample(
         "seed": common.seed,
     }
     rows = bench_sample(**settings, reporter=render.RichReporter(quiet=common.quiet))
-    caption = "whole videos timed in turn, every step guided; medians of ratios, and of seconds without guidance"
+    settings["caches"] = [asdict(one) for one in settings["caches"]]
+    caption = "whole videos timed in turn; guidance at every step; medians of ratios, and of seconds without guidance"
     _show(common, "bench sample", rows, settings, caption)
 
 

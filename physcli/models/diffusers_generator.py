@@ -541,7 +541,8 @@ class DiffusersGenerator(ABC):
                     part.to(device)
 
     def compile(self) -> None:
-        """Run the network's blocks compiled from now on. What they compute differs in rounding."""
+        """Run the network's blocks compiled from now on: what they compute differs in rounding, and no cache can lie on
+        them."""
         for block in self.blocks:
             block.compile()
 

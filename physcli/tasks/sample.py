@@ -182,6 +182,11 @@ def sample(
     processes = Processes(device)
     reporter = reporter if reporter is not None and processes.is_main else Reporter()
     given, settings = settings, _checked(settings, device, batch_size, reporter)
+    if compiled and settings.cache is not None:
+        raise UsageError(
+            f"--compile with --cache {settings.cache.name}.",
+            expected="one of them: compiled blocks would pass over what the cache puts on them",
+        )
     resolved = resolve(settings.model, adapter=settings.adapter, adapter_scale=settings.adapter_scale)
     if resolved.kind != "generator":
         raise UsageError(

@@ -10,6 +10,7 @@ import torch
 from physcli.errors import UsageError
 from physcli.methods.videorepa import trd_loss
 from physcli.models.loading import load
+from physcli.models.step_cache import CacheSettings
 from physcli.recipe import Alignment, list_recipes, read_recipe
 from physcli.tasks.bench import finetune, full_size
 from physcli.tasks.bench.finetune import bench_finetune, recipes_for
@@ -238,6 +239,21 @@ def test_sampling_is_timed_beside_diffusers():
         *("over_diffusers", "guided_over_plain", "guided_step_over_plain", "seconds_per_step", "seconds_per_video")
     }
     assert all(value > 0 for value in values.values())
+
+
+def test_caches_and_compiled_blocks_are_timed_in_groups_of_their_own(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))  # takes half a minute
+    caches = [CacheSettings("fbcache", 1e6), CacheSettings("magcache", 0.06)]
+    small = {"batch_size": 2, "num_frames": 9, "size": (32, 32), "steps": 4, "rounds": 1}
+    rows = bench_sample(**small, guidance=None, caches=caches, compiled=True)
+    values = {(row["group"], row["metric"]): row["value"] for row in rows}
+    assert {group for group, _ in values} == {"all", "fbcache 1e+06", "magcache 0.06", "compiled"}
+    assert not any("guided" in metric for _, metric in values)
+    assert values["fbcache 1e+06", "computed_share"] == 1 / 4
+    assert values["magcache 0.06", "over_plain"] > 0
+    assert values["compiled", "over_plain"] > 0
+    assert len(compiled) == 6  # its blocks
 
 
 def test_a_guidance_that_asks_once_more_is_timed_without_a_bare_pipeline():

@@ -478,6 +478,12 @@ def test_a_cache_is_told_of_and_changes_no_other_video(tmp_path, monkeypatch, ca
     assert (rest.path / "mag_ratios.json").read_bytes() == (whole.path / "mag_ratios.json").read_bytes()
 
 
+def test_a_cache_on_compiled_blocks_is_refused(tmp_path):
+    settings = dataclasses.replace(SETTINGS, cache=CacheSettings("fbcache", 0.1))
+    with pytest.raises(UsageError, match="--compile with --cache fbcache"):
+        sample(settings, out=tmp_path / "run", compiled=True)
+
+
 def test_nan_is_an_error(tmp_path, monkeypatch):
     broken = load(MODEL, device="cpu")
     broken.transformer.proj_out.bias.fill_(float("nan"))

@@ -13,8 +13,8 @@ from physcli.cli.data import parse_size
 from physcli.cli.options import ModelRun, Run, TrainRun, shared
 from physcli.errors import UsageError
 from physcli.guidance import GUIDANCES, NONE
-from physcli.models.step_cache import CACHES, CacheSettings
 from physcli.progress import counted
+from physcli.tasks.cache_options import CACHES, cache_of_options
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -244,7 +244,7 @@ def sample(
     settings: dict[str, Any] = {
         "model": model,
         "guidance": None if guidance == NONE else guidance,
-        "caches": [CacheSettings.of_options(name, interval=None, threshold=None) for name in cache or []],
+        "caches": [cache_of_options(name) for name in cache or []],
         "compiled": compiled,
         "motion_field": motion_field,
         "device": common.device,

@@ -13,8 +13,8 @@ from physcli.cli.options import ModelRun, parameter, shared
 from physcli.errors import UsageError
 from physcli.guidance import GUIDANCES, NONE, guidance_class
 from physcli.guidance.base import flag
-from physcli.models.step_cache import CACHES, CacheSettings
 from physcli.progress import counted
+from physcli.tasks.cache_options import CACHES, CacheSettings, cache_of_options
 from physcli.tasks.models import refuse_unknown_models
 from physcli.tasks.processes import Processes
 from physcli.tasks.verifiers import VERIFIERS, check_verifiers
@@ -221,7 +221,7 @@ def sample(
     if guidance != NONE:
         guidance_class(guidance)
     _check_choice(best_of, num_samples, verifier, encoder=encoder, rater=rater)
-    cached = _cache(cache, cache_interval, cache_threshold)
+    cached = cache_of_options(cache, interval=cache_interval, threshold=cache_threshold)
     from physcli.tasks.prompt_sets import listed_prompts
     from physcli.tasks.sample import SampleSettings
     from physcli.tasks.sample import sample as task
@@ -321,15 +321,6 @@ def _check_choice(
     if verifier is None:
         raise UsageError(f"--best-of {best_of} without --verifier.", expected=f"one of {', '.join(VERIFIERS)}")
     check_verifiers([verifier], encoder=encoder, rater=rater)
-
-
-def _cache(name: str | None, interval: int | None, threshold: float | None) -> CacheSettings | None:
-    if name is not None:
-        return CacheSettings.of_options(name, interval=interval, threshold=threshold)
-    for setting, value in (("interval", interval), ("threshold", threshold)):
-        if value is not None:
-            raise UsageError(f"--cache-{setting} {value:g} without --cache.", expected="both or neither")
-    return None
 
 
 def _baseline(

@@ -6,8 +6,7 @@
 - `magcache` (MagCache, arXiv 2506.09045): what the blocks add is reused while its length, known beforehand for each
   step, has changed by less than a threshold. diffusers has these lengths for Flux alone; `ratios` measures them.
 - `fbcache` (First Block Cache of ParaAttention, after TeaCache, arXiv 2411.19108): what the other blocks add is reused
-  while what the first one adds has changed by less than a threshold. It averages over a batch, and a new video would be
-  compared with the one before: so one video at a time, each with a cache of its own.
+  while what the first one adds has changed by less than a threshold, on average over the batch: so one video at a time.
 """
 
 from __future__ import annotations
@@ -65,23 +64,6 @@ class CacheSettings:
                 raise UsageError(f"--cache-threshold {self.value:g}.", expected="a number above 0")
         elif self.value < 2 or self.value != int(self.value):
             raise UsageError(f"--cache-interval {self.value:g}.", expected="at least 2; 1 would leave no step out")
-
-    @classmethod
-    def of_options(cls, name: str, *, interval: int | None, threshold: float | None) -> CacheSettings:
-        """From the options of the command line; the cache's default where its setting is not given.
-
-        Raises:
-            UsageError: no such cache, a setting of another, or a value that cannot be.
-        """
-        if name not in CACHES:
-            raise unknown("cache", name, CACHES)
-        known = CACHES[name]
-        given = {"interval": interval, "threshold": threshold}
-        value = given.pop(known.setting)
-        for setting, other in given.items():
-            if other is not None:
-                raise UsageError(f"--cache-{setting} with --cache {name}.", expected=f"--cache-{known.setting}")
-        return cls(name, known.default if value is None else value)
 
     @property
     def in_words(self) -> str:

@@ -53,7 +53,7 @@ def best_of(
     """
     check_verifiers([verifier], encoder=encoder, rater=rater)
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     setting = Setting(encoder, rater, pick_device(device), seed, cache_root(cache_dir), processes, reporter)
     chooser = verifier_class(verifier)(setting)
     groups: dict[str, list[Mapping[str, Any]]] = {}

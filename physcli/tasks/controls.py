@@ -116,7 +116,7 @@ def controls(
     if settings.num_frames < 5:
         raise UsageError(f"--num-frames {settings.num_frames}.", expected="at least 5")
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     cache = cache_root(cache_dir)
     run = RunDir(
         out,
@@ -125,11 +125,10 @@ def controls(
         complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     setting = Setting(settings.encoder, settings.rater, pick_device(device), settings.seed, cache, processes, reporter)
     with run:
-        run.path = Path(processes.tell(str(run.path)))
         found = find_scenes(
             settings.data,
             prompt=settings.prompt,
@@ -144,7 +143,7 @@ def controls(
         inputs = {"data": scenes_hash(found, {})}
         inputs |= {f"verifier/{name}": settings_hash(one.identity) for name, one in verifiers.items()}
         run.check_inputs(inputs | ({} if found.mujoco is None else {"mujoco": found.mujoco}))
-        if processes.tell(run.already_finished):
+        if run.already_finished:
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
             return ControlsResult(run.path, read_metrics(run.path), processes.is_main)

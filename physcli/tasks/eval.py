@@ -128,7 +128,7 @@ def evaluate(
         ModelError: the rater is not there or does not load.
     """
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     benchmark = _benchmark(settings)
     found = read_video_set(Path(settings.videos).expanduser())
     if settings.rules is not None:
@@ -144,10 +144,9 @@ def evaluate(
         complete=_completing(settings, benchmark),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
-        run.path = Path(processes.tell(str(run.path)))
         seen = [stamp(item.path) for item in items]
         hashes = {item.name: content_hash(item.path) if item.path.is_file() else "missing" for item in items}
         texts = [[item.name, item.caption, item.prompt, item.index, item.seed, *item.rules] for item in items]
@@ -164,7 +163,7 @@ def evaluate(
         beside = _hashes_beside(benchmark, items)
         inputs |= {"files beside them": settings_hash(beside)} if beside else {}
         run.check_inputs(inputs if rater is None else inputs | {"rater": rater[1]}, new=["files beside them"])
-        if processes.tell(run.already_finished):
+        if run.already_finished:
             reporter.note(f"{run.path} already holds these scores.")
             if processes.is_main and not (run.path / "report.html").is_file():
                 write_run_report(str(run.path))

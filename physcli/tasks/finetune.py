@@ -92,7 +92,7 @@ def finetune(
     """
     recipe, out, seed, device = request.recipe(), request.out, request.seed, request.device
     processes = Processes(device)
-    reporter = (reporter or Reporter()) if processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     if processes.warning:
         reporter.warn(processes.warning)
     beside = find_reference(request.recipe_name, recipe, processes.count) if reference else None
@@ -115,12 +115,11 @@ def finetune(
         complete=complete,
         overwrite=request.overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
-        run.path = Path(processes.tell(str(run.path)))
         cache = cache_root(request.cache_dir)
-        finished = processes.tell(run.already_finished)
+        finished = run.already_finished
         if finished and not Path(recipe.data.source).expanduser().is_dir():
             return _finished(run, processes, reporter)  # what its name stands for does not change
         accelerator = build_accelerator(recipe.train, device=device, folder=run.path)

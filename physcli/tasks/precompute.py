@@ -76,7 +76,7 @@ def precompute(
             expected="a recipe that trains a generator, a motion field or a motion projector",
         )
     processes = Processes(device)
-    reporter = (reporter or Reporter()) if processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     if processes.warning:
         reporter.warn(processes.warning)
     run = RunDir(
@@ -86,10 +86,9 @@ def precompute(
         complete=lambda then: {**then, **_settings(completed(then["recipe"], recipe), then["seed"])},
         overwrite=request.overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
-        run.path = Path(processes.tell(str(run.path)))
         if run.already_finished:  # the cache may have been cleared since
             run.reopen()
         cache = cache_root(request.cache_dir)

@@ -93,7 +93,7 @@ def probe_physion(
         PhyscliError: bad settings, data or models; see the message.
     """
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     _check(settings, device)
     cache = cache_root(cache_dir)
     resolved = {name: resolve(name) for name in dict.fromkeys(settings.models)}
@@ -105,7 +105,7 @@ def probe_physion(
         complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
         # 1. The clips: which of them the task uses, and which of those can be read.
@@ -131,7 +131,7 @@ def probe_physion(
         inputs = {name: fingerprint(item) for name, item in resolved.items()}
         release = {} if dataset.mujoco is None else {"mujoco": dataset.mujoco}
         run.check_inputs(inputs | {"data": _data_hash(items, hashes)} | release, new=["mujoco"])
-        if processes.tell(run.already_finished):
+        if run.already_finished:
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
             return read_result(run.path) if processes.is_main else ProbeResult(run.path, [], {}, is_main=False)

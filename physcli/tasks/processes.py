@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
 from physcli.errors import UsageError
+from physcli.progress import Reporter
 
 T = TypeVar("T")
 
@@ -131,6 +132,10 @@ class Processes:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def reporter(self, given: Reporter | None) -> Reporter:
+        """What is told to the user by the main process; the others are silent."""
+        return given if given is not None and self.is_main else Reporter()
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part: every count-th item, so that parts are alike whatever the order."""

@@ -29,6 +29,7 @@ from physcli import __version__
 from physcli.errors import PhyscliError, UsageError
 from physcli.files import hold, is_left_over, make_folder, remove_left_over, write_text
 from physcli.progress import Reporter
+from physcli.tasks.processes import Processes
 
 # From settings as an earlier version recorded them to the same with those that have been added since.
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -135,7 +136,8 @@ class RunDir:
         complete: Adds to a run's settings those that there were none of yet when it was made; see `with_defaults`.
         overwrite: Replace a run with other settings.
         reporter: Told when the run is interrupted, and how to go on.
-        writes: False on all but the main process.
+        processes: All that enter this run together: the main one alone writes, and tells the others which folder it is
+            and whether it is finished. By default, no others.
 
     Attributes:
         already_finished: The folder holds this very run, finished; nothing need be done.
@@ -154,14 +156,15 @@ class RunDir:
         complete: Complete | None = None,
         overwrite: bool = False,
         reporter: Reporter | None = None,
-        writes: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         if out is None:
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             out = Path("runs") / f"{command.replace(' --', '-').replace(' ', '-')}-{stamp}"
         self.path = out
         self.reporter = reporter or Reporter()
-        self.writes = writes
+        self.processes = processes or Processes.alone()
+        self.writes = self.processes.is_main
         self.complete = complete
         self.record: dict[str, Any] = {
             "command": command,
@@ -180,7 +183,7 @@ class RunDir:
         self._made: list[Path] = []  # folders this run made, the innermost first
         self._begun = False
         self._held: weakref.finalize | None = None  # closes the folder, which is open and held
-        if writes:
+        if self.writes:
             try:
                 self._claim(overwrite)
             except BaseException:
@@ -295,9 +298,10 @@ class RunDir:
     def reopen(self) -> None:
         """Treat a finished run as unfinished, because some of its files are missing or are to be made again."""
         self.already_finished = False
-        self._hold()
-        remove_left_over(self.path)
-        self._begin()
+        if self.writes:
+            self._hold()
+            remove_left_over(self.path)
+            self._begin()
 
     def _refuse_if_different(self, *parts: str) -> None:
         assert self._previous is not None
@@ -319,6 +323,8 @@ class RunDir:
 
     def __enter__(self) -> RunDir:
         self._start = time.monotonic()
+        self.path = Path(self.processes.tell(str(self.path)))
+        self.already_finished = self.processes.tell(self.already_finished)
         return self
 
     def __exit__(

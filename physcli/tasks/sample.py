@@ -180,7 +180,7 @@ def sample(
         DataError: the run directory cannot be written.
     """
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     given, settings = settings, _checked(settings, device, batch_size, reporter)
     if compiled and settings.cache is not None:
         raise UsageError(
@@ -205,10 +205,9 @@ def sample(
         complete=settings.completing(given),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
-        run.path = Path(processes.tell(str(run.path)))
         inputs = {"model": fingerprint(resolved)}
         inputs |= {name: hash_files(path).hex() for name, path in files.items()}
         run.check_inputs(inputs)
@@ -218,7 +217,7 @@ def sample(
             if isinstance(prompt, Prompt)  # all are, since `_checked`
             for index in range(settings.num_samples)
         ]
-        finished = processes.tell(run.already_finished)
+        finished = run.already_finished
         done = processes.tell(_whole(run.path, items) if processes.is_main else {})
         if finished and len(done) == len(items):
             reporter.note(f"{run.path} already holds these videos; nothing is made again.")
@@ -227,8 +226,7 @@ def sample(
         if finished:
             lost = [item.file_name for item in items if item.file_name not in done]
             reporter.warn(f"{run.path} lacks {len(lost)} whole videos, made again: {lost[0]}" + " …" * (len(lost) > 1))
-            if processes.is_main:
-                run.reopen()
+            run.reopen()
         elif done:
             reporter.note(f"{len(done)} of {len(items)} videos are there already.")
 

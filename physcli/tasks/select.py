@@ -110,7 +110,7 @@ def select(
     names = settings.verifiers or tuple(VERIFIERS)
     check_verifiers(names, encoder=settings.encoder, rater=settings.rater)
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     scored = read_scored_run(settings.run)
     metric = _metric(scored, settings.metric)
     groups = _groups(scored, metric, settings.limit)
@@ -121,17 +121,16 @@ def select(
         complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     cache = cache_root(cache_dir)
     setting = Setting(settings.encoder, settings.rater, pick_device(device), settings.seed, cache, processes, reporter)
     with run:
-        run.path = Path(processes.tell(str(run.path)))
         verifiers = {name: verifier_class(name)(setting) for name in names}
         inputs = {f"run/{name}": sha for name, sha in scored.hashes.items()}
         inputs |= {f"verifier/{name}": settings_hash(one.identity) for name, one in verifiers.items()}
         run.check_inputs(inputs)
-        if processes.tell(run.already_finished):
+        if run.already_finished:
             reporter.note(f"{run.path} already holds these choices.")
             processes.finish()
             return SelectResult(run.path, read_metrics(run.path), processes.is_main)

@@ -132,7 +132,6 @@ def test_fbcache_leaves_out_what_changes_little(tiny):
 
 @pytest.mark.parametrize(("name", "value"), [("taylorseer", 3), ("magcache", 0.06), ("fbcache", 1e6)])
 def test_a_video_does_not_depend_on_the_one_before(tiny, name, value):
-    """diffusers' first-block cache keeps the first block's output from one video to the next."""
     cache = StepCache(CacheSettings(name, value), STEPS, ratios=[1.0] * STEPS)
     first, again = make(tiny, cache), make(tiny, cache)
     np.testing.assert_array_equal(first.frames, again.frames)
@@ -159,27 +158,6 @@ def test_networks_without_caches_are_refused():
         StepCache(CacheSettings("fbcache", 0.1), STEPS).on(torch.nn.Linear(2, 2), blocks),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"name": "fbcash"}, "Did you mean 'fbcache'"),
-        ({"name": "fbcache", "interval": 3}, "--cache-interval with --cache fbcache"),
-        ({"name": "taylorseer", "threshold": 0.1}, "--cache-threshold with --cache taylorseer"),
-        ({"name": "taylorseer", "interval": 1}, "--cache-interval 1"),
-        ({"name": "magcache", "threshold": 0.0}, "--cache-threshold 0"),
-        ({"name": "magcache", "threshold": float("nan")}, "--cache-threshold nan"),
-    ],
-)
-def test_bad_settings(given, said):
-    with pytest.raises(UsageError, match=said):
-        CacheSettings.of_options(**({"interval": None, "threshold": None} | given))
-
-
-def test_defaults():
-    assert CacheSettings.of_options("taylorseer", interval=None, threshold=None) == CacheSettings("taylorseer", 3)
-    assert CacheSettings.of_options("fbcache", interval=None, threshold=0.2).in_words == "fbcache 0.2"
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def distance(
         ModelError: the encoder does not load.
     """
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     if settings.kernel not in KERNELS:
         raise unknown("kernel", settings.kernel, KERNELS)
     pick_dtype(settings.dtype, pick_device(device))
@@ -140,7 +140,7 @@ def distance(
         complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
         folder = clips_folder(settings.real, cache=cache, processes=processes, reporter=reporter)
@@ -154,7 +154,7 @@ def distance(
         inputs = {"encoder": fingerprint(resolved), "real": _hash_of_clips(clips, hashes)}
         inputs |= {f"videos/{subject.label}": _hash_of_videos(subject.videos, hashes) for subject in subjects}
         run.check_inputs(inputs | release)
-        if processes.tell(run.already_finished):
+        if run.already_finished:
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
             return DistanceResult.read(run.path, is_main=processes.is_main)

@@ -83,7 +83,7 @@ def likephys(
         PhyscliError: bad settings, data or models; see the message.
     """
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     _check(settings, device)
     cache = cache_root(cache_dir)
     resolved = {name: resolve(name) for name in dict.fromkeys(settings.models)}
@@ -95,7 +95,7 @@ def likephys(
         complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
         # 1. The scenes.
@@ -113,7 +113,7 @@ def likephys(
         inputs = {name: fingerprint(item) for name, item in resolved.items()}
         release = {} if found.mujoco is None else {"mujoco": found.mujoco}
         run.check_inputs(inputs | {"data": scenes_hash(found, hashes)} | release)
-        if processes.tell(run.already_finished):
+        if run.already_finished:
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
             return LikePhysResult.read(run.path, is_main=processes.is_main)

@@ -70,7 +70,7 @@ def physics_iq(
         DataError: videos that the protocol does not allow; see the message.
     """
     processes = Processes("cpu")
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     if settings.masks not in MASKS:
         raise unknown("kind of masks", settings.masks, MASKS)
     if not 0 < settings.duration_s <= DURATION_S:
@@ -94,11 +94,11 @@ def physics_iq(
         complete=with_defaults(settings),
         overwrite=overwrite,
         reporter=reporter,
-        writes=processes.is_main,
+        processes=processes,
     )
     with run:
         run.check_inputs(_inputs(work, shown))
-        if processes.tell(run.already_finished):
+        if run.already_finished:
             reporter.note(f"{run.path} already holds this run, finished; nothing is computed again.")
             processes.finish()
             return PhysicsIQResult.read(run.path, is_main=processes.is_main)

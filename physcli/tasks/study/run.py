@@ -93,13 +93,12 @@ def study(
     path = find_study(name_or_path)
     asked = read_study(path)
     processes = Processes(device)
-    reporter = reporter if reporter is not None and processes.is_main else Reporter()
+    reporter = processes.reporter(reporter)
     wanted = _wanted(asked, only)
     failed: dict[Unit, PhyscliError] = {}
-    run = RunDir(out, "study", {"study": path.stem}, overwrite=overwrite, reporter=reporter, writes=processes.is_main)
+    run = RunDir(out, "study", {"study": path.stem}, overwrite=overwrite, reporter=reporter, processes=processes)
     with run, processes.together():
-        run.path = Path(processes.tell(str(run.path)))
-        if processes.is_main and run.already_finished:
+        if run.already_finished:
             run.reopen()  # the file may ask for more than it did
         stages = _Stages(asked, run.path, device=device, cache_dir=cache_dir, reporter=reporter, processes=processes)
         folders = [run.path / "rows", path.with_suffix("")]

@@ -15,8 +15,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,11 +48,13 @@ from physcli.tasks.run_dir import (
     with_defaults,
     write_jsonl,
 )
+from physcli.tasks.workers import run_jobs
 
 if TYPE_CHECKING:  # a benchmark without a rater needs no transformers
     from physcli.models.raters.mplug_owl_video import MplugOwlVideo
 
 LEAST_FRAMES = 5
+_LEAST_A_WORKER = 32  # videos: a process takes as long to start as to look at half of these
 MISSING = Metric("missing/video", "rate", False, interval="none")
 PIXEL_FORMAT = "pixel_format"  # a field of items.jsonl: ffmpeg's name of what a video's colours are stored as
 _OTHER_FIELDS = {"video", "name", "caption", "prompt", "index", "seed", "group", "number", "error", PIXEL_FORMAT}
@@ -177,9 +180,8 @@ def evaluate(
             judge, label = _load_rater(rater[0], settings.dtype, device, device_map, reporter)
         mine = log.todo(len(items))
         with reporter.bar("Scoring", len(mine), "video") as bar:
-            for first in range(0, len(mine), batch_size):
-                some = mine[first : first + batch_size]
-                judged = _score(benchmark, [items[n] for n in some], judge, as_decord=settings.as_decord)
+            batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+            for some, judged in _judged(benchmark, items, batches, judge, processes, as_decord=settings.as_decord):
                 for n in some:  # before it is noted: the score would not be of the content that run.json names
                     refuse_changed(items[n].path, seen[n])
                 for number, scored in zip(some, judged, strict=True):
@@ -296,6 +298,41 @@ def _load_rater(
     if rater.random_init:
         reporter.warn("The rater has random weights: its scores mean nothing.")
     return rater, label
+
+
+def _judged(
+    benchmark: Benchmark,
+    items: Sequence[Video],
+    batches: Sequence[Sequence[int]],
+    rater: MplugOwlVideo | None,
+    processes: Processes,
+    *,
+    as_decord: bool,
+) -> Iterator[tuple[Sequence[int], list[Scored]]]:
+    """Batches of numbers of items, each with its scores: by a process a core where there is no rater, many videos, and
+    nobody has launched several."""
+    if rater is not None:
+        for batch in batches:
+            yield batch, _score(benchmark, [items[number] for number in batch], rater, as_decord=as_decord)
+        return
+    jobs = [_Job(benchmark, batch, [items[number] for number in batch], as_decord) for batch in batches]
+    workers = min(os.cpu_count() or 1, sum(map(len, batches)) // _LEAST_A_WORKER) if processes.count == 1 else 1
+    for job, scored in run_jobs(_score_job, jobs, workers):
+        yield job.numbers, scored
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A batch of videos to score without a rater."""
+
+    benchmark: Benchmark
+    numbers: Sequence[int]
+    videos: Sequence[Video]
+    as_decord: bool
+
+
+def _score_job(job: _Job) -> list[Scored]:
+    return _score(job.benchmark, job.videos, None, as_decord=job.as_decord)
 
 
 def _score(

@@ -100,16 +100,18 @@ def read_log(log: Path) -> list[dict[str, Any]]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, memory and accelerators, as recorded in every run."""
-    import torch
-
-    return {
+    """Processor, memory and, where PyTorch is used, its threads and accelerators, as recorded in every run."""
+    found: dict[str, Any] = {
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+    if "torch" in sys.modules:  # what a run without it computes on is said already, and importing it takes seconds
+        import torch
+
+        found["threads"] = torch.get_num_threads()
+        found["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
 
 
 @functools.cache
@@ -342,7 +344,7 @@ class RunDir:
             return
         if self._aside is not None:
             shutil.rmtree(self._aside)
-        self.record["duration_s"] = self._seconds()
+        self.record |= {"duration_s": self._seconds(), "hardware": hardware()}
         if kind is None:
             self.record["status"] = "finished"
         elif issubclass(kind, KeyboardInterrupt):
@@ -358,7 +360,7 @@ class RunDir:
 
     def as_finished(self) -> dict[str, Any]:
         """The record that run.json will be, if nothing more goes wrong."""
-        return self.record | {"status": "finished", "duration_s": self._seconds()}
+        return self.record | {"status": "finished", "duration_s": self._seconds(), "hardware": hardware()}
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._start, 2)

@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +40,7 @@ from physcli.simulation.violations import APPLIES_TO, KINDS, make_impossible
 from physcli.tasks.processes import Processes
 from physcli.tasks.run_dir import RunDir, read_metrics, read_run, with_defaults, write_json, write_jsonl
 from physcli.tasks.takes import DESCRIPTIONS, TAKES_FOLDER, TAKES_LIST, check_takes, film_takes, write_lists
+from physcli.tasks.workers import run_jobs
 
 _PSNR = Metric("video_psnr_db", "score", True, interval="none")
 _SPEED = Metric("clips_per_second", "score", True, interval="none")
@@ -335,65 +332,12 @@ def _make_all(
         journal.open("a", encoding="utf-8") as file,
         reporter.bar("Simulating", len(jobs) * 2, "clip") as bar,
     ):
-        for job, rows in _run_jobs(jobs, workers):
+        for job, rows in run_jobs(make_and_write_pair, jobs, workers):
             done[_job_id(job)] = rows
             file.write(json.dumps({"id": _job_id(job), "rows": rows}) + "\n")
             file.flush()
             bar.advance(2)
     return done
-
-
-def _run_jobs(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, list[dict[str, Any]]]]:
-    if workers <= 1:
-        for job in jobs:
-            yield job, make_and_write_pair(job)
-        return
-    # Not fork: torch's and MuJoCo's threads do not survive it.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
-    futures: dict[Future[list[dict[str, Any]]], _Job] = {}
-    try:
-        with _interrupts_held():  # the first jobs start the workers
-            for job in jobs:
-                futures[pool.submit(make_and_write_pair, job)] = job
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-# Ctrl-C reaches the whole process group, but the parent alone decides: its workers finish the pairs at hand.
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Keep Ctrl-C for the end of the block. Processes started within never see one, even while they import."""
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    # New processes inherit the mask; here it is not enough, for the system may hand the signal to another thread.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed tells its workers nothing: they would wait for more to do, for good."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _job_id(job: _Job) -> str:

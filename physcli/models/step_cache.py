@@ -73,10 +73,12 @@ class CacheSettings:
 
 @dataclass
 class Counted:
-    """How often the network was asked, and how often its middle block was computed."""
+    """How often the network was asked, how often its middle block was computed, and how often the cache was told which
+    call it is: with the prompt, without, or both."""
 
     asked: int = 0
     computed: int = 0
+    told: int = 0
 
     @property
     def share(self) -> float:
@@ -106,7 +108,8 @@ class StepCache:
             blocks: Its blocks.
 
         Raises:
-            UsageError: diffusers has no such cache for this network, or it would leave out none of its blocks.
+            UsageError: diffusers has no such cache for this network, it would leave out none of its blocks, or it was
+                not told which call is which.
         """
         from torch import nn
 
@@ -128,6 +131,13 @@ class StepCache:
         handles = [network.register_forward_hook(lambda *_: setattr(counted, "asked", counted.asked + 1))]
         if inner is not None:
             handles.append(inner.register_forward_hook(lambda *_: setattr(counted, "computed", counted.computed + 1)))
+        told = network.cache_context
+
+        def cache_context(*arguments: Any, **named: Any) -> Any:
+            counted.told += 1
+            return told(*arguments, **named)
+
+        network.cache_context = cache_context
         try:
             left = [block for block in blocks if not getattr(getattr(block, "_diffusers_hook", None), "hooks", None)]
             if left or inner is None:
@@ -138,7 +148,14 @@ class StepCache:
                     fix="leave it out",
                 )
             yield counted
+            if counted.told < counted.asked:  # MagCache would take what it knows of one for the other
+                raise UsageError(
+                    f"--cache {self.settings.name} for a pipeline that does not say which call of its "
+                    f"{type(network).__name__} is with the prompt, and which without.",
+                    fix="leave it out",
+                )
         finally:
+            del network.cache_context  # the class's own again
             for handle in handles:
                 handle.remove()
             network.disable_cache()

@@ -151,6 +151,28 @@ def test_blocks_that_a_cache_would_pass_over_are_refused(tiny):
     assert not tiny.network.is_cache_enabled
 
 
+def test_calls_with_and_without_a_prompt_are_told_apart(tiny):
+    """A cache that took one for the other would give both the same outputs."""
+    calls = []
+    handle = tiny.network.register_forward_hook(lambda m, a, output: calls.append(output[0].clone()))
+    cache = StepCache(CacheSettings("magcache", 0.06), STEPS, ratios=[1.0] * STEPS)
+    try:
+        tiny.sample(PROMPTS[:1], SEEDS[:1], steps=STEPS, guidance_scale=3.0, cache=cache, **SIZE)
+    finally:
+        handle.remove()
+    halves = [call.chunk(2) for call in calls] if len(calls) == STEPS else zip(calls[::2], calls[1::2], strict=True)
+    assert all(float((one - other).abs().max()) > 1e-3 for one, other in halves)
+
+
+def test_a_pipeline_that_does_not_tell_them_apart_is_refused(tiny):
+    noisy = torch.zeros(1, *tiny.latent_shape(9, 32, 32))
+    level = tiny.noise.of_time(torch.tensor([500]) if tiny.family == "cogvideox" else torch.tensor([500.0]))
+    cache = StepCache(CacheSettings("magcache", 0.06), STEPS, ratios=[1.0] * STEPS)
+    with pytest.raises(UsageError, match="which call of its"), cache.on(tiny.network, tiny.blocks), torch.no_grad():
+        tiny.denoise(noisy, level, tiny.encode_prompts(PROMPTS[:1]))
+    assert not tiny.network.is_cache_enabled
+
+
 def test_networks_without_caches_are_refused():
     blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
     with (

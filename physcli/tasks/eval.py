@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import os
 from collections import Counter
@@ -311,28 +312,18 @@ def _judged(
 ) -> Iterator[tuple[Sequence[int], list[Scored]]]:
     """Batches of numbers of items, each with its scores: by a process a core where there is no rater, many videos, and
     nobody has launched several."""
-    if rater is not None:
-        for batch in batches:
-            yield batch, _score(benchmark, [items[number] for number in batch], rater, as_decord=as_decord)
-        return
-    jobs = [_Job(benchmark, batch, [items[number] for number in batch], as_decord) for batch in batches]
-    workers = min(os.cpu_count() or 1, sum(map(len, batches)) // _LEAST_A_WORKER) if processes.count == 1 else 1
-    for job, scored in run_jobs(_score_job, jobs, workers):
-        yield job.numbers, scored
+    jobs = [[(number, items[number]) for number in batch] for batch in batches]
+    alone = rater is not None or processes.count > 1
+    workers = 1 if alone else min(os.cpu_count() or 1, sum(map(len, batches)) // _LEAST_A_WORKER)
+    score = functools.partial(_score_numbered, benchmark=benchmark, rater=rater, as_decord=as_decord)
+    for job, scored in run_jobs(score, jobs, workers):
+        yield [number for number, _ in job], scored
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A batch of videos to score without a rater."""
-
-    benchmark: Benchmark
-    numbers: Sequence[int]
-    videos: Sequence[Video]
-    as_decord: bool
-
-
-def _score_job(job: _Job) -> list[Scored]:
-    return _score(job.benchmark, job.videos, None, as_decord=job.as_decord)
+def _score_numbered(
+    job: Sequence[tuple[int, Video]], *, benchmark: Benchmark, rater: MplugOwlVideo | None, as_decord: bool
+) -> list[Scored]:
+    return _score(benchmark, [video for _, video in job], rater, as_decord=as_decord)
 
 
 def _score(

@@ -18,6 +18,7 @@ from physcli.errors import DataError, FileChanged, ModelError, UsageError
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import load_rater
 from physcli.progress import Bar, Reporter
+from physcli.tasks import eval as task
 from physcli.tasks.agreement import AgreementSettings, agreement
 from physcli.tasks.eval import EvalSettings, evaluate
 from physcli.tasks.report import write_run_report
@@ -92,6 +93,18 @@ def test_a_video_that_cannot_be_scored_is_counted(videos, tmp_path):
     assert values(result)["pc"][1] == 1
     assert [item["pc"] is None for item in result.items] == [True, False, True, True]
     assert sum("Not scored" in line for line in heard.said) == 3
+
+
+def test_several_cores_score_as_one_does(videos, tmp_path, monkeypatch):
+    """Also what cannot be scored."""
+    next(videos.rglob("*.mp4")).write_bytes(b"nothing")
+    one = evaluate(EvalSettings("laws", str(videos)), out=tmp_path / "one", batch_size=1)
+    monkeypatch.setattr(task, "_LEAST_A_WORKER", 1)
+    monkeypatch.setattr(task.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(task, "_score", lambda *_, **__: pytest.fail("scored by the parent"))
+    several = evaluate(EvalSettings("laws", str(videos)), out=tmp_path / "several", batch_size=1)
+    assert several.rows == one.rows
+    assert (several.path / "items.jsonl").read_bytes() == (one.path / "items.jsonl").read_bytes()
 
 
 def test_what_colours_are_stored_as_is_told(videos, tmp_path):

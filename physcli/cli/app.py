@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from physcli import __version__
+from physcli.cli.options import once_each
 from physcli.errors import PhyscliError, UsageError
 from physcli.tasks.processes import start_all_processes
 
@@ -58,6 +59,7 @@ class _LazyGroup(TyperGroup):
             group.command(name)(getattr(module, name))
         real = get_command(group)
         real.name = name
+        once_each(real)
         return name, real, rest
 
 

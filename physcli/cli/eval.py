@@ -22,7 +22,7 @@ from physcli.benchmarks import BENCHMARKS, find_benchmark
 from physcli.cli import render
 from physcli.cli.distance import distance
 from physcli.cli.likephys import likephys
-from physcli.cli.options import ModelRun, Run, shared
+from physcli.cli.options import ModelRun, Run, once_each, shared
 from physcli.cli.physics_iq import physics_iq
 from physcli.tasks.verifiers import VERIFIERS
 
@@ -88,6 +88,7 @@ class _Benchmarks(TyperGroup):
         one.command(name)(_command(name))
         real = get_command(one)
         real.name = name
+        once_each(real)
         return name, real, rest
 
 

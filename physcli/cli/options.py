@@ -8,12 +8,15 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from physcli.errors import UsageError
 
 GENERAL = "Everywhere"
 
@@ -105,6 +108,41 @@ def parameter(name: str, kind: Any, help: str, metavar: str | None = None, *, pa
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def once_each(command: Any) -> None:
+    """Make a command, or all of a group, refuse an option that is given twice and takes one value: the last one would
+    count without a word. Switches are left alone."""
+    for each in getattr(command, "commands", {}).values():
+        once_each(each)
+    make_parser = command.make_parser
+
+    def make(ctx: Any) -> Any:
+        parser = make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            values, rest, order = parse(args=args)
+            given = Counter(max(one.opts, key=len) for one in order if _takes_one_value(one))
+            twice = [name for name, count in given.items() if count > 1]
+            if twice and not ctx.resilient_parsing:
+                raise UsageError(
+                    f"{twice[0]} is given {given[twice[0]]} times.",
+                    expected="once",
+                    fix="leave all but one out; an option that takes several values takes them with commas",
+                )
+            return values, rest, order
+
+        parser.parse_args = parse_args
+        return parser
+
+    command.make_parser = make
+
+
+def _takes_one_value(parameter: Any) -> bool:
+    if parameter.param_type_name != "option" or parameter.multiple:
+        return False
+    return not (parameter.is_flag or parameter.count)
 
 
 def shared(

@@ -53,6 +53,13 @@ def test_version_and_help(run):
         (["data", "simulate", "--num-clips", "7"], 2, "--num-clips 7"),
         (["data", "simulate", "--size", "big"], 2, "--size 'big'"),
         (["data", "inspect", "no/such/folder"], 1, "no/such/folder"),
+        (["probe", "physion", "--sigma", "0.1", "--sigma=0.3"], 2, "--sigma is given 2 times"),
+        (["eval", "laws", "--videos", "a", "--videos", "b"], 2, "--videos is given 2 times"),
+        (
+            ["study", "x", "--only", "a", "--only", "b", "--out", "a", "--out", "b"],
+            2,
+            "--out is given 2 times",
+        ),
         (["models", "show", "no/such/model"], 1, "no/such/model"),
         (["data", "cache", "clear", "holidays"], 1, "holidays"),
     ],

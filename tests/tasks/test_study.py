@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from physcli.data.prompts import read_prompts
 from physcli.errors import DataError, PhyscliError, RecipeError, UsageError
 from physcli.progress import Reporter
 from physcli.recipe import list_recipes, read_recipe
@@ -225,11 +226,33 @@ def test_what_stands_behind_a_name_counts(written, prompts, tmp_path):
     for text in (prompts.read_text(), prompts.read_text().replace("box falls", "box rolls")):
         other.write_text(text)
         options = {"device": "cpu", "cache_dir": None, "reporter": Reporter(), "processes": Processes("cpu")}
-        stages = task._Stages(read_study(written(videos=asked)), tmp_path, **options)
+        stages = task._Stages(read_study(written(videos=asked)), tmp_path, beside=tmp_path, **options)
         questions.append(stages.question(task.Unit("sft", 0)))
     assert questions[0].pop("texts") != questions[1].pop("texts")
     assert questions[0] == questions[1]
     assert questions[0]["recipe"]["train"]["optimizer"]["lr"] == read_recipe("sft").train.optimizer.lr
+
+
+def test_a_list_of_prompts_may_lie_beside_the_file(written, tmp_path, monkeypatch):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "events.txt").write_text("a red ball rolls\na red box falls\na red box stands\n")
+    monkeypatch.chdir(tmp_path)
+    options = {"device": "cpu", "cache_dir": None, "reporter": Reporter(), "processes": Processes("cpu")}
+    asked = read_study(written(videos={"prompts": "events.txt", "limit": 2}))
+    stages = task._Stages(asked, tmp_path / "out", beside=folder, **options)
+    assert [prompt.text for prompt in stages.prompts] == ["a red ball rolls", "a red box falls"]
+    assert stages.question(task.Unit("base", 0))["videos"]["prompts"] == "events.txt"  # wherever the study lies
+    with pytest.raises(DataError, match=r"events\.txt"):
+        task._Stages(asked, tmp_path / "out", beside=tmp_path, **options)
+
+
+def test_the_packaged_study_has_enough_videos():
+    for path in list_studies().values():
+        asked = read_study(path)
+        prompts = read_prompts(path.parent / asked.videos.prompts)
+        assert len({prompt.text for prompt in prompts}) == len(prompts)
+        assert len(prompts) * asked.videos.num_samples >= 512
 
 
 def test_two_processes_run_one_study(written, tmp_path, session_cache):

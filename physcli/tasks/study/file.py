@@ -24,8 +24,9 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 class Videos(Section):
-    """The videos of every arm, from the same noise. `prompts`: as `physcli sample --prompts` takes them; `limit`: at
-    most so many of them, with `num_samples` videos each, in `steps` denoising steps, `batch_size` at a time."""
+    """The videos of every arm, from the same noise. `prompts`: as `physcli sample --prompts` takes them, or a list that
+    lies beside the study's file; `limit`: at most so many of them, with `num_samples` videos each, in `steps` denoising
+    steps, `batch_size` at a time."""
 
     prompts: str = "simulated"
     limit: PositiveInt | None = None

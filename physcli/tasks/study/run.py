@@ -100,7 +100,15 @@ def study(
     with run, processes.together():
         if run.already_finished:
             run.reopen()  # the file may ask for more than it did
-        stages = _Stages(asked, run.path, device=device, cache_dir=cache_dir, reporter=reporter, processes=processes)
+        stages = _Stages(
+            asked,
+            run.path,
+            beside=path.parent,
+            device=device,
+            cache_dir=cache_dir,
+            reporter=reporter,
+            processes=processes,
+        )
         folders = [run.path / "rows", path.with_suffix("")]
         todo = [Unit(*unit) for unit in processes.tell([u for u in wanted if stages.found(u, folders) is None])]
         clock, parts = _Clock(), {unit: stages.of(unit) for unit in todo}
@@ -151,7 +159,7 @@ def plan_study(
     options: dict[str, Any] = {"device": device, "cache_dir": cache_dir, "processes": processes}
     with tempfile.TemporaryDirectory(prefix="physcli-dry-run-") as name:
         folder = Path(name)
-        stages = _Stages(asked, out or folder / "out", reporter=Reporter(), **options)
+        stages = _Stages(asked, out or folder / "out", beside=path.parent, reporter=Reporter(), **options)
         folders = [path.with_suffix(""), *([] if out is None else [out / "rows"])]
         todo = [unit for unit in _wanted(asked, only) if stages.found(unit, folders) is None]
         if not todo:
@@ -241,6 +249,7 @@ class _Stages:
     Args:
         asked: The study.
         folder: Its run directory.
+        beside: Where its file lies, and its list of prompts may lie.
         device, cache_dir, reporter, processes: Of all.
     """
 
@@ -249,6 +258,7 @@ class _Stages:
         asked: Study,
         folder: Path,
         *,
+        beside: Path,
         device: str,
         cache_dir: Path | None,
         reporter: Reporter,
@@ -258,8 +268,9 @@ class _Stages:
         self.folder = folder.resolve()  # runs know each other by it, wherever one stands
         self.device, self.cache_dir, self.reporter = device, cache_dir, reporter
         videos = asked.videos
+        source = str(beside / videos.prompts) if (beside / videos.prompts).is_file() else videos.prompts
         self.prompts: tuple[str | Prompt, ...] = tuple(
-            listed_prompts(videos.prompts, limit=videos.limit, cache_dir=cache_dir, device=device, reporter=reporter)
+            listed_prompts(source, limit=videos.limit, cache_dir=cache_dir, device=device, reporter=reporter)
         )
         self._fingerprints: dict[str, str] = {}
 

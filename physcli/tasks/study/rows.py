@@ -1,11 +1,12 @@
-"""What is kept of an arm once its videos are judged: ARM-SEED.json, tens of kilobytes, from which reports are made.
+"""What is kept of an arm once its videos are judged: ARM-SEED.json, 0.1 MB, from which reports are made.
 
 asked       what bears on its numbers
 seconds     what each stage took
 curve       its loss over the steps, thinned
 held_out    rows on held-out clips that training left
 probe       rows of the readout
-judges      of each: its record and rows, and the scores of every video, a list a column
+videos      what all judges say the same of every video, a list a column, or its one value
+judges      of each: its record and rows, and the scores of every video, in the same way
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ArmRows:
             videos: The folder that holds the videos; where there is none, a report cannot show them.
         """
         kept = self.content["judges"][judge]
-        columns = kept["columns"]
+        columns = _expanded(self.content["videos"] | kept["columns"])
         rows = [{**row, "subject": self.arm} for row in kept["rows"]]
         metrics = {row["metric"]: metric_of(row) for row in rows if row["group"] == "all" and row["metric"] in columns}
         items = {}
@@ -126,7 +127,7 @@ def write_rows_of(
         probe: Rows of the readout.
     """
     prompts: dict[str, int] = {}
-    judges = {}
+    judges: dict[str, dict[str, Any]] = {}
     for judge, (record, rows, items) in judged.items():
         metrics = list(dict.fromkeys(row["metric"] for row in rows))
         names = [name for name in metrics if all(name in item for item in items)]
@@ -150,6 +151,9 @@ def write_rows_of(
             ],
             "columns": columns,
         }
+    shared = _shared([kept["columns"] for kept in judges.values()])
+    for kept in judges.values():
+        kept["columns"] = {name: _thin(value) for name, value in kept["columns"].items() if name not in shared}
     content = {
         "asked": asked,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -157,12 +161,29 @@ def write_rows_of(
         "held_out": [_kept(row) for row in held_out],
         "probe": [_kept(row) for row in probe],
         "prompts": list(prompts),
+        "videos": {name: _thin(value) for name, value in shared.items()},
         "judges": judges,
     }
     # A line a part, so that changes can be read.
     lines = [f"{json.dumps(name)}: {to_json(value, indent=None)}" for name, value in content.items()]
     make_folder(path.parent, fix="choose another --out")
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _shared(columns: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
+    """The columns that are the same for all judges."""
+    first, *others = columns
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
+def _thin(column: list[Any]) -> Any:
+    """Itself, or the one value that all its places have. How many there are, `video` says, which has no two alike."""
+    return column[0] if len(column) > 1 and column.count(column[0]) == len(column) else column
+
+
+def _expanded(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
+    count = max(len(column) for column in columns.values() if isinstance(column, list))
+    return {name: column if isinstance(column, list) else [column] * count for name, column in columns.items()}
 
 
 def _kept(row: Mapping[str, Any]) -> dict[str, Any]:

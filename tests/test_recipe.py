@@ -370,7 +370,10 @@ def test_another_method_by_name_keeps_what_it_shares(aligned):
     assert method == Repa(name="repa", teacher="videomae-tiny", projector=ProjectorSettings(num_layers=2))
 
 
-METHODS = "method.name: one of sft, repa, irepa, crepa, videorepa, tsa, moalign, lamo, layersync, critic, videojam, nft"
+METHODS = (
+    "method.name: one of sft, repa, irepa, crepa, videorepa, tsa, moalign, lamo, layersync, motif, critic, "
+    "videojam, nft"
+)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "moalign": "physcli.methods.settings:MoAlign",
     "lamo": "physcli.methods.settings:LaMo",
     "layersync": "physcli.methods.settings:LayerSync",
+    "motif": "physcli.methods.settings:Motif",
     "critic": "physcli.methods.settings:Critic",
     "videojam": "physcli.methods.settings:VideoJam",
     "nft": "physcli.methods.settings:Nft",

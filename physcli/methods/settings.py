@@ -281,6 +281,14 @@ class LayerSync(Weighted):
         return self
 
 
+class Motif(Weighted):
+    """See `physcli.methods.motif`. `power`: of the heat by which places are weighed."""
+
+    name: Literal["motif"]
+    weight: NonNegativeFloat = 1.0
+    power: NonNegativeFloat = 1.0
+
+
 class Critic(Weighted):
     """See `physcli.methods.critic`. `critic`: a generator of the same latents and text, none given: the weights that
     training begins with. `block`: of it, counted from 0, none given: round(0.6·n)−1. `sigma`: of the noise under which
@@ -330,7 +338,8 @@ class Nft(MethodSettings):
     classifier-free guidance); `steps_per_round` optimizer steps learn from them. The old policy, which makes the videos
     and is learnt against, becomes at every round `old_decay` of itself and the rest of the weights that learn: 0, those
     themselves. `beta`, `most_advantage` and `std` are β, A_max and what advantages are divided by. `kl_weight`: of the
-    mean squared difference of the output from that of the weights training began with."""
+    mean squared difference of the output from that of the weights training began with. `real_weight` (ours): of the
+    denoising loss on the real clip of a video's prompt, under the same noise; what no reward looks at stays there."""
 
     name: Literal["nft"]
     reward: Literal["laws", "joint", "rater", "rise"] = "laws"
@@ -344,3 +353,4 @@ class Nft(MethodSettings):
     most_advantage: PositiveFloat = 5.0
     std: Literal["all", "group"] = "all"
     kl_weight: NonNegativeFloat = 0.0
+    real_weight: NonNegativeFloat = 0.0

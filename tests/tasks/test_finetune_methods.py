@@ -189,6 +189,7 @@ def test_the_recipes_of_the_embedded_default():
             "moalign",
             "lamo",
             "layersync",
+            "motif",
             "critic",
             "videojam",
         ),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from physcli.benchmarks.videophy import QUESTIONS, calibrated_rating
 from physcli.data.clips import read_dataset
-from physcli.data.video import write_video
+from physcli.data.video import resize, write_video
 from physcli.errors import UsageError
 from physcli.models.loading import load
 from physcli.models.raters import TINY_RATER
@@ -21,6 +21,7 @@ from physcli.tasks.ask import ask, read_frames
 from physcli.tasks.training import build
 from physcli.tasks.training.reward import REWARDS, RewardTrainee, judge_video
 from physcli.tasks.training.scoring import Asked
+from physcli.tasks.training.windows import prompt_at
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -121,6 +122,28 @@ def test_the_first_step_s_loss(run, trainees):
     assert done.steps[0]["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
+def test_real_clips_beside_the_videos(run, trainees, few):
+    """The denoising loss on the clip that each video's prompt is of, by hand, with the same noise."""
+    plain, done = run("plain", steps=1), run("out", "method.real_weight=0.5", steps=1)
+    trainee = trainees[-1]
+    batch = trainee.batch(range(2), 0)
+    generator = trainee.generator
+    noise, level = generator.noise, generator.noise.of_time(batch["time"])
+    prompts = [trainee.round.items[slot][0] for slot in batch["slot"].tolist()]
+    clips = {}
+    for clip in read_dataset(few).clips:
+        clips.setdefault(prompt_at(clip, 3), clip)
+    size = generator.facts.size
+    frames = np.stack([resize(clips[prompt].read(list(range(0, 51, 3))), *size) for prompt in prompts])
+    real = generator.codec.encode(torch.from_numpy(frames).permute(0, 1, 4, 2, 3).float() / 255)
+    noisy = noise.add_noise(real, batch["noise"], level)
+    with torch.no_grad(), trainee._as(trainee.round.old):
+        output = generator.denoise(noisy, level, generator.encode_prompts(prompts)).output
+    off = (output - noise.target(real, batch["noise"], level)).square().mean(dim=(1, 2, 3, 4))
+    assert done.steps[0]["denoising"] == pytest.approx(float(off.mean()), rel=1e-4)
+    assert done.steps[0]["loss"] == pytest.approx(plain.steps[0]["loss"] + 0.5 * float(off.mean()), rel=1e-4)
+
+
 def test_every_video_once_before_one_again(run, trainees):
     run("out", steps=1)
     [trainee] = trainees
@@ -128,7 +151,10 @@ def test_every_video_once_before_one_again(run, trainees):
     assert sorted(slots[:4]) == sorted(slots[4:]) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("changes", [("method.old_decay=0.5", "method.kl_weight=0.1"), ("lora.rank=2", "lora.alpha=2")])
+@pytest.mark.parametrize(
+    "changes",
+    [("method.old_decay=0.5", "method.kl_weight=0.1"), ("method.real_weight=1", "lora.rank=2", "lora.alpha=2")],
+)
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_resumed(run, listener, changes, stop_at):
     """In the middle of a round (a checkpoint of step 2 of 3, or of 4): the same bytes."""

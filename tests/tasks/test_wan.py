@@ -38,6 +38,7 @@ METHODS = (
     "moalign",
     "lamo",
     "layersync",
+    "motif",
     "critic",
     "videojam",
 )

@@ -23,8 +23,9 @@ from physcli.methods.critic import critic_loss
 from physcli.methods.grids import Grid, resample
 from physcli.methods.lamo import MotionField, drift_loss, drift_weight
 from physcli.methods.layersync import layersync_loss
+from physcli.methods.motif import motif_loss
 from physcli.methods.projector import Projector
-from physcli.methods.settings import Alignment, Critic, LaMo, LayerSync, MethodSettings, VideoJam, Weighted
+from physcli.methods.settings import Alignment, Critic, LaMo, LayerSync, MethodSettings, Motif, VideoJam, Weighted
 from physcli.methods.videojam import motion_loss
 from physcli.models.features import check_taps, default_tap
 from physcli.models.generator import Conditioning, Generator
@@ -41,7 +42,7 @@ class Pass:
     `features`: block → [B, F, H, W, D] of each tap. `clean`, `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32.
     `level`: of the noise. `signals`: by name, what is cached of the windows and what the method drew for the samples.
     `conditioning`: what the generator was told of the prompts. `output`: all that the network gave, [B, F, C, H, W]
-    or, with its motion beside it, [B, F, C + M, H, W].
+    or, with its motion beside it, [B, F, C + M, H, W]. `target`: what it should give of the clip, [B, F, C, H, W].
     """
 
     features: dict[int, Tensor]
@@ -51,6 +52,7 @@ class Pass:
     signals: dict[str, Tensor] = field(default_factory=dict)
     conditioning: Conditioning | None = None
     output: Tensor | None = None
+    target: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -276,6 +278,24 @@ class MotionDrift(Method):
         return loss, {f"field_{name}": value for name, value in {"loss": loss.detach(), **logs}.items()}
 
 
+class MotionFocus(Method):
+    """MotiF: the denoising error again, where the clip moves. It needs no tap and no teacher.
+
+    Args:
+        settings: The recipe's.
+    """
+
+    def __init__(self, settings: Motif) -> None:
+        super().__init__(settings)
+        self.power = settings.power
+
+    def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
+        assert seen.output is not None
+        assert seen.target is not None
+        output = seen.output[:, :, : seen.clean.shape[2]]
+        return motif_loss(output, seen.target, seen.clean, power=self.power), {}
+
+
 class FrozenCritic(Method):
     """A frozen generator looks at what is predicted. It needs no tap and brings no weights of its own.
 
@@ -392,6 +412,8 @@ def build_method(
     if isinstance(settings, Critic):
         assert critic is not None
         return FrozenCritic(settings, process=generator.noise, critic=critic, latent_shape=latent_shape)
+    if isinstance(settings, Motif):
+        return MotionFocus(settings)
     if isinstance(settings, LayerSync):
         return BlockSync(settings, num_blocks=generator.num_blocks)
     if not isinstance(settings, Alignment):

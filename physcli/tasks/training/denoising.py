@@ -109,6 +109,7 @@ class DenoisingSteps(Steps):
             conditioning=conditioning,
             signals=signals,
             output=denoised.output,
+            target=process.target(latents, batch["noise"], level),
         )
         if is_on:
             extra, own = method(seen)

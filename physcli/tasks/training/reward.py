@@ -17,21 +17,24 @@ from physcli.benchmarks.laws import grade
 from physcli.benchmarks.objects import LEADING_COLORS, find_objects
 from physcli.benchmarks.videophy import RATINGS
 from physcli.data.clips import Clip
+from physcli.data.video import resize
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.methods.nft import nft_loss, optimality
 from physcli.methods.settings import Nft
-from physcli.models.generator import Conditioning, Generator
+from physcli.models.generator import Conditioning, Generator, denoising_loss
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo, load_rater
 from physcli.recipe import GeneratorRecipe
 from physcli.rows import Kind, Row
 from physcli.tasks.ask import rate
+from physcli.tasks.features import to_tensor
 from physcli.tasks.processes import Processes
 from physcli.tasks.training.clips import noise_of, rng_of
 from physcli.tasks.training.generator import OfGenerator, choose_trained, density_of
 from physcli.tasks.training.scoring import Asked, Judge, VideoJudge, asked_of, by_laws, make_videos
 from physcli.tasks.training.trainee import held_out_row
+from physcli.tasks.training.windows import prompt_at
 
 # Of a judged video, beside the rewards: what is logged, and how it is shown.
 _PARTS: dict[str, Kind] = {
@@ -95,6 +98,7 @@ class Round:
         number: From 0; −1 before the first.
         items: N prompts with their frame rates.
         latents: [N, F, C, h, w], of the videos as they were sampled.
+        real: [N / group, F, C, h, w], of the prompts' clips; nothing where the method does not ask for them.
         good: r [N].
         old: The old policy's weights, by name.
         means: Over the round's videos, of all rewards and parts.
@@ -103,6 +107,7 @@ class Round:
     number: int = -1
     items: list[tuple[str, float]] = field(default_factory=list)
     latents: Tensor | None = None
+    real: Tensor | None = None
     good: Tensor | None = None
     old: dict[str, Tensor] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
@@ -150,6 +155,8 @@ class RewardTrainee(OfGenerator):
         choose_trained(generator, recipe, seed=seed)
         generator.need("vae", "text_encoder")
         self.transformer: Any = generator.network
+        stride = max(self.objective.strides)
+        self._clips = {prompt_at(clip, stride): clip for clip in reversed(training) if clip.kind == "simulated"}
         told = {item.prompt for item in self._asked(held_out)}
         self._prompts = [item for item in self._asked(training) if item.prompt not in told]
         if len(self._prompts) < self.settings.num_prompts:
@@ -206,6 +213,8 @@ class RewardTrainee(OfGenerator):
                 guidance_scale=settings.guidance_scale,
             )
         self.transformer.train()
+        if settings.real_weight:
+            self.round.real = self._real([self._prompts[place].prompt for place in chosen])
         done = [
             (n, latents, self._judge_video(items[n], video)) for n, (video, latents) in zip(mine, made, strict=True)
         ]
@@ -218,6 +227,14 @@ class RewardTrainee(OfGenerator):
         names = [name for name in done[0][2] if name != "reasons"]
         self.round.means = {name: float(np.mean([judged[name] for _, _, judged in done])) for name in names}
         self.round.means |= {"reward": float(rewards.mean()), "reward_std": float(grouped.std(dim=1).mean())}
+
+    @torch.no_grad()
+    def _real(self, prompts: Sequence[str]) -> Tensor:
+        """The beginnings of the prompts' clips, [P, F, C, h, w] on the CPU."""
+        stride = max(self.objective.strides)
+        frames = [stride * number for number in range(self.objective.frames)]
+        pixels = [resize(self._clips[prompt].read(frames), *self.generator.facts.size) for prompt in prompts]
+        return self.generator.codec.encode_posterior(to_tensor(pixels))[:, 0].float().cpu()
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: weights.detach().clone() for name, weights in self._trained.items()}
@@ -257,6 +274,7 @@ class RewardTrainee(OfGenerator):
         found, slots = self.round, batch["slot"].cpu()
         assert found.latents is not None
         assert found.good is not None
+        settings = self.settings
         latents, good = (values[slots].to(self.device) for values in (found.latents, found.good))
         items = [found.items[slot] for slot in slots.tolist()]
         prompts = ["" if drop else item[0] for item, drop in zip(items, batch["dropped"].tolist(), strict=True)]
@@ -278,7 +296,6 @@ class RewardTrainee(OfGenerator):
         old = predict(found.old)
         first = predict(self._first) if self._first else None
         output = predict()
-        settings = self.settings
         loss = nft_loss(
             process.clean(output, noisy, level),
             process.clean(old, noisy, level),
@@ -291,6 +308,11 @@ class RewardTrainee(OfGenerator):
         if first is not None:
             drift = (output.float() - first.float()).square().mean(dim=(1, 2, 3, 4))
             loss, logs = loss + settings.kl_weight * drift, logs | {"kl": drift.detach()}
+        if settings.real_weight:
+            assert found.real is not None
+            real = found.real[slots // settings.group].to(self.device)
+            denoising, _ = denoising_loss(self.generator, real, batch["noise"], level, told)
+            loss, logs = loss + settings.real_weight * denoising, logs | {"denoising": denoising.detach()}
         return loss, logs
 
     def _told(self, prompt: str) -> dict[str, Tensor]:

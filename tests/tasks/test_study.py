@@ -233,6 +233,16 @@ def test_what_stands_behind_a_name_counts(written, prompts, tmp_path):
     assert questions[0]["recipe"]["train"]["optimizer"]["lr"] == read_recipe("sft").train.optimizer.lr
 
 
+def test_how_others_are_trained_does_not_bear_on_an_arm_that_is_not(written):
+    one, other = (read_study(written(steps=steps, changes=[f"train.clip_norm={steps}"])) for steps in (2, 3))
+    assert one.asked("sft", 0) != other.asked("sft", 0)
+    for arm in ("base", "still"):
+        asked = one.asked(arm, 0)
+        assert asked == other.asked(arm, 0)
+        # Rows of a version that kept them.
+        assert other.completed(asked | {"steps": 2, "changes": ["train.clip_norm=2"], "data": "clips"}) == asked
+
+
 def test_a_list_of_prompts_may_lie_beside_the_file(written, tmp_path, monkeypatch):
     folder = tmp_path / "studies"
     folder.mkdir()

@@ -137,7 +137,7 @@ class Study(Section):
         # Sets are the same in any order, and so are batches.
         whole["judges"], whole["videos"] = sorted(whole["judges"]), {**whole["videos"], "batch_size": None}
         arms = {part: one.model_dump(mode="json", exclude={"seeds"}) for part, one in of.items()}
-        return {**whole, "arm": arms, "seed": seed}
+        return _without_training({**whole, "arm": arms, "seed": seed})
 
     def completed(self, then: Mapping[str, Any]) -> dict[str, Any]:
         """What an earlier version's `asked` was, with the fields that there were none of yet."""
@@ -145,7 +145,12 @@ class Study(Section):
         if self.probe is not None and then["probe"] is not None:
             found["probe"] = completed(then["probe"], self.probe)
         defaults = Arm(options={}).model_dump(mode="json", exclude={"seeds"})
-        return found | {"arm": {part: defaults | one for part, one in then["arm"].items()}}
+        return _without_training(found | {"arm": {part: defaults | one for part, one in then["arm"].items()}})
+
+
+def _without_training(asked: dict[str, Any]) -> dict[str, Any]:
+    """Of an arm that is not trained: how others are bears on nothing."""
+    return asked if asked["arm"]["made"]["recipe"] else asked | {"data": None, "steps": None, "changes": []}
 
 
 def list_studies() -> dict[str, Path]:

@@ -372,7 +372,7 @@ def test_another_method_by_name_keeps_what_it_shares(aligned):
 
 METHODS = (
     "method.name: one of sft, repa, irepa, crepa, videorepa, tsa, moalign, lamo, layersync, motif, critic, "
-    "videojam, nft"
+    "videojam, nft, raft"
 )
 
 

@@ -138,7 +138,7 @@ def _plan(common: TrainRun, request: FinetuneRequest) -> None:
         return
     method = getattr(recipe, "method", None)
     whole = plan.step_seconds * recipe.train.steps
-    rounds = method is not None and method.name == "nft"
+    rounds = hasattr(method, "steps_per_round")
     left_out = "validation, scoring and the rounds' videos" if rounds else "validation and scoring"
     rows = [
         ["trains", recipe.trains + (f", by {method.name}" if method is not None else "")],

@@ -28,6 +28,7 @@ METHODS: dict[str, str] = {
     "critic": "physcli.methods.settings:Critic",
     "videojam": "physcli.methods.settings:VideoJam",
     "nft": "physcli.methods.settings:Nft",
+    "raft": "physcli.methods.settings:Raft",
 }
 
 

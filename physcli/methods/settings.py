@@ -326,31 +326,45 @@ class VideoJam(Weighted):
         return self
 
 
-class Nft(MethodSettings):
-    """Reward fine-tuning by DiffusionNFT, see `physcli.methods.nft`: of the data only the prompts are read, and the
-    generator learns from videos of its own that a reward has judged.
+class Rounds(MethodSettings):
+    """Fine-tuning by a reward: of the data only the prompts are read, and the generator learns from videos of its own
+    that a reward has judged.
 
     `reward`: `laws`, 0 where nothing moves that should, else half the share of tested laws that hold and half of how
     much is shown of what was asked for; `joint`, 1 where all of both holds and 0 elsewhere, of `physcli eval laws`;
     `rater`, 0 where nothing moves that should, else the mean of the tiny rater's two ratings; or `rise`, how high the
     red object is in the last frame: for trying out. All videos are judged by all of them.
     A round is `num_prompts` prompts with `group` videos each, made in `sample_steps` steps at `guidance_scale` (1: no
-    classifier-free guidance); `steps_per_round` optimizer steps learn from them. The old policy, which makes the videos
-    and is learnt against, becomes at every round `old_decay` of itself and the rest of the weights that learn: 0, those
-    themselves. `beta`, `most_advantage` and `std` are β, A_max and what advantages are divided by. `kl_weight`: of the
-    mean squared difference of the output from that of the weights training began with. `real_weight` (ours): of the
-    denoising loss on the real clip of a video's prompt, under the same noise; what no reward looks at stays there."""
+    classifier-free guidance); `steps_per_round` optimizer steps learn from them. `real_weight` (ours): of the denoising
+    loss on the real clip of a video's prompt, under the same noise; what no reward looks at stays there."""
 
-    name: Literal["nft"]
     reward: Literal["laws", "joint", "rater", "rise"] = "laws"
     num_prompts: PositiveInt = 8
     group: Annotated[int, Field(ge=2)] = 6
     steps_per_round: PositiveInt = 8
     sample_steps: PositiveInt = 15
     guidance_scale: NonNegativeFloat = 1.0
+    real_weight: NonNegativeFloat = 0.0
+
+
+class Nft(Rounds):
+    """DiffusionNFT, see `physcli.methods.nft`. The old policy, which makes the videos and is learnt against, becomes at
+    every round `old_decay` of itself and the rest of the weights that learn: 0, those themselves. `beta`,
+    `most_advantage` and `std` are β, A_max and what advantages are divided by. `kl_weight`: of the mean squared
+    difference of the output from that of the weights training began with."""
+
+    name: Literal["nft"]
     old_decay: Decay = 0.0
     beta: PositiveFloat = 1.0
     most_advantage: PositiveFloat = 5.0
     std: Literal["all", "group"] = "all"
     kl_weight: NonNegativeFloat = 0.0
-    real_weight: NonNegativeFloat = 0.0
+
+
+class Raft(Rounds):
+    """See `physcli.methods.raft`. `keep`: at most so many videos of a prompt. `least`: the reward below which none
+    is."""
+
+    name: Literal["raft"]
+    keep: PositiveInt = 1
+    least: float = 0.0

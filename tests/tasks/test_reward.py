@@ -144,6 +144,31 @@ def test_real_clips_beside_the_videos(run, trainees, few):
     assert done.steps[0]["loss"] == pytest.approx(plain.steps[0]["loss"] + 0.5 * float(off.mean()), rel=1e-4)
 
 
+def test_only_the_best_are_learnt_from(run, trainees, base):
+    """The denoising loss on the two best of each prompt, by hand; and what is logged of the round."""
+    rounds = ("method.group=4", "method.keep=1", "method.least=0", "method.reward=rise", "method.real_weight=0")
+    done = run("out", *rounds, "method.num_prompts=2", recipe_name="raft", steps=1)
+    [trainee] = trainees
+    assert done.steps[0]["kept"] == 0.25
+    assert len(trainee.round.kept) == 2
+    assert [int(place) // 4 for place in trainee.round.kept] == [0, 1]
+    batch = trainee.batch(range(2), 0)
+    slots = trainee.round.kept[batch["slot"] % 2]
+    latents, noise, level = trainee.round.latents[slots], batch["noise"], trainee.generator.noise.of_time(batch["time"])
+    # Before the step: the weights that the generator began with.
+    generator = load(str(base), device="cpu", dtype="float32")
+    dropped = batch["dropped"].tolist()
+    prompts = ["" if drop else trainee.round.items[slot][0] for slot, drop in zip(slots.tolist(), dropped, strict=True)]
+    noisy = generator.noise.add_noise(latents, noise, level)
+    with torch.no_grad():
+        output = generator.denoise(noisy, level, generator.encode_prompts(prompts)).output
+    off = (output - generator.noise.target(latents, noise, level)).square().mean(dim=(1, 2, 3, 4))
+    assert done.steps[0]["loss"] == pytest.approx(float(off.mean()), rel=1e-5)
+    card = (done.model / "README.md").read_text()
+    assert "RAFT (settings: the recipe below): v-prediction: mean squared error of v" in card
+    assert "Of the clips below only the prompts were read." in card
+
+
 def test_every_video_once_before_one_again(run, trainees):
     run("out", steps=1)
     [trainee] = trainees
@@ -152,16 +177,20 @@ def test_every_video_once_before_one_again(run, trainees):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [("method.old_decay=0.5", "method.kl_weight=0.1"), ("method.real_weight=1", "lora.rank=2", "lora.alpha=2")],
+    ("name", "changes"),
+    [
+        ("nft", ("method.old_decay=0.5", "method.kl_weight=0.1")),
+        ("nft", ("method.real_weight=1", "lora.rank=2", "lora.alpha=2")),
+        ("raft", ()),
+    ],
 )
 @pytest.mark.parametrize("stop_at", [3, 5])
-def test_resumed(run, listener, changes, stop_at):
+def test_resumed(run, listener, name, changes, stop_at):
     """In the middle of a round (a checkpoint of step 2 of 3, or of 4): the same bytes."""
-    whole = run("whole", *changes, steps=6)
+    whole = run("whole", *changes, recipe_name=name, steps=6)
     with pytest.raises(KeyboardInterrupt):
-        run("broken", *changes, steps=6, reporter=listener(stop_at=stop_at))
-    done = run("broken", *changes, steps=6, resume="latest")
+        run("broken", *changes, recipe_name=name, steps=6, reporter=listener(stop_at=stop_at))
+    done = run("broken", *changes, recipe_name=name, steps=6, resume="latest")
     assert untimed(done.path) == untimed(whole.path)
     same(weights_of(whole.model), weights_of(done.model))
     assert done.rows == whole.rows

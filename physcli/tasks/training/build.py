@@ -35,8 +35,8 @@ from physcli.recipe import (
     MoAlign,
     MotionFieldRecipe,
     MotionProjectorRecipe,
-    Nft,
     RaterRecipe,
+    Rounds,
     VaeRecipe,
     VideoJam,
 )
@@ -174,7 +174,7 @@ def build_trainee(
             seed=seed,
             subject=recipe.model,
         )
-    if isinstance(recipe, GeneratorRecipe) and isinstance(recipe.method, Nft):
+    if isinstance(recipe, GeneratorRecipe) and isinstance(recipe.method, Rounds):
         _refuse_contradictions(recipe)
         generator = _generator(recipe, parts=("vae", "text_encoder"), reporter=reporter)
         generator.place(device)
@@ -309,9 +309,9 @@ def prepare(recipe: Precomputed, source: Source, device: torch.device) -> Prepar
             "flow": flow_of(encoder, objective.view, kind=objective.flow, cache=source.store("flow")),
         }
         return Prepared(_material(recipe, source, signals, validated=tuple(signals)), encoder=encoder.fingerprint)
-    if isinstance(recipe, GeneratorRecipe) and isinstance(recipe.method, Nft):
+    if isinstance(recipe, GeneratorRecipe) and isinstance(recipe.method, Rounds):
         raise UsageError(
-            "Nothing is computed beforehand for method.name=nft: it learns from videos of its own.",
+            f"Nothing is computed beforehand for method.name={recipe.method.name}: it learns from videos of its own.",
             expected="a recipe that reads clips",
         )
     _refuse_contradictions(recipe)
@@ -382,7 +382,7 @@ def _method_signals(
 def _refuse_contradictions(recipe: Precomputed) -> None:
     if not isinstance(recipe, GeneratorRecipe):
         return
-    by_reward = (isinstance(recipe.method, Nft), "method.name=nft")
+    by_reward = (isinstance(recipe.method, Rounds), f"method.name={recipe.method.name}")
     jam = (isinstance(recipe.method, VideoJam), "method.name=videojam")
     half = (recipe.lora is not None and recipe.lora.base_dtype != "float32", "lora.base_dtype of half precision")
     for first, other in (

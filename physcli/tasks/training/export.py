@@ -77,7 +77,9 @@ _PREDICTIONS = {
 _OBJECTIVES = {
     "generator": "{prediction} at {noise}, captions dropped for classifier-free guidance.",
     "nft": "DiffusionNFT (settings: the recipe below): error of x̂0 at {noise}, towards the model's own videos that the "
-    "reward prefers and away from the others. Of the clips below only the prompts were read.",
+    "reward prefers and away from the others.{read}",
+    "raft": "RAFT (settings: the recipe below): {prediction} at {noise}, on the model's own videos, of each prompt "
+    "those that the reward prefers.{read}",
     "encoder": "Future prediction, without labels: the encoder sees the first frames of a window; from the tokens of "
     "its last time step one linear layer predicts how the colours of each token's place will have changed at later "
     "frames, places that move counting most.",
@@ -155,8 +157,12 @@ def write_card(
         start = f"the random weights of {content['model']}"
     prediction = facts.get("prediction", "v")
     learns_by = content.get("method", {}).get("name")
-    objective = _OBJECTIVES["nft" if learns_by == "nft" else kind].format(
-        prediction=_PREDICTIONS[prediction], noise=_noise_in_words(content["objective"], prediction)
+    own = learns_by in _OBJECTIVES  # it learns from videos of its own
+    read = " Of the clips below only the prompts were read."
+    if own and (weight := content["method"]["real_weight"]):
+        read = f" Beside it {weight:g} times the denoising loss on the clips below whose prompts those are."
+    objective = _OBJECTIVES[learns_by if own else kind].format(
+        prediction=_PREDICTIONS[prediction], noise=_noise_in_words(content["objective"], prediction), read=read
     )
     planned = content["train"]["steps"]
     done = f"{steps:,} steps" if steps == planned else f"{steps:,} of {planned:,} steps"
@@ -229,7 +235,7 @@ _DRIFT_WEIGHTS = {"released": "1 − σ²", "abar": "(1 − σ)²", "snr": "(1 �
 
 def _method_in_words(content: dict[str, Any], prediction: str) -> str:
     method = content.get("method", {"name": "sft"})
-    if method["name"] in ("sft", "nft"):
+    if method["name"] == "sft" or method["name"] in _OBJECTIVES:
         return ""
     teacher = f" with the teacher {method['teacher']}" if "teacher" in method else ""
     words = f" Beside it {method['weight']:g} times the loss of {method['name']}{teacher} (settings: the recipe below)."

@@ -21,8 +21,10 @@ from physcli.data.video import resize
 from physcli.errors import UsageError
 from physcli.hashing import seed_from
 from physcli.methods.nft import nft_loss, optimality
-from physcli.methods.settings import Nft
+from physcli.methods.raft import best_of
+from physcli.methods.settings import Nft, Raft, Rounds
 from physcli.models.generator import Conditioning, Generator, denoising_loss
+from physcli.models.noise import NoiseLevel
 from physcli.models.raters import TINY_RATER
 from physcli.models.raters.mplug_owl_video import MplugOwlVideo, load_rater
 from physcli.recipe import GeneratorRecipe
@@ -99,8 +101,9 @@ class Round:
         items: N prompts with their frame rates.
         latents: [N, F, C, h, w], of the videos as they were sampled.
         real: [N / group, F, C, h, w], of the prompts' clips; nothing where the method does not ask for them.
-        good: r [N].
-        old: The old policy's weights, by name.
+        good: r [N], of `nft`.
+        kept: Which of the N are learnt from.
+        old: The old policy's weights, by name, of `nft`.
         means: Over the round's videos, of all rewards and parts.
     """
 
@@ -109,6 +112,7 @@ class Round:
     latents: Tensor | None = None
     real: Tensor | None = None
     good: Tensor | None = None
+    kept: Tensor | None = None
     old: dict[str, Tensor] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
 
@@ -124,7 +128,7 @@ class RewardTrainee(OfGenerator):
 
     Args:
         generator: Already where it shall run, all of its parts read.
-        recipe: With the method `nft`.
+        recipe: With a method that learns in rounds.
         training: Clips whose prompts videos are made for.
         held_out: Clips whose prompts are not trained on.
         seed: Of prompts, first noises, noise and times.
@@ -147,7 +151,7 @@ class RewardTrainee(OfGenerator):
         processes: Processes,
     ) -> None:
         super().__init__()
-        assert isinstance(recipe.method, Nft)
+        assert isinstance(recipe.method, Rounds)
         self.settings, self.processes = recipe.method, processes
         self.generator, self.recipe, self.objective, self.judge = generator, recipe, recipe.objective, judge
         self.seed = seed
@@ -167,7 +171,8 @@ class RewardTrainee(OfGenerator):
                 fix="use more clips, or fewer prompts a round",
             )
         self._trained = {n: p for n, p in self.transformer.named_parameters() if p.requires_grad}
-        self._first = self._copies() if self.settings.kl_weight else {}
+        holds = isinstance(self.settings, Nft) and self.settings.kl_weight
+        self._first = self._copies() if holds else {}
         self._embedded: dict[str, dict[str, Tensor]] = {}
         self.round = Round()
         self._density = density_of(recipe.objective)
@@ -192,9 +197,11 @@ class RewardTrainee(OfGenerator):
         return {}
 
     def _begin_round(self, number: int) -> None:
-        settings, kept = self.settings, self.settings.old_decay if self.round.old else 0.0
-        for name, weights in self._copies().items():
-            self.round.old[name] = kept * self.round.old[name].to(weights) + (1 - kept) * weights if kept else weights
+        settings, old = self.settings, self.round.old
+        if isinstance(settings, Nft):
+            kept = settings.old_decay if old else 0.0
+            for name, weights in self._copies().items():
+                old[name] = kept * old[name].to(weights) + (1 - kept) * weights if kept else weights
         rng = rng_of(self.seed, "round", number)
         chosen = rng.choice(len(self._prompts), settings.num_prompts, replace=False)
         items = [
@@ -204,7 +211,7 @@ class RewardTrainee(OfGenerator):
         ]
         mine = self.processes.share(range(len(items)))
         self.transformer.eval()
-        with torch.no_grad(), self._as(self.round.old):
+        with torch.no_grad(), self._as(old) if old else contextlib.nullcontext():
             made = make_videos(
                 self.generator,
                 [items[n] for n in mine],
@@ -221,12 +228,17 @@ class RewardTrainee(OfGenerator):
         done = sorted(self.processes.collect(done), key=lambda found: found[0])
         rewards = torch.tensor([judged[f"reward/{settings.reward}"] for _, _, judged in done])
         grouped = rewards.view(settings.num_prompts, settings.group)
-        good = optimality(grouped, most=settings.most_advantage, std=settings.std)
         self.round.number, self.round.items = number, [(item.prompt, item.rate_hz) for item in items]
-        self.round.latents, self.round.good = torch.stack([latents for _, latents, _ in done]), good.flatten()
+        self.round.latents, self.round.kept = torch.stack([latents for _, latents, _ in done]), torch.arange(len(done))
+        if isinstance(settings, Nft):
+            good = optimality(grouped, most=settings.most_advantage, std=settings.std)
+            self.round.good = good.flatten()
+        elif isinstance(settings, Raft):
+            self.round.kept = best_of(grouped, keep=settings.keep, least=settings.least)
         names = [name for name in done[0][2] if name != "reasons"]
         self.round.means = {name: float(np.mean([judged[name] for _, _, judged in done])) for name in names}
         self.round.means |= {"reward": float(rewards.mean()), "reward_std": float(grouped.std(dim=1).mean())}
+        self.round.means["kept"] = len(self.round.kept) / len(done)
 
     @torch.no_grad()
     def _real(self, prompts: Sequence[str]) -> Tensor:
@@ -271,19 +283,38 @@ class RewardTrainee(OfGenerator):
         }
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        found, slots = self.round, batch["slot"].cpu()
+        found, settings = self.round, self.settings
         assert found.latents is not None
-        assert found.good is not None
-        settings = self.settings
-        latents, good = (values[slots].to(self.device) for values in (found.latents, found.good))
+        assert found.kept is not None
+        slots = found.kept[batch["slot"].cpu() % len(found.kept)]
+        latents = found.latents[slots].to(self.device)
         items = [found.items[slot] for slot in slots.tolist()]
         prompts = ["" if drop else item[0] for item, drop in zip(items, batch["dropped"].tolist(), strict=True)]
         told = Conditioning.stack([self._told(prompt) for prompt in prompts])
         if self.generator.takes_frame_rates:
             told = told.at_rates([rate for _, rate in items])
+        noise, level = batch["noise"], self.generator.noise.of_time(batch["time"])
+        if isinstance(settings, Nft):
+            assert found.good is not None
+            loss, logs = self._away_and_towards(
+                settings, latents, found.good[slots].to(self.device), noise, level, told
+            )
+        else:
+            loss, _ = denoising_loss(self.generator, latents, noise, level, told)
+            logs = {settings.name: loss.detach()}
+        if settings.real_weight:
+            assert found.real is not None
+            real = found.real[slots // settings.group].to(self.device)
+            denoising, _ = denoising_loss(self.generator, real, noise, level, told)
+            loss, logs = loss + settings.real_weight * denoising, logs | {"denoising": denoising.detach()}
+        return loss, logs
+
+    def _away_and_towards(
+        self, settings: Nft, latents: Tensor, good: Tensor, noise: Tensor, level: NoiseLevel, told: Conditioning
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of `nft`, and of what it holds on to."""
         process = self.generator.noise
-        level = process.of_time(batch["time"])
-        noisy = process.add_noise(latents, batch["noise"], level)
+        noisy = process.add_noise(latents, noise, level)
 
         def predict(weights: dict[str, Tensor] | None = None) -> Tensor:
             """Of the network as it is, or with other weights and no gradient."""
@@ -293,7 +324,7 @@ class RewardTrainee(OfGenerator):
             assert output is not None
             return output
 
-        old = predict(found.old)
+        old = predict(self.round.old)
         first = predict(self._first) if self._first else None
         output = predict()
         loss = nft_loss(
@@ -308,11 +339,6 @@ class RewardTrainee(OfGenerator):
         if first is not None:
             drift = (output.float() - first.float()).square().mean(dim=(1, 2, 3, 4))
             loss, logs = loss + settings.kl_weight * drift, logs | {"kl": drift.detach()}
-        if settings.real_weight:
-            assert found.real is not None
-            real = found.real[slots // settings.group].to(self.device)
-            denoising, _ = denoising_loss(self.generator, real, batch["noise"], level, told)
-            loss, logs = loss + settings.real_weight * denoising, logs | {"denoising": denoising.detach()}
         return loss, logs
 
     def _told(self, prompt: str) -> dict[str, Tensor]:
@@ -335,7 +361,7 @@ class RewardsJudge(VideoJudge):
 
     def __init__(self, items: Sequence[Asked], recipe: GeneratorRecipe, *, processes: Processes) -> None:
         super().__init__(items, recipe, processes=processes)
-        self.headline = f"reward/{recipe.method.reward if isinstance(recipe.method, Nft) else 'laws'}"
+        self.headline = f"reward/{recipe.method.reward if isinstance(recipe.method, Rounds) else 'laws'}"
         self._rater = load_rater(TINY_RATER, device="cpu")
 
     def judge(self, item: Asked, frames: np.ndarray) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from physcli.tasks.eval import EvalResult, EvalSettings, evaluate
 from physcli.tasks.finetune import FinetuneResult, finetune
 from physcli.tasks.probe_physion import ProbeSettings, probe_physion
 from physcli.tasks.probe_result import ProbeResult
-from physcli.tasks.prompt_sets import distinct
+from physcli.tasks.prompt_sets import listed_prompts
 from physcli.tasks.run_dir import RunDir, cache_root, with_defaults
 from physcli.tasks.sample import SampleSettings, sample
 from physcli.tasks.simulate import ensure_simulated
@@ -170,8 +170,12 @@ def quickstart(
             RECIPE: {"model": str(trained.path)},
             "guided": {"model": GENERATOR, "guidance": "lamo"},
         }
-        test = [clip for clip in read_dataset(folder).clips if clip.split == "test"]
-        prompts = tuple(clip.prompt for clip in distinct(test)[: settings.num_prompts])
+        # Of whole events: at the clips' own rate a video of 17 frames ends before anything has been hit.
+        prompts = tuple(
+            listed_prompts(
+                str(folder), limit=settings.num_prompts, cache_dir=cache_dir, device="auto", reporter=reporter
+            )
+        )
         stage(
             "sample",
             f"Sampling {len(prompts)} videos before, after, and before with LaMo's motion guidance",

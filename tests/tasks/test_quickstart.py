@@ -48,7 +48,9 @@ def test_the_whole_story(tmp_path, run_physcli, listener):
         assert list(runs) == ["base", "videorepa", "guided"]
         assert len(keys) == 1
         assert len(done.comparisons[benchmark].keys) == 3
-    assert len({item["prompt"] for item in done.scores["laws"]["base"].items}) == 3
+    asked = {item["prompt"] for item in done.scores["laws"]["base"].items}
+    assert len(asked) == 3
+    assert all(prompt.endswith(", filmed at 7 frames per second") for prompt in asked)  # whole events
     assert list(done.scores) == list(done.comparisons) == ["laws", "videophy2"]
     assert {row["rater"] for row in done.scores["videophy2"]["guided"].rows} == {TINY_RATER}
     for name in ("clips.png", "compare/report.html", "videorepa/model", "samples-guided/contact_sheet.png"):

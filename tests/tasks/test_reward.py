@@ -92,10 +92,15 @@ def test_rounds(run, trainees, few, base):
     kept = load_file(three.path / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
     same({name: weights for name, weights in trainee.round.old.items()}, {n: kept[n] for n in trainee.round.old})
 
-    told = {clip.prompt for clip in read_dataset(few).clips if clip.split == "test"}
-    assert not any(prompt.startswith(text) for text in told for prompt, _ in trainee.round.items)
-    assert {row["metric"] for row in done.rows} >= {"reward/laws", "sa", "pc", "motion_px"}
+    clips = read_dataset(few).clips
+    training, held_out = (
+        [item.prompt for item in trainee._asked([c for c in clips if c.split == split])] for split in ("train", "test")
+    )
+    expected = [prompt for prompt in training if prompt not in held_out[:2]]  # scoring.videos
+    assert [item.prompt for item in trainee._prompts] == expected
+    assert {prompt for prompt, _ in trainee.round.items} <= set(expected)
     entries = [json.loads(line) for line in (done.path / "scores.jsonl").read_text().splitlines()]
+    assert {row["metric"] for row in done.rows} >= {"reward/laws", "sa", "pc", "motion_px"}
     assert [entry["step"] for entry in entries] == [0, 5]
     assert json.loads((done.path / "run.json").read_text())["best"].keys() == {"step", "reward/laws"}
     assert load(str(done.path / "model"), device="cpu").random_init is False
@@ -249,7 +254,7 @@ def test_rise(top, expected):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("method.num_prompts=50",), "prompts that held-out clips do not have"),
+        (("method.num_prompts=50",), "prompts that are not kept for scoring"),
         (("train.compile=true",), "train.compile=true with method.name=nft"),
         (("objective.text_encoder=true",), "objective.text_encoder=true with method.name=nft"),
         (("method.reward=beauty",), "method.reward is 'beauty'"),

@@ -130,7 +130,7 @@ class RewardTrainee(OfGenerator):
         generator: Already where it shall run, all of its parts read.
         recipe: With a method that learns in rounds.
         training: Clips whose prompts videos are made for.
-        held_out: Clips whose prompts are not trained on.
+        held_out: Clips whose first `scoring.videos` prompts are not trained on.
         seed: Of prompts, first noises, noise and times.
         judge: Scores it on the way, if the recipe asks for that.
         processes: Each makes its part of a round.
@@ -161,14 +161,16 @@ class RewardTrainee(OfGenerator):
         self.transformer: Any = generator.network
         stride = max(self.objective.strides)
         self._clips = {prompt_at(clip, stride): clip for clip in reversed(training) if clip.kind == "simulated"}
-        told = {item.prompt for item in self._asked(held_out)}
-        self._prompts = [item for item in self._asked(training) if item.prompt not in told]
+        # A large suite has nearly all prompts of this world among its held-out clips, too: only those are kept out that
+        # the judge asks for.
+        scored = {item.prompt for item in self._asked(held_out)[: recipe.scoring.videos]}
+        self._prompts = [item for item in self._asked(training) if item.prompt not in scored]
         if len(self._prompts) < self.settings.num_prompts:
             raise UsageError(
-                f"{len(self._prompts)} prompts that held-out clips do not have, for rounds of "
+                f"{len(self._prompts)} prompts that are not kept for scoring, for rounds of "
                 f"{self.settings.num_prompts} (method.num_prompts).",
                 expected="simulated clips with at least as many different prompts",
-                fix="use more clips, or fewer prompts a round",
+                fix="use more clips, fewer prompts a round, or fewer scoring.videos",
             )
         self._trained = {n: p for n, p in self.transformer.named_parameters() if p.requires_grad}
         holds = isinstance(self.settings, Nft) and self.settings.kl_weight

@@ -55,6 +55,7 @@ class QuickstartSettings:
         num_trained: Test clips of the suite that is trained on; three times as many are trained on.
         steps: Of fine-tuning.
         batch_size: Clips a step.
+        lr: Learning rate; gentler than the recipe's, which so short a run pays for with motion.
         num_prompts: Videos of a set.
         sample_steps: Denoising steps.
         seed: Of everything.
@@ -64,6 +65,7 @@ class QuickstartSettings:
     num_trained: int = 28
     steps: int = 200
     batch_size: int = 4
+    lr: float = 2e-4
     num_prompts: int = 8
     sample_steps: int = 20
     seed: int = 0
@@ -144,7 +146,11 @@ def quickstart(
             lambda: finetune(
                 FinetuneRequest(
                     RECIPE,
-                    overrides=(f"train.batch_size={settings.batch_size}", "objective.samples=0"),
+                    overrides=(
+                        f"train.batch_size={settings.batch_size}",
+                        f"train.optimizer.lr={settings.lr:g}",
+                        "objective.samples=0",
+                    ),
                     model=GENERATOR,
                     data=f"simulated:{settings.num_trained}",
                     steps=settings.steps,

@@ -327,8 +327,8 @@ class VideoJam(Weighted):
 
 
 class Rounds(MethodSettings):
-    """Fine-tuning by a reward: of the data only the prompts are read, and the generator learns from videos of its own
-    that a reward has judged.
+    """Fine-tuning by a reward: the generator learns from videos of its own that a reward has judged. Of the data only
+    the prompts are read, and their clips where `real_weight` asks for them.
 
     `reward`: `laws`, 0 where nothing moves that should, else half the share of tested laws that hold and half of how
     much is shown of what was asked for; `joint`, 1 where all of both holds and 0 elsewhere, of `physcli eval laws`;
@@ -336,7 +336,7 @@ class Rounds(MethodSettings):
     red object is in the last frame: for trying out. All videos are judged by all of them.
     A round is `num_prompts` prompts with `group` videos each, made in `sample_steps` steps at `guidance_scale` (1: no
     classifier-free guidance); `steps_per_round` optimizer steps learn from them. `real_weight` (ours): of the denoising
-    loss on the real clip of a video's prompt, under the same noise; what no reward looks at stays there."""
+    loss on the real clip of a video's prompt, under the same noise."""
 
     reward: Literal["laws", "joint", "rater", "rise"] = "laws"
     num_prompts: PositiveInt = 8

@@ -42,7 +42,7 @@ class Pass:
     `features`: block → [B, F, H, W, D] of each tap. `clean`, `predicted_clean`: x0 and x̂0 [B, F, C, H, W], float32.
     `level`: of the noise. `signals`: by name, what is cached of the windows and what the method drew for the samples.
     `conditioning`: what the generator was told of the prompts. `output`: all that the network gave, [B, F, C, H, W]
-    or, with its motion beside it, [B, F, C + M, H, W]. `target`: what it should give of the clip, [B, F, C, H, W].
+    or, with its motion beside it, [B, F, C + M, H, W]. `noise`: ε of the clip, [B, F, C, H, W].
     """
 
     features: dict[int, Tensor]
@@ -52,7 +52,7 @@ class Pass:
     signals: dict[str, Tensor] = field(default_factory=dict)
     conditioning: Conditioning | None = None
     output: Tensor | None = None
-    target: Tensor | None = None
+    noise: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -283,17 +283,18 @@ class MotionFocus(Method):
 
     Args:
         settings: The recipe's.
+        process: The generator's noise.
     """
 
-    def __init__(self, settings: Motif) -> None:
+    def __init__(self, settings: Motif, *, process: NoiseProcess) -> None:
         super().__init__(settings)
-        self.power = settings.power
+        self.power, self.process = settings.power, process
 
     def forward(self, seen: Pass) -> tuple[Tensor, dict[str, Tensor]]:
         assert seen.output is not None
-        assert seen.target is not None
-        output = seen.output[:, :, : seen.clean.shape[2]]
-        return motif_loss(output, seen.target, seen.clean, power=self.power), {}
+        assert seen.noise is not None
+        target = self.process.target(seen.clean, seen.noise, seen.level)
+        return motif_loss(seen.output[:, :, : seen.clean.shape[2]], target, seen.clean, power=self.power), {}
 
 
 class FrozenCritic(Method):
@@ -413,7 +414,7 @@ def build_method(
         assert critic is not None
         return FrozenCritic(settings, process=generator.noise, critic=critic, latent_shape=latent_shape)
     if isinstance(settings, Motif):
-        return MotionFocus(settings)
+        return MotionFocus(settings, process=generator.noise)
     if isinstance(settings, LayerSync):
         return BlockSync(settings, num_blocks=generator.num_blocks)
     if not isinstance(settings, Alignment):

@@ -109,7 +109,7 @@ class DenoisingSteps(Steps):
             conditioning=conditioning,
             signals=signals,
             output=denoised.output,
-            target=process.target(latents, batch["noise"], level),
+            noise=batch["noise"],
         )
         if is_on:
             extra, own = method(seen)

@@ -213,7 +213,7 @@ class RewardTrainee(OfGenerator):
         ]
         mine = self.processes.share(range(len(items)))
         self.transformer.eval()
-        with torch.no_grad(), self._as(old) if old else contextlib.nullcontext():
+        with torch.no_grad(), self._as(old):
             made = make_videos(
                 self.generator,
                 [items[n] for n in mine],
@@ -248,7 +248,7 @@ class RewardTrainee(OfGenerator):
         stride = max(self.objective.strides)
         frames = [stride * number for number in range(self.objective.frames)]
         pixels = [resize(self._clips[prompt].read(frames), *self.generator.facts.size) for prompt in prompts]
-        return self.generator.codec.encode_posterior(to_tensor(pixels))[:, 0].float().cpu()
+        return self.generator.codec.encode(to_tensor(pixels)).cpu()
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: weights.detach().clone() for name, weights in self._trained.items()}
@@ -256,14 +256,15 @@ class RewardTrainee(OfGenerator):
     @contextlib.contextmanager
     def _as(self, weights: dict[str, Tensor]) -> Iterator[None]:
         """Inside, the network has these weights; nothing that is differentiated may begin before it ends."""
-        now = {name: parameter.data for name, parameter in self._trained.items()}
-        for name, parameter in self._trained.items():
+        now = {name: self._trained[name].data for name in weights}
+        for name in weights:
+            parameter = self._trained[name]
             weights[name] = parameter.data = weights[name].to(parameter)
         try:
             yield
         finally:
-            for name, parameter in self._trained.items():
-                parameter.data = now[name]
+            for name, data in now.items():
+                self._trained[name].data = data
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
